@@ -1,0 +1,115 @@
+# Die Hard. "make" alone lists what there is.
+#
+# Everything local is kept in .dev: fetched engines, their data, built tools.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+DEVSTACK := bin/devstack
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := .dev/bin/golangci-lint-$(GOLANGCI_VERSION)
+PACKAGES ?= ./...
+TEST_TIMEOUT ?= 10m
+FUZZ_TIME ?= 30s
+CRASH_KILLS ?= 100
+
+##@ Try it
+
+.PHONY: run
+run: build ## Start everything in the foreground; Ctrl-C stops it
+	@exec $(DEVSTACK) run
+
+.PHONY: up
+up: $(DEVSTACK) ## Start PostgreSQL and ClickHouse in the background
+	@$(DEVSTACK) up
+
+.PHONY: down
+down: $(DEVSTACK) ## Stop PostgreSQL and ClickHouse; their data stays
+	@$(DEVSTACK) down
+
+.PHONY: status
+status: $(DEVSTACK) ## Show which engines run
+	@$(DEVSTACK) status
+
+.PHONY: query
+query: export QUERY = $(value SQL)
+query: $(DEVSTACK) ## Query ClickHouse: make query SQL="SELECT * FROM event_log"
+	@$(DEVSTACK) query "$$QUERY"
+
+##@ Work on it
+
+.PHONY: build
+build: bin/api bin/streamer $(DEVSTACK) ## Build bin/api, bin/streamer and bin/devstack
+
+# The go command knows best what is up to date.
+.PHONY: bin/api bin/streamer $(DEVSTACK)
+bin/api:
+	@go build -o $@ ./api
+bin/streamer:
+	@go build -o $@ ./streamer
+$(DEVSTACK):
+	@go build -buildvcs=false -o $@ ./shared/embedded/devstack
+
+# With the engines up, no test program has to look whether devstack is up to
+# date. The trap stops them whatever happens and keeps the exit code.
+WITH_ENGINES := trap '$(DEVSTACK) down --test' EXIT; export DIEHARD_DEVSTACK=$(CURDIR)/$(DEVSTACK); $(DEVSTACK) up --test;
+# The race detector needs a C compiler.
+RACE = $(if $(shell command -v $$(go env CC)),-race,)
+GOTEST = $(if $(RACE),,echo "no C compiler: the race detector stays off" >&2;) \
+  go test $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT)
+
+.PHONY: test
+test: $(DEVSTACK) ## All tests on real engines, with the race detector
+	@$(WITH_ENGINES) $(GOTEST) $(PACKAGES)
+
+.PHONY: test-matrix
+test-matrix: $(DEVSTACK) ## The tests on every PostgreSQL from 14 to 18
+	@for version in 14 15 16 17 18; do \
+	  echo "PostgreSQL $$version"; \
+	  ( export EMBEDDED_POSTGRES_VERSION=$$version; $(WITH_ENGINES) $(GOTEST) $(PACKAGES) ); \
+	done
+
+# Without the race detector, which make test has on: the programs run as they do in production.
+.PHONY: test-crash
+test-crash: $(DEVSTACK) ## Kill streamers and engines at random, then compare row by row (CRASH_KILLS=500 CRASH_SEED=1)
+	@export DIEHARD_DEVSTACK=$(CURDIR)/$(DEVSTACK) CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED); \
+	  go test -v -count=1 -timeout 0 -run Crash ./streamer/e2e/crash
+
+.PHONY: test-containers
+test-containers: ## All tests on PostgreSQL and ClickHouse in Docker
+	@export TEST_BACKEND=containers; $(GOTEST) -tags containers $(PACKAGES)
+
+.PHONY: fuzz
+fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)
+	@go test -list '^Fuzz' $(PACKAGES) | awk '/^Fuzz/ { names[++n] = $$1 } /^ok/ { while (n) print $$2, names[n--] }' | \
+	while read -r package name; do \
+	  echo "$$package $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzzminimizetime 10x -fuzztime $(FUZZ_TIME) "$$package" < /dev/null; \
+	done
+
+.PHONY: bench
+bench: build ## Measure the pipeline end to end (BENCH="flags of streamer/bench")
+	@go run ./streamer/bench $(BENCH)
+
+.PHONY: lint
+lint: $(GOLANGCI) ## Static checks, as configured in .golangci.yml
+	@$(GOLANGCI) run --allow-parallel-runners
+
+.PHONY: format
+format: $(GOLANGCI) ## Format the code as lint wants it
+	@$(GOLANGCI) fmt
+
+$(GOLANGCI):
+	@mkdir -p $(@D)
+	GOBIN=$(CURDIR)/$(@D)/install go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv $(@D)/install/golangci-lint $@
+
+.PHONY: clean
+clean: $(DEVSTACK) ## Stop the engines and delete .dev and bin, data included
+	@$(DEVSTACK) clean
+	rm -rf bin
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,38 @@
+package config_test
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/api/config"
+	"diehard/shared/settings"
+)
+
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	cfg, err := settings.ParseFrom[config.Config]("api", map[string]string{"DATABASE_URL": "postgres://db/app"})
+	require.NoError(t, err)
+	assert.Equal(t, "127.0.0.1:8080", cfg.Addr)
+	assert.Equal(t, 5*time.Second, cfg.RequestTimeout)
+	assert.Equal(t, "Local", cfg.Environment)
+	assert.Equal(t, 30*time.Second, cfg.ShutdownTimeout)
+	assert.Equal(t, "postgres://db/app", cfg.Postgres.URL)
+	assert.Equal(t, int32(16), cfg.Postgres.MaxConns)
+	assert.Equal(t, slog.LevelInfo, cfg.Log.Level)
+}
+
+func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
+	t.Parallel()
+	_, err := settings.ParseFrom[config.Config]("api", map[string]string{
+		"API_REQUEST_TIMEOUT": "soon", "SHUTDOWN_TIMEOUT": "-1s", "DATABASE_MAX_CONNS": "0", "LOG_LEVEL": "loud", "LOG_FORMATTER": "xml",
+	})
+	for _, name := range []string{
+		"DATABASE_URL", "API_REQUEST_TIMEOUT", "SHUTDOWN_TIMEOUT", "DATABASE_MAX_CONNS", "LOG_LEVEL", "LOG_FORMATTER",
+	} {
+		assert.ErrorContains(t, err, name)
+	}
+}

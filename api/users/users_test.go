@@ -1,0 +1,214 @@
+package users_test
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/api/users"
+	"diehard/shared/event"
+	"diehard/shared/postgres"
+	"diehard/shared/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+var ann = users.NewUser{Email: "Ann@Example.com", FirstName: "Ann", LastName: "O'Hara & Söhne"}
+
+// counts returns the rows of users and outbox.
+func counts(t *testing.T, pool *pgxpool.Pool) [2]int {
+	t.Helper()
+	var n [2]int
+	require.NoError(t, pool.QueryRow(t.Context(), "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM outbox)").Scan(&n[0], &n[1]))
+	return n
+}
+
+func TestCreateStoresTheUser(t *testing.T) {
+	t.Parallel()
+	service := users.New(testenv.New(t).Pool, "Local")
+	created, err := service.Create(t.Context(), users.NewUser{Email: " Ann@Example.com\n", FirstName: "\tAnn", LastName: ann.LastName})
+	require.NoError(t, err)
+	assert.Equal(t, ann.Email, created.Email)
+	assert.Equal(t, ann.FirstName, created.FirstName)
+	assert.Equal(t, ann.LastName, created.LastName)
+	assert.True(t, created.IsActive)
+	assert.Equal(t, uuid.Version(7), created.ID.Version())
+	assert.WithinDuration(t, time.Now(), created.CreatedAt, time.Minute)
+	assert.Equal(t, created.CreatedAt, created.UpdatedAt)
+
+	found, err := service.Get(t.Context(), created.ID)
+	require.NoError(t, err)
+	assert.Equal(t, created, found)
+
+	_, err = service.Get(t.Context(), uuid.New())
+	assert.ErrorIs(t, err, users.ErrNotFound)
+}
+
+func TestCreateStoresTheEventWithEveryField(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	created, err := users.New(env.Pool, "Staging").Create(t.Context(), ann)
+	require.NoError(t, err)
+
+	var (
+		id           uuid.UUID
+		kind, where  string
+		content      string
+		version      int64
+		at, insertAt time.Time
+		trace        *string
+	)
+	require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT id, event_type, environment, event_context::text, metadata_version,
+		event_date_time, created_at, trace_context FROM outbox`).Scan(&id, &kind, &where, &content, &version, &at, &insertAt, &trace))
+	assert.Equal(t, uuid.Version(7), id.Version())
+	assert.Equal(t, "user_created", kind)
+	assert.Equal(t, "Staging", where)
+	assert.Equal(t, int64(1), version)
+	assert.True(t, at.Equal(created.CreatedAt))
+	assert.WithinDuration(t, time.Now(), insertAt, time.Minute)
+	assert.Nil(t, trace)
+
+	var fields map[string]any
+	require.NoError(t, json.Unmarshal([]byte(content), &fields))
+	stamp := created.CreatedAt.Format(time.RFC3339Nano)
+	assert.Equal(t, map[string]any{
+		"id": created.ID.String(), "email": ann.Email, "first_name": ann.FirstName, "last_name": ann.LastName,
+		"is_active": true, "created_at": stamp, "updated_at": stamp,
+	}, fields)
+}
+
+func TestSameEmailIsRefusedInAnyCase(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := users.New(env.Pool, "Local")
+	_, err := service.Create(t.Context(), ann)
+	require.NoError(t, err)
+	for _, email := range []string{ann.Email, strings.ToUpper(ann.Email), " " + strings.ToLower(ann.Email)} {
+		_, err := service.Create(t.Context(), users.NewUser{Email: email, FirstName: "Other", LastName: "Ann"})
+		require.ErrorIs(t, err, users.ErrEmailTaken)
+		require.EqualError(t, err, "User with this email already exists")
+	}
+	assert.Equal(t, [2]int{1, 1}, counts(t, env.Pool), "a refused user has no event")
+}
+
+func TestUserGoesWhenTheEventFails(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	_, err := env.Pool.Exec(t.Context(), "ALTER TABLE outbox ADD CONSTRAINT closed CHECK (event_type <> 'user_created')")
+	require.NoError(t, err)
+	service := users.New(env.Pool, "Local")
+	for range 2 { // the second time with prepared statements
+		_, err = service.Create(t.Context(), ann)
+		require.ErrorIs(t, err, event.ErrPublish)
+		require.ErrorContains(t, err, "failed to publish event: ")
+	}
+	assert.Equal(t, [2]int{0, 0}, counts(t, env.Pool))
+}
+
+func TestEventGoesWhenTheUserFails(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	_, err := env.Pool.Exec(t.Context(), "ALTER TABLE users ADD CONSTRAINT closed CHECK (first_name <> 'Ann') NOT VALID")
+	require.NoError(t, err)
+	_, err = users.New(env.Pool, "Local").Create(t.Context(), ann)
+	require.Error(t, err)
+	require.NotErrorIs(t, err, event.ErrPublish)
+	assert.Equal(t, [2]int{0, 0}, counts(t, env.Pool))
+}
+
+// A user that fails at commit takes the event along, though both inserts worked.
+func TestBothGoWhenTheCommitFails(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	_, err := env.Pool.Exec(t.Context(), `
+		CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused at commit'; END $$;
+		CREATE CONSTRAINT TRIGGER late AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	require.NoError(t, err)
+	_, err = users.New(env.Pool, "Local").Create(t.Context(), ann)
+	require.ErrorContains(t, err, "refused at commit")
+	assert.Equal(t, [2]int{0, 0}, counts(t, env.Pool))
+}
+
+func TestInvalidFieldsAreAllNamed(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := users.New(env.Pool, "Local")
+	long := strings.Repeat("ü", 101)
+	for _, c := range []struct {
+		give users.NewUser
+		want []users.FieldError
+	}{
+		{users.NewUser{}, []users.FieldError{{"email", "is required"}, {"first_name", "is required"}, {"last_name", "is required"}}},
+		{users.NewUser{Email: " ", FirstName: "\n", LastName: "\t"}, []users.FieldError{{"email", "is required"}, {"first_name", "is required"}, {"last_name", "is required"}}},
+		{users.NewUser{Email: "ann", FirstName: "A", LastName: "B"}, []users.FieldError{{"email", "must be an email address"}}},
+		{users.NewUser{Email: "ann@b.c" + strings.Repeat("c", 250), FirstName: long, LastName: "B"}, []users.FieldError{
+			{"email", "must have at most 254 characters"}, {"first_name", "must have at most 100 characters"},
+		}},
+		{users.NewUser{Email: "a@b.c", FirstName: "A\x00", LastName: "B\r\nX"}, []users.FieldError{
+			{"first_name", "must not contain control characters"}, {"last_name", "must not contain control characters"},
+		}},
+	} {
+		_, err := service.Create(t.Context(), c.give)
+		var invalid *users.InvalidError
+		require.ErrorAs(t, err, &invalid)
+		assert.Equal(t, c.want, invalid.Fields)
+		assert.NotContains(t, err.Error(), "ann", "values stay out of the message")
+	}
+	assert.Equal(t, [2]int{0, 0}, counts(t, env.Pool))
+
+	_, err := service.Create(t.Context(), users.NewUser{Email: "a@b.cc", FirstName: long[:200], LastName: "李"})
+	assert.NoError(t, err, "lengths are in characters")
+}
+
+// countingConn counts what goes to the server.
+type countingConn struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c countingConn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
+
+func TestCreateNeedsOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	config, err := pgxpool.ParseConfig(env.PostgresURL)
+	require.NoError(t, err)
+	var writes atomic.Int64
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		return countingConn{conn, &writes}, err
+	}
+	config.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	defer pool.Close()
+	service := users.New(pool, "Local")
+	_, err = service.Create(t.Context(), users.NewUser{Email: "first@example.com", FirstName: "A", LastName: "B"})
+	require.NoError(t, err, "prepares the statements")
+
+	writes.Store(0)
+	_, err = service.Create(t.Context(), ann)
+	require.NoError(t, err)
+	assert.Equal(t, int64(1), writes.Load())
+}
+
+func TestCreateWithoutDatabase(t *testing.T) {
+	t.Parallel()
+	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: "postgres://app@127.0.0.1:1/app"}, "test")
+	require.NoError(t, err)
+	defer pool.Close()
+	_, err = users.New(pool, "Local").Create(t.Context(), ann)
+	assert.True(t, postgres.IsUnavailable(err), "%v", err)
+}

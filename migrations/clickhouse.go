@@ -1,0 +1,101 @@
+package migrations
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"fmt"
+	"io/fs"
+	"log/slog"
+
+	driver "github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/pressly/goose/v3"
+
+	"diehard/shared/clickhouse"
+)
+
+//go:embed clickhouse/*.sql
+var clickhouseFiles embed.FS
+
+// UpClickHouse migrates ClickHouse and creates its database if it is missing.
+// ClickHouse has no lock to take; every statement can be repeated, so that two
+// processes at once do no harm. [Up] serialises them.
+func UpClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) error {
+	if err := createDatabase(ctx, cfg); err != nil {
+		return err
+	}
+	db, provider, err := clickhouseProvider(cfg)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return up(ctx, provider, ClickHouse, log)
+}
+
+// StatusClickHouse lists the migrations of ClickHouse in order. It changes nothing.
+func StatusClickHouse(ctx context.Context, cfg clickhouse.Config) ([]Status, error) {
+	db, provider, err := clickhouseProvider(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	var tables uint64
+	err = db.QueryRowContext(ctx, "SELECT count() FROM system.tables WHERE database = ? AND name = ?",
+		cfg.Database, versionsTable(cfg)).Scan(&tables)
+	if err != nil && !clickhouse.IsUnknownDatabase(err) {
+		return nil, clickhouse.Explain(cfg, err)
+	}
+	return statuses(ctx, provider, ClickHouse, tables > 0)
+}
+
+// createDatabase connects to the database that always exists, because a
+// connection to a missing one is refused.
+func createDatabase(ctx context.Context, cfg clickhouse.Config) error {
+	names, err := namesOf(cfg)
+	if err != nil {
+		return err
+	}
+	conn, err := clickhouse.Open(ctx, cfg)
+	if err == nil {
+		return conn.Close()
+	}
+	if !clickhouse.IsUnknownDatabase(err) {
+		return err
+	}
+	elsewhere := cfg
+	elsewhere.Database = "default"
+	conn, err = clickhouse.Open(ctx, elsewhere)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	statement := "CREATE DATABASE IF NOT EXISTS " + names.Database + " " + names.OnCluster
+	if err := conn.Exec(ctx, statement); err != nil {
+		return fmt.Errorf("create database %s of ClickHouse: %w", names.Database, err)
+	}
+	return nil
+}
+
+// clickhouseProvider returns goose and the connections that the caller closes.
+func clickhouseProvider(cfg clickhouse.Config) (*sql.DB, *goose.Provider, error) {
+	names, err := namesOf(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	options, err := clickhouse.Options(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := fs.Sub(clickhouseFiles, "clickhouse")
+	if err != nil {
+		return nil, nil, fmt.Errorf("embedded migrations: %w", err)
+	}
+	db := driver.OpenDB(options)
+	provider, err := goose.NewProvider(goose.DialectClickHouse, db, rendered{files, names},
+		goose.WithTableName(names.Versions), goose.WithDisableGlobalRegistry(true), goose.WithSlog(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		_ = db.Close()
+		return nil, nil, fmt.Errorf("migrations of ClickHouse: %w", err)
+	}
+	return db, provider, nil
+}

@@ -1,0 +1,119 @@
+package migrations_test
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/migrations"
+	"diehard/shared/testenv"
+)
+
+// tableColumns lists "name type" of a table, in order.
+func tableColumns(t *testing.T, env *testenv.Env, table string) []string {
+	t.Helper()
+	rows, err := env.ClickHouse.Query(t.Context(),
+		"SELECT concat(name, ' ', type) FROM system.columns WHERE database = ? AND table = ? ORDER BY position",
+		env.ClickHouseConfig.Database, table)
+	require.NoError(t, err)
+	defer rows.Close()
+	var list []string
+	for rows.Next() {
+		var column string
+		require.NoError(t, rows.Scan(&column))
+		list = append(list, column)
+	}
+	require.NoError(t, rows.Err())
+	return list
+}
+
+func TestEventLogIsThatOfTheContract(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	assert.Equal(t, []string{
+		"event_id UUID", "event_type LowCardinality(String)", "event_date_time DateTime64(6, 'UTC')",
+		"environment LowCardinality(String)", "event_context String", "metadata_version UInt64",
+		"source LowCardinality(String)", "commit_lsn UInt64", "commit_seq UInt32", "timeline UInt32",
+		"commit_time DateTime64(6, 'UTC')", "ingested_at DateTime64(3, 'UTC')",
+	}, tableColumns(t, env, "event_log"))
+	assert.Contains(t, tableColumns(t, env, "event_log_json"), "event_context JSON")
+
+	var engine, partition, sorting, definition string
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(),
+		"SELECT engine, partition_key, sorting_key, create_table_query FROM system.tables WHERE database = ? AND name = 'event_log'",
+		env.ClickHouseConfig.Database).Scan(&engine, &partition, &sorting, &definition))
+	assert.Equal(t, "MergeTree", engine)
+	assert.Equal(t, "toYYYYMM(ingested_at)", partition)
+	assert.Equal(t, "event_type, event_date_time, event_id", sorting)
+	for _, part := range []string{
+		"non_replicated_deduplication_window = 1000", "fsync_after_insert = 1", "fsync_part_directory = 1", "PROJECTION p_resume",
+	} {
+		assert.Contains(t, definition, part)
+	}
+}
+
+func TestProjectionAnswersWhereToGoOn(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_log (event_type, source, commit_lsn, commit_seq, timeline)
+		SELECT 't', 's', intDiv(number, 10), number % 10 + 1, 1 FROM numbers(10000)`))
+	for _, position := range []string{"max((commit_lsn, commit_seq))", "max((commit_lsn, commit_seq, timeline))"} {
+		rows, err := env.ClickHouse.Query(t.Context(), "EXPLAIN SELECT "+position+" FROM event_log WHERE source = 's'")
+		require.NoError(t, err)
+		var plan string
+		for rows.Next() {
+			var line string
+			require.NoError(t, rows.Scan(&line))
+			plan += line + "\n"
+		}
+		require.NoError(t, rows.Close())
+		assert.Contains(t, plan, "p_resume")
+	}
+}
+
+func TestJSONViewReadsEveryContext(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_log (event_type, event_context) SELECT * FROM values(
+		'event_type String, event_context String', ('1', '{"user":{"id":7}}'), ('2', '[1]'), ('3', '{"a":123456789012345678901234567890}'), ('4', ''))`))
+	var seventh string
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(),
+		"SELECT toString(event_context.user.id) FROM event_log_json WHERE event_type = '1'").Scan(&seventh))
+	assert.Equal(t, "7", seventh)
+	var all uint64
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(),
+		"SELECT count() FROM (SELECT toString(event_context) FROM event_log_json)").Scan(&all))
+	assert.Equal(t, uint64(4), all)
+}
+
+func TestDeadLettersAreReplacedByTheirRetry(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	for _, retried := range []string{"1970-01-01 00:00:00", "2026-01-02 03:04:05", "1970-01-01 00:00:00"} {
+		require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_dead_letter (source, commit_lsn, commit_seq, retried_at)
+			SELECT 's', 1, 1, toDateTime64(?, 3, 'UTC')`, retried))
+	}
+	var count uint64
+	var year uint16
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(),
+		"SELECT count(), max(toYear(retried_at)) FROM event_dead_letter FINAL").Scan(&count, &year))
+	assert.Equal(t, uint64(1), count)
+	assert.Equal(t, uint16(2026), year)
+}
+
+func TestSeveralEventLogsShareADatabase(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	second := env.ClickHouseConfig
+	second.EventLogTable = "audit-2026"
+	require.NoError(t, migrations.UpClickHouse(t.Context(), second, slog.New(slog.DiscardHandler)))
+	assert.Equal(t, tableColumns(t, env, "event_log"), tableColumns(t, env, "audit-2026"))
+	assert.NotEmpty(t, tableColumns(t, env, "audit-2026_json"))
+	list, err := migrations.StatusClickHouse(t.Context(), second)
+	require.NoError(t, err)
+	for _, m := range list {
+		assert.True(t, m.Applied(), m.Name)
+	}
+}

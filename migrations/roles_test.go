@@ -1,0 +1,113 @@
+package migrations_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/testenv"
+)
+
+const insufficientPrivilege = "42501"
+
+// login makes a role that has no more than the group gives it, and connects as
+// that role.
+func login(t *testing.T, env *testenv.Env, group, attributes string) *pgx.ConnConfig {
+	t.Helper()
+	name := env.Slot + "_" + group
+	_, err := env.Pool.Exec(t.Context(), "CREATE ROLE "+name+" LOGIN "+attributes+" PASSWORD 'secret' IN ROLE "+group)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := env.Pool.Exec(context.WithoutCancel(t.Context()), "DROP OWNED BY "+name+"; DROP ROLE "+name)
+		assert.NoError(t, err)
+	})
+	config, err := pgx.ParseConfig(env.PostgresURL)
+	require.NoError(t, err)
+	config.User, config.Password = name, "secret"
+	return config
+}
+
+func connectAs(t *testing.T, config *pgx.ConnConfig) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	return conn
+}
+
+func TestAPIRoleMayWriteEventsAndNothingElse(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	conn := connectAs(t, login(t, env, "diehard_api", ""))
+	for _, statement := range []string{
+		"INSERT INTO users (email, first_name, last_name) VALUES ('a@example.com', 'A', 'B') RETURNING id",
+		"SELECT * FROM users",
+		`INSERT INTO outbox (id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
+			VALUES (gen_random_uuid(), 't', now(), '', '{}', 1, NULL)`,
+		"SELECT publish_event('t', '{}')",
+	} {
+		_, err := conn.Exec(t.Context(), statement)
+		assert.NoError(t, err, statement)
+	}
+	for _, statement := range []string{
+		"SELECT * FROM outbox", "SELECT * FROM outbox_default", "SELECT * FROM slot_lag",
+		"UPDATE outbox SET event_type = 'x'", "DELETE FROM outbox", "TRUNCATE outbox",
+		"INSERT INTO outbox (event_type, event_context, created_at) VALUES ('t', '{}', '2000-01-01')",
+		"INSERT INTO outbox_default (event_type, event_context) VALUES ('t', '{}')",
+		"UPDATE users SET email = 'x'", "DELETE FROM users", "TRUNCATE users",
+		"SELECT outbox_create_partitions(1)", "SELECT * FROM diehard_migrations",
+		"DROP PUBLICATION outbox_pub", "CREATE TABLE x ()", "DROP TABLE outbox_default",
+		"SELECT pg_create_logical_replication_slot('" + env.Slot + "', 'pgoutput')",
+	} {
+		_, err := conn.Exec(t.Context(), statement)
+		requireRefused(t, statement, err)
+	}
+}
+
+func TestStreamerRoleMayReadAndReplicateAndNothingElse(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	config := login(t, env, "diehard_streamer", "REPLICATION")
+	conn := connectAs(t, config)
+	for _, statement := range []string{
+		"SELECT * FROM outbox", "SELECT * FROM slot_lag", "SELECT outbox_create_partitions(8)",
+		"SELECT * FROM pg_replication_slots", "SELECT pg_current_wal_lsn()",
+		"SELECT * FROM pg_publication_tables", "SELECT system_identifier FROM pg_control_system()",
+		"SELECT pg_create_logical_replication_slot('" + env.Slot + "', 'pgoutput')",
+		"SELECT pg_copy_logical_replication_slot('" + env.Slot + "', '" + env.Slot + "_copy')",
+		"SELECT pg_replication_slot_advance('" + env.Slot + "', pg_current_wal_lsn())",
+		"SELECT pg_drop_replication_slot('" + env.Slot + "_copy')",
+	} {
+		_, err := conn.Exec(t.Context(), statement)
+		assert.NoError(t, err, statement)
+	}
+	config.RuntimeParams["replication"] = "database"
+	walsender, err := pgx.ConnectConfig(t.Context(), config)
+	require.NoError(t, err, "a replication connection")
+	require.NoError(t, walsender.Close(t.Context()))
+
+	for _, statement := range []string{
+		"INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}')", "SELECT publish_event('t', '{}')",
+		"UPDATE outbox SET event_type = 'x'", "DELETE FROM outbox", "TRUNCATE outbox",
+		"SELECT * FROM users", "INSERT INTO users (email, first_name, last_name) VALUES ('a', 'b', 'c')",
+		"DROP PUBLICATION outbox_pub", "CREATE TABLE x ()", "DROP TABLE outbox_default",
+	} {
+		_, err := conn.Exec(t.Context(), statement)
+		requireRefused(t, statement, err)
+	}
+}
+
+// requireRefused accepts only a missing privilege as the reason. Creating in
+// schema public is open to everyone before PostgreSQL 15.
+func requireRefused(t *testing.T, statement string, err error) {
+	t.Helper()
+	if err == nil && strings.HasPrefix(statement, "CREATE TABLE") {
+		return
+	}
+	require.Error(t, err, statement)
+	requireCode(t, insufficientPrivilege, err)
+}

@@ -1,0 +1,151 @@
+// Package clickhouse connects to ClickHouse over its native protocol the same
+// way everywhere.
+package clickhouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+)
+
+const (
+	dialTimeout  = 5 * time.Second
+	readTimeout  = 5 * time.Minute
+	maxOpenConns = 4
+)
+
+// Codes of server exceptions that Open explains.
+const (
+	codeUnknownDatabase      = 81
+	codeWrongPassword        = 193
+	codeRequiredPassword     = 194
+	codeAuthenticationFailed = 516
+)
+
+// Config says which server, database and tables to use.
+type Config struct {
+	Host     string `env:"CLICKHOUSE_HOST,required" example:"127.0.0.1" doc:"host of ClickHouse"`
+	Port     uint16 `env:"CLICKHOUSE_PORT" envDefault:"9000" min:"1" doc:"port of ClickHouse's native protocol (9440 is usual with TLS), not the HTTP port"`
+	User     string `env:"CLICKHOUSE_USER" envDefault:"default" doc:"user in ClickHouse"`
+	Password string `env:"CLICKHOUSE_PASSWORD" secret:"true" doc:"password of that user; empty for none"`
+	Database string `env:"CLICKHOUSE_SCHEMA" envDefault:"default" doc:"database (schema) of the tables; migrations create it if it is missing"`
+
+	EventLogTable   string `env:"CLICKHOUSE_EVENT_LOG_TABLE_NAME" envDefault:"event_log" doc:"table of the events"`
+	DeadLetterTable string `env:"CLICKHOUSE_DEAD_LETTER_TABLE_NAME" envDefault:"event_dead_letter" doc:"table of the rows that could not be stored"`
+	Cluster         string `env:"CLICKHOUSE_CLUSTER" doc:"name of the cluster on which migrations create replicated tables; empty for one node"`
+
+	Secure             bool   `env:"CLICKHOUSE_SECURE" envDefault:"false" doc:"true for TLS"`
+	CAFile             string `env:"CLICKHOUSE_CA_FILE" doc:"PEM file of the authorities that may sign the server's certificate; empty for those of the system"`
+	CertFile           string `env:"CLICKHOUSE_CERT_FILE" doc:"PEM file of the client's certificate; empty for none"`
+	KeyFile            string `env:"CLICKHOUSE_KEY_FILE" doc:"PEM file of the client certificate's key; empty without a certificate"`
+	ServerName         string `env:"CLICKHOUSE_SERVER_NAME" doc:"name expected in the server's certificate; empty for the host"`
+	InsecureSkipVerify bool   `env:"CLICKHOUSE_INSECURE_SKIP_VERIFY" envDefault:"false" doc:"true accepts any certificate; only for trials"`
+}
+
+// Validate reports what single variables cannot: names that are no
+// identifiers, and TLS files without TLS.
+func (c Config) Validate() error {
+	return errors.Join(
+		checkIdentifier("CLICKHOUSE_SCHEMA", c.Database),
+		checkIdentifier("CLICKHOUSE_EVENT_LOG_TABLE_NAME", c.EventLogTable),
+		checkIdentifier("CLICKHOUSE_DEAD_LETTER_TABLE_NAME", c.DeadLetterTable),
+		checkCluster(c.Cluster),
+		c.checkTLS(),
+	)
+}
+
+// Address is host:port.
+func (c Config) Address() string {
+	return net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))
+}
+
+// Options translates c for clickhouse-go: native protocol, LZ4, time limits.
+// Every call returns a fresh value that the caller may change.
+func Options(c Config) (*clickhouse.Options, error) {
+	options := &clickhouse.Options{
+		Protocol:     clickhouse.Native,
+		Addr:         []string{c.Address()},
+		Auth:         clickhouse.Auth{Database: c.Database, Username: c.User, Password: c.Password},
+		Compression:  &clickhouse.Compression{Method: clickhouse.CompressionLZ4},
+		DialTimeout:  dialTimeout,
+		ReadTimeout:  readTimeout,
+		MaxOpenConns: maxOpenConns,
+		MaxIdleConns: maxOpenConns,
+	}
+	if !c.Secure {
+		return options, nil
+	}
+	var err error
+	options.TLS, err = tlsConfig(c)
+	return options, err
+}
+
+// Open connects and pings. The error says what to do about it. The caller
+// closes the connection.
+func Open(ctx context.Context, c Config) (driver.Conn, error) {
+	options, err := Options(c)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := clickhouse.Open(options)
+	if err != nil {
+		return nil, fmt.Errorf("connect to ClickHouse at %s: %w", c.Address(), err)
+	}
+	if err := conn.Ping(ctx); err != nil {
+		_ = conn.Close()
+		return nil, Explain(c, err)
+	}
+	return conn, nil
+}
+
+// Explain adds to an error of connecting where it happened and what helps.
+func Explain(c Config, err error) error {
+	where := fmt.Sprintf("connect to ClickHouse at %s", c.Address())
+	if hint := hintFor(c, err); hint != "" {
+		return fmt.Errorf("%s: %w (%s)", where, err, hint)
+	}
+	return fmt.Errorf("%s: %w", where, err)
+}
+
+func hintFor(c Config, err error) string {
+	if exception, ok := errors.AsType[*clickhouse.Exception](err); ok {
+		return hintForCode(c, exception.Code)
+	}
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return "check CLICKHOUSE_HOST"
+	}
+	if _, ok := errors.AsType[*net.OpError](err); ok {
+		return "is the server running? check CLICKHOUSE_HOST and CLICKHOUSE_PORT"
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "no answer in time; check CLICKHOUSE_HOST, CLICKHOUSE_PORT and the network"
+	}
+	if !c.Secure {
+		return "check that CLICKHOUSE_PORT is the native protocol's port and CLICKHOUSE_SECURE is right"
+	}
+	return "check CLICKHOUSE_PORT, CLICKHOUSE_CA_FILE and CLICKHOUSE_SERVER_NAME"
+}
+
+func hintForCode(c Config, code int32) string {
+	switch code {
+	case codeUnknownDatabase:
+		return fmt.Sprintf("database %q is missing: run the migrations or correct CLICKHOUSE_SCHEMA", c.Database)
+	case codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed:
+		return "check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
+	default:
+		return ""
+	}
+}
+
+// IsUnknownDatabase tells whether the server answered that the database of
+// the connection does not exist.
+func IsUnknownDatabase(err error) bool {
+	exception, ok := errors.AsType[*clickhouse.Exception](err)
+	return ok && exception.Code == codeUnknownDatabase
+}

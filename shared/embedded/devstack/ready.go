@@ -1,0 +1,100 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"diehard/shared/embedded"
+)
+
+// readyPatience is how long the programs may take until they say ready.
+const readyPatience = time.Minute
+
+// environFor is our environment, completed with the engines of stack.
+func environFor(stack *embedded.Stack) []string {
+	environ := os.Environ()
+	if p := stack.Postgres; p != nil {
+		environ = append(environ, "DATABASE_URL="+p.URL(embedded.DevDatabase))
+	}
+	if c := stack.ClickHouse; c != nil {
+		environ = append(environ, "CLICKHOUSE_HOST="+embedded.Host, "CLICKHOUSE_PORT="+strconv.Itoa(c.Port()),
+			"CLICKHOUSE_USER=default", "CLICKHOUSE_PASSWORD=", "CLICKHOUSE_SECURE=false")
+	}
+	return environ
+}
+
+// Where the programs listen, as they decide it themselves.
+func apiAddress() string { return reachable(cmp.Or(os.Getenv("API_ADDR"), "127.0.0.1:8080")) }
+
+func streamerAddress() string { return reachable(cmp.Or(os.Getenv("STREAMER_ADDR"), "127.0.0.1:8081")) }
+
+// reachable turns an address to listen on into one to connect to.
+func reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = embedded.Host
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// waitUntilReady returns once every address answers /readyz with 200.
+func waitUntilReady(ctx context.Context, addresses ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
+	for _, address := range addresses {
+		for problem := askReady(ctx, address); problem != nil; problem = askReady(ctx, address) {
+			select {
+			case <-ctx.Done():
+				return problem
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	return nil
+}
+
+func askReady(ctx context.Context, address string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", http.NoBody)
+	if err != nil {
+		return err
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(answer.Body, 500))
+		return fmt.Errorf("http://%s/readyz: %s: %s", address, answer.Status, strings.TrimSpace(string(body)))
+	}
+	return nil
+}
+
+func printWhatToTry(out io.Writer, stack *embedded.Stack) {
+	fmt.Fprintf(out, `
+Ready. In another terminal:
+
+  curl -si %s/users -H 'content-type: application/json' \
+    -d '{"email":"test@example.com","first_name":"Test","last_name":"User"}'
+
+  make query SQL="SELECT event_type, environment, event_context, commit_lsn FROM event_log"
+`, apiAddress())
+	if _, err := exec.LookPath("psql"); err == nil && stack.Postgres != nil {
+		fmt.Fprintf(out, "\n  psql -h %s -p %d -U postgres %s -c 'table slot_lag'\n",
+			embedded.Host, stack.Postgres.Port(), embedded.DevDatabase)
+	}
+	fmt.Fprintf(out, "\n  http://%s/ shows the streamer at work.\n", streamerAddress())
+	fmt.Fprint(out, "\nCtrl-C stops everything; data stays in .dev.\n\n")
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/embedded"
+)
+
+// installation is what make run works on, with directories and ports of its own.
+type installation struct {
+	bin, dev string
+	api      string
+	environ  []string
+}
+
+func install(t *testing.T) *installation {
+	t.Helper()
+	root, err := embedded.Root()
+	require.NoError(t, err)
+	engines, err := embedded.EnginesDir()
+	require.NoError(t, err)
+	i := &installation{bin: t.TempDir(), api: freeAddress(t)}
+	i.dev, err = embedded.PrivateDir()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, embedded.RemovePrivate(i.dev)) })
+	for name, pkg := range map[string]string{"api": "./api", "streamer": "./streamer", "devstack": "./shared/embedded/devstack"} {
+		require.NoError(t, embedded.Build(t.Context(), root, pkg, filepath.Join(i.bin, name)))
+	}
+	i.environ = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
+		"DIEHARD_DEV_DIR=" + i.dev, "DIEHARD_ENGINES_DIR=" + engines,
+		"EMBEDDED_POSTGRES_VERSION=" + embedded.PostgresVersion(),
+		"EMBEDDED_POSTGRES_PORT=" + freePort(t), "EMBEDDED_CLICKHOUSE_PORT=" + freePort(t),
+		"API_ADDR=" + i.api, "STREAMER_ADDR=" + freeAddress(t),
+	}
+	return i
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", embedded.Host+":0")
+	require.NoError(t, err)
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(freeAddress(t))
+	require.NoError(t, err)
+	return port
+}
+
+func (i *installation) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(i.bin, "devstack"), args...)
+	cmd.Env = i.environ
+	return cmd
+}
+
+// session is a devstack run in its terminal.
+type session struct {
+	cmd *exec.Cmd
+
+	mu     sync.Mutex
+	output strings.Builder
+	closed chan struct{}
+}
+
+func (i *installation) run(t *testing.T) *session {
+	t.Helper()
+	s := &session{cmd: i.command(t, "run"), closed: make(chan struct{})}
+	reader, writer, err := os.Pipe()
+	require.NoError(t, err)
+	s.cmd.Stdout, s.cmd.Stderr = writer, writer
+	require.NoError(t, s.cmd.Start())
+	require.NoError(t, writer.Close())
+	go func() {
+		defer close(s.closed)
+		defer reader.Close()
+		for lines := bufio.NewScanner(reader); lines.Scan(); {
+			s.mu.Lock()
+			s.output.WriteString(lines.Text() + "\n")
+			s.mu.Unlock()
+		}
+	}()
+	return s
+}
+
+func (s *session) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.output.String()
+}
+
+func (s *session) waitFor(t *testing.T, text string) {
+	t.Helper()
+	if !assert.Eventually(t, func() bool { return strings.Contains(s.text(), text) }, 2*time.Minute, 20*time.Millisecond) {
+		t.Fatalf("%q is not in:\n%s", text, s.text())
+	}
+}
+
+// end waits for devstack and returns its exit code.
+func (s *session) end(t *testing.T) int {
+	t.Helper()
+	_ = s.cmd.Wait()
+	return s.cmd.ProcessState.ExitCode()
+}
+
+func (i *installation) createUser(t *testing.T, email string) {
+	t.Helper()
+	body := fmt.Sprintf(`{"email":%q,"first_name":"Test","last_name":"User"}`, email)
+	answer, err := http.Post("http://"+i.api+"/users", "application/json", strings.NewReader(body))
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	content, _ := io.ReadAll(answer.Body)
+	require.Equal(t, http.StatusCreated, answer.StatusCode, string(content))
+}
+
+func (i *installation) requireEvents(t *testing.T, want string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		out, err := i.command(t, "query", "SELECT count() AS events FROM event_log").CombinedOutput()
+		return err == nil && strings.Contains(string(out), "\n"+want+"\n")
+	}, 10*time.Second, 50*time.Millisecond)
+}
+
+// TestRun is what a new user sees, and what happens when things end badly.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	i := install(t)
+
+	first := i.run(t)
+	first.waitFor(t, "Ready.")
+	i.createUser(t, "one@example.com")
+	i.requireEvents(t, "1")
+	out, err := i.command(t, "run").CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(out), "make run is already running")
+	out, err = i.command(t, "down").CombinedOutput()
+	require.Error(t, err, "the engines of a run are not pulled away")
+	assert.Contains(t, string(out), "make run is already running")
+	require.NoError(t, first.cmd.Process.Kill())
+	first.end(t)
+
+	second := i.run(t)
+	second.waitFor(t, "Ready.")
+	assert.Regexp(t, `stopped the streamer \(process \d+\) of a run that was killed`, second.text())
+	assert.Regexp(t, `stopped the api \(process \d+\) of a run that was killed`, second.text())
+	<-first.closed // its programs held the pipe
+	i.createUser(t, "two@example.com")
+	i.requireEvents(t, "2")
+	require.NoError(t, second.cmd.Process.Signal(syscall.SIGINT))
+	assert.Zero(t, second.end(t), second.text())
+	<-second.closed
+	assert.Regexp(t, `(?s)api is stopped.*streamer is stopped.*ClickHouse is stopped.*PostgreSQL \d+ is stopped`, second.text())
+	assert.Empty(t, embedded.FindEngines(i.dev))
+
+	third := i.run(t)
+	third.waitFor(t, "Ready.")
+	i.requireEvents(t, "2")
+	i.killProgram(t, "streamer")
+	assert.Equal(t, 1, third.end(t))
+	<-third.closed
+	assert.Contains(t, third.text(), "streamer stopped by itself (signal: killed)")
+	assert.Contains(t, third.text(), "api is stopped")
+	assert.Empty(t, embedded.FindEngines(i.dev))
+}
+
+// killProgram kills a program of a run, found in the run's own records.
+func (i *installation) killProgram(t *testing.T, name string) {
+	t.Helper()
+	running, err := readState(filepath.Join(i.dev, "run.json"))
+	require.NoError(t, err)
+	for _, program := range running {
+		if filepath.Base(program.Program) == name {
+			require.NoError(t, syscall.Kill(program.PID, syscall.SIGKILL))
+			return
+		}
+	}
+	t.Fatalf("%s is not among %v", name, running)
+}

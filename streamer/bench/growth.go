@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+	"fmt"
+)
+
+// growth drains backlogs of very different sizes: rows/s and memory must not depend on them.
+func growth(ctx context.Context, l *lab) (*report, error) {
+	r := newReport("Drain of backlogs of different sizes, half in one transaction, half in transactions of one row", "rows/s", "CPU µs/row", "peak MB")
+	for _, size := range []int{100_000, 1_000_000, 10_000_000} {
+		size = int(float64(size) * l.Scale)
+		log := backlog{bulk: size / 2, single: size / 2}
+		if err := growthOf(ctx, l, r, log); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func growthOf(ctx context.Context, l *lab, r *report, log backlog) error {
+	b, err := l.newBed(ctx, "growth")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.close(context.WithoutCancel(ctx)) }()
+	l.progress("producing a backlog of %d rows", log.rows())
+	if err := log.produce(ctx, b); err != nil {
+		return err
+	}
+	name := fmt.Sprintf("Die Hard, %d rows", log.rows())
+	for round := range l.Rounds {
+		m, err := drainOnce(ctx, b, contestant{name, true, ours}, fmt.Sprintf("growth_%d", round), log)
+		if err != nil {
+			return err
+		}
+		l.progress("round %d: %s: %.0f rows/s, %.0f MB", round+1, name, m[0], m[2])
+		r.add(name, m...)
+	}
+	return nil
+}

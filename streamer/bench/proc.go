@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// clockTick is USER_HZ, which is 100 on every Linux that Go runs on.
+const clockTick = 10 * time.Millisecond
+
+// cpuOfTree is the CPU time of a process and of its children, the ended ones included.
+func cpuOfTree(pid int) time.Duration {
+	total := cpuOf(pid, true)
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return total
+	}
+	for _, path := range stats {
+		if f := statFields(path); len(f) > 1 && f[1] == strconv.Itoa(pid) {
+			child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err == nil {
+				total += cpuOf(child, false)
+			}
+		}
+	}
+	return total
+}
+
+// cpuOf is utime + stime, and with ended those of children that were waited for.
+func cpuOf(pid int, ended bool) time.Duration {
+	f := statFields(fmt.Sprintf("/proc/%d/stat", pid))
+	if len(f) < 15 {
+		return 0
+	}
+	fields := f[11:13]
+	if ended {
+		fields = f[11:15]
+	}
+	var ticks int64
+	for _, v := range fields {
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err == nil {
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * clockTick
+}
+
+// statFields are the fields of proc(5) stat from the state on, behind the name.
+func statFields(path string) []string {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	_, rest, found := strings.Cut(string(content), ") ")
+	if !found {
+		return nil
+	}
+	return strings.Fields(rest)
+}
+
+// cost of a stretch of time to PostgreSQL.
+type cost struct {
+	cpu  time.Duration // 0 for a server that is not ours
+	wal  int64         // bytes
+	dead int64         // dead tuples
+}
+
+// meter starts measuring and returns what ends it.
+func (b *bed) meter(ctx context.Context) (func() (cost, error), error) {
+	read := func() (c cost, err error) {
+		if b.lab.postgres != nil {
+			c.cpu = cpuOfTree(b.lab.postgres.PID())
+		}
+		err = b.pool.QueryRow(ctx, `
+			SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint,
+			       (SELECT coalesce(sum(n_tup_upd + n_tup_del), 0) FROM pg_stat_user_tables WHERE relname LIKE 'outbox%')::bigint`).
+			Scan(&c.wal, &c.dead)
+		return c, err
+	}
+	before, err := read()
+	return func() (cost, error) {
+		after, err := read()
+		return cost{after.cpu - before.cpu, after.wal - before.wal, after.dead - before.dead}, err
+	}, err
+}

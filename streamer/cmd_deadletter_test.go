@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/testenv"
+)
+
+// running has the streamer follow its slot until stop is called.
+func running(t *testing.T, env *testenv.Env) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := root()
+	cmd.SetArgs([]string{"run"})
+	done := make(chan error, 1)
+	go func() { done <- cmd.ExecuteContext(ctx) }()
+	require.Eventually(t, func() bool { // a slot that is still being made is active, too
+		var active bool
+		err := env.Pool.QueryRow(t.Context(), "SELECT coalesce(bool_or(active AND confirmed_flush_lsn IS NOT NULL), false) FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
+		return err == nil && active
+	}, 30*time.Second, 20*time.Millisecond)
+	return func() {
+		cancel()
+		require.NoError(t, <-done)
+	}
+}
+
+// eventLog counts event_log, and how many different events are in it.
+func eventLog(t *testing.T, env *testenv.Env) (rows, events uint64) {
+	t.Helper()
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count(), uniqExact(event_id) FROM event_log").Scan(&rows, &events))
+	return rows, events
+}
+
+func publish(t *testing.T, env *testenv.Env, kind, at string) uuid.UUID {
+	t.Helper()
+	var id uuid.UUID
+	err := env.Pool.QueryRow(t.Context(), `INSERT INTO outbox (event_type, event_date_time, event_context)
+		VALUES ($1, $2::text::timestamptz, '{"secret": "hunter2"}') RETURNING id`, kind, at).Scan(&id)
+	require.NoError(t, err)
+	return id
+}
+
+// From the refusal to the row in event_log, as an operator lives through it.
+func TestDeadLettersAreListedAndRetried(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), "ALTER TABLE event_log ADD CONSTRAINT no_bad CHECK event_type != 'bad'"))
+	stop := running(t, env)
+	publish(t, env, "good", "2026-01-01")
+	bad := publish(t, env, "bad", "2026-01-01")
+	never := publish(t, env, "never", "infinity")
+	publish(t, env, "good", "2026-01-01")
+
+	list := func(args ...string) []map[string]any {
+		out, err := command(t, append([]string{"deadletter", "list", "--json"}, args...)...)
+		require.NoError(t, err)
+		var letters []map[string]any
+		for line := range strings.Lines(out) {
+			var letter map[string]any
+			require.NoError(t, json.Unmarshal([]byte(line), &letter))
+			letters = append(letters, letter)
+		}
+		return letters
+	}
+	require.Eventually(t, func() bool {
+		rows, _ := eventLog(t, env)
+		return rows == 2 && len(list()) == 2
+	}, 2*time.Minute, 50*time.Millisecond)
+	letters := list("--type", "bad")
+	require.Len(t, letters, 1)
+	assert.Equal(t, bad.String(), letters[0]["event_id"])
+	assert.InDelta(t, 469, letters[0]["error_code"], 0)
+	assert.Contains(t, letters[0]["reason"], "no_bad")
+	assert.Nil(t, letters[0]["retried_at"])
+	out, err := command(t, "deadletter", "list", "--id", never.String())
+	require.NoError(t, err)
+	assert.Regexp(t, `(?s)^FAILED AT +EVENT ID +EVENT TYPE .*`+never.String()+` +never .* - +column event_date_time is infinite\n$`, out)
+	out, err = command(t, "deadletter", "list", "--limit", "1")
+	require.NoError(t, err)
+	assert.Contains(t, out, "there may be more: --limit is 1")
+
+	out, err = command(t, "deadletter", "retry", "--all")
+	require.EqualError(t, err, "2 events are still set aside")
+	assert.Contains(t, out, bad.String()+" bad at ")
+	assert.Contains(t, out, "refused: column event_date_time is infinite\n")
+	assert.Contains(t, out, "0 landed, 0 were there already, 2 refused, 0 too early\n")
+	assert.NotContains(t, out, "hunter2", "no payload")
+
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), "ALTER TABLE event_log DROP CONSTRAINT no_bad"))
+	out, err = command(t, "deadletter", "retry", "--id", bad.String())
+	require.NoError(t, err)
+	assert.Equal(t, "1 landed, 0 were there already, 0 refused, 0 too early\n", out)
+	_, err = command(t, "deadletter", "retry", "--id", bad.String())
+	require.ErrorContains(t, err, "no event that is set aside matches")
+	assert.Len(t, list(), 1)
+	assert.Len(t, list("--retried"), 2)
+	assert.NotNil(t, list("--retried", "--type", "bad")[0]["retried_at"])
+	stop()
+
+	// The streamer goes on where it was.
+	stop = running(t, env)
+	publish(t, env, "good", "2026-01-01")
+	require.Eventually(t, func() bool { rows, _ := eventLog(t, env); return rows >= 4 }, 30*time.Second, 50*time.Millisecond)
+	stop()
+	rows, events := eventLog(t, env)
+	assert.Equal(t, []uint64{4, 4}, []uint64{rows, events})
+	assert.Len(t, list(), 1)
+}
+
+func TestDeadLetterCommandsSayWhatTheyNeed(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	for _, args := range [][]string{{}, {"--all", "--type", "a"}, {"--all", "--id", uuid.NewString()}} {
+		_, err := command(t, append([]string{"deadletter", "retry"}, args...)...)
+		require.EqualError(t, err, "say which events to try again: --id, --type or --all")
+	}
+	for _, verb := range []string{"list", "retry"} {
+		_, err := command(t, "deadletter", verb, "--id", "nonsense")
+		require.EqualError(t, err, `--id "nonsense" is not a UUID`)
+	}
+	out, err := command(t, "deadletter", "retry", "--all")
+	require.NoError(t, err, "nothing to do is fine")
+	assert.Equal(t, "0 landed, 0 were there already, 0 refused, 0 too early\n", out)
+	out, err = command(t, "deadletter", "list")
+	require.NoError(t, err)
+	assert.Equal(t, 1, strings.Count(out, "\n"), "the header alone")
+	out, err = command(t, "deadletter", "list", "--json")
+	require.NoError(t, err)
+	assert.Empty(t, out)
+}
+
+// What ClickHouse says quotes values, and those are anybody's.
+func TestReasonsFitATerminal(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, "column id is NULL", oneLine("column id is NULL"))
+	assert.Equal(t, "größe [31mred of two lines", oneLine("größe \x1b[31mred\tof\n\r\n two  lines\x00"))
+	long := oneLine(strings.Repeat("é", 1<<20))
+	assert.Equal(t, strings.Repeat("é", 200)+"…", long)
+	assert.Empty(t, oneLine(""))
+}

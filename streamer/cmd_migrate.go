@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"diehard/migrations"
+	"diehard/shared/settings"
+	"diehard/streamer/config"
+	"diehard/streamer/replication"
+)
+
+func migrateCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "migrate", Short: "Create and update the tables of both databases, and the slot"}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "up",
+		Short: "Run the migrations that are missing; safe to run again, and by several at once",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := settings.Parse[config.Config]("streamer migrate")
+			if err != nil {
+				return err
+			}
+			log := newLogger(cfg)
+			if err := migrations.Up(cmd.Context(), cfg.Postgres.URL, cfg.ClickHouse, log); err != nil {
+				return err
+			}
+			if err := prepareSlot(cmd.Context(), cfg); err != nil {
+				log.Warn("the replication slot is not there yet; the streamer will make it, or say what is wrong", "error", err)
+			}
+			return nil
+		},
+	}, &cobra.Command{
+		Use:   "status",
+		Short: "List the migrations of both databases",
+		Args:  cobra.NoArgs,
+		RunE:  migrateStatus,
+	})
+	return cmd
+}
+
+// prepareSlot makes the slot as soon as there is a table: what is committed
+// before the slot is not delivered by it, and the streamer may start later than the api.
+func prepareSlot(ctx context.Context, cfg config.Config) error {
+	r := cfg.Replication
+	c, err := replication.OpenControl(ctx, cfg.Postgres.URL, "diehard-streamer-command", r.Slot, r.Publication)
+	if err != nil {
+		return err
+	}
+	defer c.Close(ctx)
+	slot, err := c.Preflight(ctx, false)
+	if err == nil && slot.Late {
+		err = errors.New("the outbox had events before the slot was made: once the streamer runs, `streamer replay --from-table` delivers them")
+	}
+	return err
+}
+
+func migrateStatus(cmd *cobra.Command, _ []string) error {
+	cfg, err := settings.Parse[config.Config]("streamer migrate")
+	if err != nil {
+		return err
+	}
+	list, err := migrations.StatusPostgres(cmd.Context(), cfg.Postgres.URL)
+	if err != nil {
+		return err
+	}
+	clickhouse, err := migrations.StatusClickHouse(cmd.Context(), cfg.ClickHouse)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "DATABASE\tMIGRATION\tAPPLIED")
+	for _, m := range append(list, clickhouse...) {
+		applied := "pending"
+		if m.Applied() {
+			applied = m.AppliedAt.Format("2006-01-02 15:04:05")
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", m.Database, m.Name, applied)
+	}
+	return w.Flush()
+}

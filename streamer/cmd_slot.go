@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"diehard/shared/settings"
+	"diehard/streamer/config"
+	"diehard/streamer/replication"
+)
+
+func slotCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "slot", Short: "Create or drop the replication slot"}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "create",
+		Short: "Create the slot at the present end of the WAL; earlier events need `replay --from-table`",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
+				s, err := c.Recreate(ctx)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s starts at %s\n", slot, s.ConfirmedFlush)
+				return err
+			})
+		},
+	}, &cobra.Command{
+		Use:   "drop",
+		Short: "Drop the slot, letting PostgreSQL remove the WAL it holds; the streamer must be stopped",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
+				err := c.DropSlot(ctx)
+				switch {
+				case errors.Is(err, replication.ErrNoSlot):
+					_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s did not exist\n", slot)
+				case err == nil:
+					_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s dropped\n", slot)
+				}
+				return err
+			})
+		},
+	})
+	return cmd
+}
+
+func withControl(ctx context.Context, do func(ctx context.Context, c *replication.Control, slot string) error) error {
+	cfg, err := settings.Parse[config.Config]("streamer slot")
+	if err != nil {
+		return err
+	}
+	slot := cfg.Replication.Slot
+	c, err := replication.OpenControl(ctx, cfg.Postgres.URL, "diehard-streamer-command", slot, cfg.Replication.Publication)
+	if err != nil {
+		return err
+	}
+	defer c.Close(ctx)
+	return do(ctx, c, slot)
+}

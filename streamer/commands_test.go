@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/telemetry/sentrytest"
+	"diehard/shared/testenv"
+	"diehard/streamer/doctor"
+	"diehard/streamer/ops"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// use makes env the environment of this process, and returns a free address for
+// the streamer to listen on. Tests that call it do not run in parallel.
+func use(t *testing.T, env *testenv.Env) {
+	t.Helper()
+	for _, entry := range env.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		t.Setenv(name, value)
+	}
+	t.Setenv("STREAMER_ADDR", "127.0.0.1:1") // nobody listens there
+}
+
+// command runs streamer with the given arguments.
+func command(t *testing.T, args ...string) (out string, err error) {
+	t.Helper()
+	var buffer bytes.Buffer
+	cmd := root()
+	cmd.SetArgs(args)
+	cmd.SetOut(&buffer)
+	err = cmd.ExecuteContext(t.Context())
+	return buffer.String(), err
+}
+
+// The whole program: its address, its metrics, its Sentry, its end.
+func TestRunIsWatched(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	sentry := sentrytest.New(t)
+	t.Setenv("SENTRY_CONFIG_DSN", sentry.DSN)
+	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := root()
+	cmd.SetArgs([]string{"run"})
+	done := make(chan error, 1)
+	go func() { done <- cmd.ExecuteContext(ctx) }()
+
+	require.Eventually(t, func() bool {
+		s, err := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
+		return err == nil && s.Ready
+	}, 20*time.Second, 20*time.Millisecond, "the streamer is never ready")
+	_, err := env.Pool.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) SELECT 't', '{}' FROM generate_series(1, 12)")
+	require.NoError(t, err)
+	var out string
+	require.Eventually(t, func() bool {
+		out, err = command(t, "status")
+		return err == nil && strings.Contains(out, "; 12 events in ")
+	}, 20*time.Second, 20*time.Millisecond, "status never shows the events")
+	assert.Regexp(t, `(?m)^streamer +STREAMING, up `, out)
+	assert.Regexp(t, `(?m)^slot +held by diehard-streamer-`, out)
+	assert.LessOrEqual(t, strings.Count(out, "\n"), 24, "one screen")
+
+	cancel()
+	require.NoError(t, <-done)
+	assert.NotEmpty(t, sentry.Items("transaction"), "flushes are traced")
+	_, err = ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
+	assert.Error(t, err, "nobody listens any more")
+}
+
+// freeAddress is one that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+func TestStatusWithoutAStreamer(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	_, err := env.Pool.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot)
+	require.NoError(t, err)
+	_, err = env.Pool.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) SELECT 't', '{}' FROM generate_series(1, 5000)")
+	require.NoError(t, err)
+
+	lag := func() (bytes int64) {
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT lag_bytes FROM slot_lag WHERE slot_name = $1", env.Slot).Scan(&bytes))
+		return bytes
+	}
+	before := lag() // other tests write WAL to the same server
+	out, err := command(t, "status", "--json")
+	require.NoError(t, err)
+	var s ops.Status
+	require.NoError(t, json.Unmarshal([]byte(out), &s))
+	assert.Equal(t, ops.NotRunning, s.State)
+	assert.GreaterOrEqual(t, s.Lag.Confirmed.Bytes, before)
+	assert.LessOrEqual(t, s.Lag.Confirmed.Bytes, lag())
+	assert.Greater(t, s.Lag.Confirmed.Bytes, int64(250_000))
+	require.NotNil(t, s.Slot)
+	assert.Equal(t, env.Slot, s.Slot.Name)
+	assert.Equal(t, 7, s.Outbox.Ahead)
+
+	out, err = command(t, "status")
+	require.NoError(t, err)
+	assert.Regexp(t, `(?m)^streamer +NOT RUNNING, slot `+env.Slot, out)
+	assert.Regexp(t, `(?m)^confirmed +[\d.]+ (KiB|MiB) `, out)
+	assert.LessOrEqual(t, strings.Count(out, "\n"), 24, "one screen")
+}
+
+func TestStatusWithoutAnybody(t *testing.T) {
+	use(t, testenv.New(t))
+	t.Setenv("DATABASE_URL", "postgres://someone:hunter2@127.0.0.1:1/app")
+	t.Setenv("CLICKHOUSE_PORT", "1")
+	out, err := command(t, "status")
+	require.ErrorIs(t, err, errNoAnswer)
+	assert.Contains(t, out, "PostgreSQL    DOES NOT ANSWER: ask PostgreSQL")
+	assert.Contains(t, out, "ClickHouse    DOES NOT ANSWER: ")
+	assert.NotContains(t, out, "hunter2")
+}
+
+func TestDoctorsExitCodeIsTheWorstFinding(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	out, err := command(t, "doctor")
+	healthy, _ := errors.AsType[exitCode](err) // 0, or 1 for the settings of a test server
+	assert.Less(t, healthy, exitCode(doctor.Error), out)
+
+	_, err = env.Pool.Exec(t.Context(), "DROP PUBLICATION outbox_pub")
+	require.NoError(t, err)
+	out, err = command(t, "doctor", "--json")
+	require.ErrorIs(t, err, exitCode(doctor.Error))
+	assert.Contains(t, out, `CREATE PUBLICATION \"outbox_pub\" FOR TABLE outbox`)
+	assert.Contains(t, out, `"level": "error"`)
+}

@@ -1,0 +1,126 @@
+package decode
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"diehard/shared/event"
+	"diehard/shared/failure"
+)
+
+type column struct {
+	name string
+	oid  uint32
+}
+
+// relation is a table as announced by the server.
+type relation struct {
+	schema, name string
+	columns      []column
+	fields       []field // one per column; nil until first used
+}
+
+// field says what to do with a column of a row.
+type field struct {
+	set setter // nil: the column is not ours
+	bit uint8  // of the required columns seen so far; 0 for an optional one
+}
+
+// target says how an outbox column becomes a column of event_log.
+type target struct {
+	field
+	oids []uint32
+}
+
+var targets = map[string]target{
+	"id":               {field{setID, 1}, []uint32{oidUUID}},
+	"event_type":       {field{setType, 2}, []uint32{oidText, oidVarchar}},
+	"event_date_time":  {field{setDateTime, 4}, []uint32{oidTimestamptz, oidTimestamp}},
+	"environment":      {field{setEnvironment, 8}, []uint32{oidText, oidVarchar}},
+	"event_context":    {field{setContext, 16}, []uint32{oidJSON, oidJSONB, oidText}},
+	"metadata_version": {field{setMetadataVersion, 32}, []uint32{oidInt8, oidInt4}},
+	"trace_context":    {field{setTrace, 0}, []uint32{oidText, oidVarchar}},
+}
+
+// allRequired has the bit of every required column.
+const allRequired = 1 | 2 | 4 | 8 | 16 | 32
+
+// maxColumns is PostgreSQL's own limit (docs, "PostgreSQL Limits").
+const maxColumns = 1600
+
+// readRelation parses a Relation message.
+func readRelation(b []byte) (oid uint32, rel *relation, err error) {
+	c := cursor{b: b}
+	oid = c.u32()
+	rel = &relation{schema: c.str(), name: c.str()}
+	c.u8() // replica identity: of no use with inserts only
+	n := int(c.u16())
+	if n > maxColumns {
+		return 0, nil, fmt.Errorf("relation %s: %d columns", rel.name, n)
+	}
+	for range n {
+		if c.err != nil {
+			break
+		}
+		c.u8() // key flag
+		col := column{name: c.str(), oid: c.u32()}
+		c.u32() // type modifier
+		rel.columns = append(rel.columns, col)
+	}
+	if c.err != nil {
+		return 0, nil, fmt.Errorf("relation: %w", c.err)
+	}
+	return oid, rel, nil
+}
+
+// bind maps the columns, once, when the first row arrives: partitions are
+// announced too, and only the table that rows are sent under must be ours.
+func (r *relation) bind() error {
+	if r.name != event.Table {
+		return failure.Wrap(failure.Fatal, fmt.Errorf(
+			"the publication sends rows of table %s.%s: publish the table %s alone (ALTER PUBLICATION … SET TABLE %s)",
+			r.schema, r.name, event.Table, event.Table))
+	}
+	fields := make([]field, len(r.columns))
+	var seen uint8
+	for i, col := range r.columns {
+		t, ok := targets[col.name]
+		if !ok {
+			continue
+		}
+		if !slices.Contains(t.oids, col.oid) {
+			return failure.Wrap(failure.Fatal, fmt.Errorf(
+				"column %s.%s has a type (oid %d) that cannot be mapped to the column of the same name in ClickHouse: change it back"+pastRows,
+				r.name, col.name, col.oid))
+		}
+		fields[i] = t.field
+		if col.oid == oidJSONB {
+			fields[i].set = setContextJSONB
+		}
+		seen |= t.bit
+	}
+	if seen != allRequired {
+		return failure.Wrap(failure.Fatal, fmt.Errorf(
+			"table %s.%s has no column %s any more: add it back or restore its name"+pastRows,
+			r.schema, r.name, missing(seen)))
+	}
+	r.fields = fields
+	return nil
+}
+
+// pastRows is the rest of a cure: the WAL keeps rows in the shape they were written in.
+const pastRows = ". Rows written since cannot be read from the WAL: run `streamer slot drop`, `streamer slot create` " +
+	"and `streamer replay --from-table`"
+
+// missing names the required columns whose bit is not in seen.
+func missing(seen uint8) string {
+	var names []string
+	for name, t := range targets {
+		if t.bit != 0 && seen&t.bit == 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,244 @@
+package crash_test
+
+import (
+	"errors"
+	"io"
+	"math"
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/embedded"
+)
+
+// network lies between the streamers and the servers. It is not Toxiproxy, whose
+// toxics cannot be taken off a connection that dies at that moment, and which
+// cannot hold data back to deliver it late, after its sender is long gone.
+type network struct{ postgres, clickhouse *cable }
+
+// cable is the way to one server.
+type cable struct {
+	busy     sync.Mutex // held by the fault that disturbs
+	listener net.Listener
+	server   string
+	links    sync.WaitGroup
+
+	mu      sync.Mutex
+	open    map[*link]bool
+	laid    int // links so far
+	refuses bool
+	holds   [2]hold // by direction
+	delay   time.Duration
+}
+
+// hold keeps data back until it ends; the zero hold does not.
+type hold struct {
+	ended chan struct{}
+	older int // affects links of lower numbers only
+}
+
+// everyLink is for holds that affect the links to come as well.
+const everyLink = math.MaxInt
+
+// direction of data on a cable.
+type direction int
+
+const (
+	toServer direction = iota
+	toStreamer
+)
+
+// link is one connection through a cable.
+type link struct {
+	number int
+	sides  [2]*net.TCPConn // where data of a direction goes to
+	gone   chan struct{}
+	once   sync.Once
+}
+
+func newNetwork(t *testing.T, postgresPort, clickhousePort int) *network {
+	t.Helper()
+	return &network{postgres: lay(t, postgresPort), clickhouse: lay(t, clickhousePort)}
+}
+
+func lay(t *testing.T, port int) *cable {
+	t.Helper()
+	listener, err := net.Listen("tcp", net.JoinHostPort(embedded.Host, "0"))
+	require.NoError(t, err)
+	c := &cable{listener: listener, server: net.JoinHostPort(embedded.Host, strconv.Itoa(port)), open: map[*link]bool{}}
+	c.links.Go(c.serve)
+	return c
+}
+
+// heal waits for the faults that disturb: each takes away what it brought.
+func (n *network) heal() {
+	for _, c := range []*cable{n.postgres, n.clickhouse} {
+		c.busy.Lock()
+		c.busy.Unlock() //nolint:staticcheck // an empty section: having had the lock is all
+	}
+}
+
+func (n *network) close() {
+	for _, c := range []*cable{n.postgres, n.clickhouse} {
+		c.listener.Close()
+		c.cut()
+		c.links.Wait()
+	}
+}
+
+func (c *cable) port() uint16 {
+	return uint16(c.listener.Addr().(*net.TCPAddr).Port)
+}
+
+func (c *cable) serve() {
+	for {
+		conn, err := c.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			c.links.Go(func() { c.connect(conn.(*net.TCPConn)) })
+		}
+	}
+}
+
+func (c *cable) connect(streamer *net.TCPConn) {
+	defer streamer.Close()
+	server, err := net.Dial("tcp", c.server)
+	if err != nil {
+		return
+	}
+	l := &link{sides: [2]*net.TCPConn{server.(*net.TCPConn), streamer}, gone: make(chan struct{})}
+	defer l.drop()
+	c.mu.Lock()
+	refused := c.refuses
+	c.open[l], l.number = true, c.laid
+	c.laid++
+	c.mu.Unlock()
+	if !refused {
+		var both sync.WaitGroup
+		both.Go(func() { c.pump(l, toServer) })
+		both.Go(func() { c.pump(l, toStreamer) })
+		both.Wait()
+	}
+	c.mu.Lock()
+	delete(c.open, l)
+	c.mu.Unlock()
+}
+
+// pump moves data of one direction until its source ends.
+func (c *cable) pump(l *link, d direction) {
+	from, to := l.sides[1-d], l.sides[d]
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		if !c.pass(l, d) {
+			return
+		}
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				l.drop()
+				return
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			_ = to.CloseWrite() // the other direction may go on
+			return
+		case err != nil:
+			l.drop()
+			return
+		}
+	}
+}
+
+// pass waits until data may pass; it reports whether the link is still there.
+func (c *cable) pass(l *link, d direction) bool {
+	for {
+		c.mu.Lock()
+		h, delay := c.holds[d], c.delay
+		c.mu.Unlock()
+		held := h.ended != nil && l.number < h.older
+		var later <-chan time.Time
+		switch {
+		case !held && delay == 0:
+			return true
+		case !held:
+			later = time.After(delay)
+			h.ended = nil
+		}
+		select {
+		case <-l.gone:
+			return false
+		case <-later:
+			return true
+		case <-h.ended:
+		}
+	}
+}
+
+// drop ends a link at once: with a reset, and without what is still on its way.
+func (l *link) drop() {
+	l.once.Do(func() {
+		close(l.gone)
+		for _, side := range l.sides {
+			_ = side.SetLinger(0)
+			_ = side.Close()
+		}
+	})
+}
+
+// cut resets every connection.
+func (c *cable) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for l := range c.open {
+		l.drop()
+	}
+}
+
+// refuse ends every connection, and new ones at once.
+func (c *cable) refuse(yes bool) {
+	c.mu.Lock()
+	c.refuses = yes
+	c.mu.Unlock()
+	if yes {
+		c.cut()
+	}
+}
+
+// keepBack holds what is sent, while connections seem to live: on every link, or
+// only on those that are there now.
+func (c *cable) keepBack(every bool, directions ...direction) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range directions {
+		c.holds[d] = hold{ended: make(chan struct{}), older: everyLink}
+		if !every {
+			c.holds[d].older = c.laid
+		}
+	}
+}
+
+// release delivers what was held back, however old it is by now.
+func (c *cable) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for d, h := range c.holds {
+		if h.ended != nil {
+			close(h.ended)
+			c.holds[d] = hold{}
+		}
+	}
+}
+
+// slow delays all data.
+func (c *cable) slow(delay time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.delay = delay
+}

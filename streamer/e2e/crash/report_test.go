@@ -1,0 +1,37 @@
+package crash_test
+
+import (
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// report is the table of a run.
+func (w *world) report(r result, c *crowd, f *fleet, o *observer, wrecked, took time.Duration) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var b strings.Builder
+	line := func(name string, value any) { fmt.Fprintf(&b, "| %-44s | %12v |\n", name, value) }
+	line("seed", w.seed)
+	fmt.Fprintf(&b, "|%s|%s:|\n", strings.Repeat("-", 46), strings.Repeat("-", 13))
+	line("killed processes", w.kills)
+	for _, fault := range slices.Sorted(maps.Keys(w.done)) {
+		line("  "+fault, w.done[fault])
+	}
+	line("takeovers by the standby", f.takeovers)
+	line("events written, those rolled back included", c.events())
+	line("events a second, outages included", int(float64(c.events())/c.took.Seconds()))
+	for _, l := range r.lines() {
+		line(l[0], l[1])
+	}
+	line("samples of confirmed_flush_lsn", len(o.samples))
+	line("  ahead of what was durable", r.early)
+	line("time of the faults", wrecked.Round(time.Second))
+	line("time in all", took.Round(time.Second))
+	line("processors", runtime.NumCPU())
+	line("race detector", map[bool]string{true: "on", false: "off"}[raced()])
+	return b.String()
+}

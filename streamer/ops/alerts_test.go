@@ -1,0 +1,74 @@
+package ops_test
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+
+	"diehard/shared/testenv"
+)
+
+// An alert on a metric that does not exist never fires, and nobody notices.
+func TestAlertsAreAboutMetricsThatExist(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("../../docker/prometheus/alerts.yml")
+	require.NoError(t, err)
+	var file struct {
+		Groups []struct {
+			Rules []struct {
+				Alert       string
+				Expr        string
+				Labels      map[string]string
+				Annotations map[string]string
+			}
+		}
+	}
+	require.NoError(t, yaml.Unmarshal(content, &file))
+	require.NotEmpty(t, file.Groups)
+
+	w := watch(t, testenv.New(t))
+	publish(t, w.env, 1)
+	var have metrics
+	for _, last := range []string{"slot_lost", "lag_seconds", "dead_letters_open", "outbox_days_ahead"} {
+		eventually(t, func() bool {
+			have = w.metrics()
+			return have.families["diehard_streamer_"+last] != nil && w.progress.Confirmed() != 0
+		}, "%s never appears", last)
+	}
+	eventually(t, func() bool { return w.status().Lag.Flushed.Seconds != nil }, "the age of the lag is never known")
+	have = w.metrics()
+	metric := regexp.MustCompile(`\bdiehard_\w+`)
+	stage := regexp.MustCompile(`(diehard_\w+)\{\w+="(\w+)"\}`)
+	seen := map[string]bool{}
+	for _, group := range file.Groups {
+		for _, rule := range group.Rules {
+			assert.False(t, seen[rule.Alert], "%s twice", rule.Alert)
+			seen[rule.Alert] = true
+			assert.NotEmpty(t, rule.Annotations["summary"], rule.Alert)
+			assert.NotEmpty(t, rule.Annotations["description"], rule.Alert)
+			assert.Contains(t, []string{"info", "warning", "critical"}, rule.Labels["severity"], rule.Alert)
+			names := metric.FindAllString(rule.Expr, -1)
+			assert.NotEmpty(t, names, rule.Alert)
+			for _, name := range names {
+				assert.Contains(t, have.families, name, rule.Alert)
+			}
+			for _, match := range stage.FindAllStringSubmatch(rule.Expr, -1) {
+				have.find(match[1][len("diehard_streamer_"):], match[2])
+			}
+		}
+	}
+	assert.GreaterOrEqual(t, len(seen), 10)
+
+	readme, err := os.ReadFile("../README.md")
+	require.NoError(t, err)
+	for name := range have.families {
+		if short, ours := strings.CutPrefix(name, "diehard_streamer_"); ours {
+			assert.Contains(t, string(readme), "`"+short+"`", "streamer/README.md lists every metric")
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package ops
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"diehard/shared/telemetry"
+	"diehard/streamer/pipeline"
+)
+
+const (
+	// NotRunning is the State of a Status without a streamer, while nobody holds the slot.
+	NotRunning = "not running"
+	// Elsewhere is the State of a Status when a streamer that could not be asked holds the slot.
+	Elsewhere = "running elsewhere"
+)
+
+// askTimeout bounds the question to a streamer.
+const askTimeout = 2 * time.Second
+
+// AskStreamer returns the Status of the streamer that listens on addr.
+func AskStreamer(ctx context.Context, addr string) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(addr)+"/status", http.NoBody)
+	if err != nil {
+		return Status{}, fmt.Errorf("ask the streamer: %w", err)
+	}
+	request.Close = true
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return Status{}, fmt.Errorf("ask the streamer: %w", err)
+	}
+	defer response.Body.Close()
+	var s Status
+	if response.StatusCode != http.StatusOK {
+		return s, fmt.Errorf("ask the streamer: %s answers %s", addr, response.Status)
+	}
+	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
+		return s, fmt.Errorf("ask the streamer: %w", err)
+	}
+	return s, nil
+}
+
+// reachable turns an address to listen on into one to connect to.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return addr
+}
+
+// Status asks both databases, without a streamer. It takes a second, in which
+// the growth of the lag is measured. A database that does not answer leaves its
+// part empty and its error in it.
+func (p *Probe) Status(ctx context.Context) Status {
+	s := &sampler{probe: p, progress: &pipeline.Progress{}}
+	second := time.NewTimer(time.Second)
+	defer second.Stop()
+	s.refresh(ctx, 0)
+	s.askClickHouse(ctx)
+	s.askOutbox(ctx)
+	select {
+	case <-ctx.Done():
+	case <-second.C:
+	}
+	s.refresh(ctx, 0)
+
+	x := s.get()
+	status := Status{Time: time.Now(), Version: telemetry.Build().Version, State: NotRunning, Reasons: []string{}, Failures: []Failure{}}
+	status.ends(x, p.Slot)
+	if status.Slot != nil && status.Slot.Active {
+		status.State = Elsewhere
+	}
+	return status
+}

@@ -1,0 +1,52 @@
+package ops_test
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/telemetry"
+	"diehard/shared/telemetry/sentrytest"
+	"diehard/shared/testenv"
+)
+
+// Not parallel: Sentry belongs to the whole process.
+func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
+	server := sentrytest.New(t)
+	flush, err := telemetry.InitSentry(telemetry.SentryConfig{DSN: server.DSN, Environment: "Test"}, "streamer")
+	require.NoError(t, err)
+	env := testenv.New(t)
+	w := watch(t, env)
+	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), `ALTER TABLE event_log ADD CONSTRAINT no_cards CHECK position(event_context, '4111') = 0`))
+	_, err = env.Pool.Exec(t.Context(), `INSERT INTO outbox (event_type, event_context)
+		SELECT 'paid', CASE WHEN n IN (3, 7) THEN '["4111-payload"]' ELSE '{}' END::json FROM generate_series(1, 10) AS n`)
+	require.NoError(t, err)
+
+	eventually(t, func() bool {
+		c := w.status().ClickHouse.ClickHouse
+		return c != nil && c.DeadLetters.Open == 2
+	}, "the dead letters are never shown")
+	s, m := w.status(), w.metrics()
+	assert.InDelta(t, 2, m.value("dead_letters_total"), 0)
+	assert.InDelta(t, 2, m.value("dead_letters_open"), 0)
+	assert.True(t, s.Ready, "the others go on: %v", s.Reasons)
+	assert.Equal(t, "paid", s.ClickHouse.DeadLetters.Recent[0].Type)
+	assert.Equal(t, "dead letter", s.Failures[0].Kind)
+	assert.Equal(t, 1, s.Failures[0].Count)
+	for _, f := range s.Failures {
+		assert.NotContains(t, f.Text, "payload")
+	}
+	w.stop()
+	flush(5 * time.Second)
+
+	events := server.Items("event")
+	require.Len(t, events, 1, "one report for all rows of a flush")
+	assert.Equal(t, []any{"dead letter", "poison"}, events[0]["fingerprint"])
+	value := events[0]["exception"].([]any)[0].(map[string]any)["value"]
+	assert.Regexp(t, `^2 rows set aside in one flush; the first: row [0-9A-F/]+/3 of type "paid" was refused by ClickHouse \(code 469\)`, value)
+	assert.NotContains(t, server.Raw(), "payload")
+}

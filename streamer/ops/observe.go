@@ -1,0 +1,59 @@
+package ops
+
+import (
+	"time"
+
+	"diehard/shared/failure"
+	"diehard/streamer/batch"
+	"diehard/streamer/decode"
+	"diehard/streamer/pipeline"
+)
+
+// FlushStarted implements pipeline.Observer.
+func (m *Monitor) FlushStarted(b *batch.Batch) {
+	rows := b.Len() + len(b.Rejects)
+	m.counters.batchRows.Observe(float64(rows))
+	m.counters.batchBytes.Observe(float64(b.Bytes()))
+	if len(b.CommitTime) > 0 {
+		age := m.sampler.now().Sub(time.UnixMicro(b.CommitTime[0]))
+		m.counters.batchAge.Observe(max(0, age.Seconds()))
+	}
+	queued, _ := m.progress.Buffered()
+	m.reports.flushStarted(b, int(queued)-rows)
+}
+
+// FlushEnded implements pipeline.Observer.
+func (m *Monitor) FlushEnded(b *batch.Batch, f pipeline.Flush, err error) {
+	m.reports.flushEnded(f, err)
+	if err != nil {
+		m.counters.failedFlushes.Inc()
+		return
+	}
+	m.counters.flushSeconds.Observe(f.Took.Seconds())
+	m.history.flushed(f)
+	if n := len(b.CommitTime); n > 0 {
+		m.latency.observe(b.CommitTime, m.sampler.now())
+		m.sampler.landed(b.Position(n-1).LSN, time.UnixMicro(b.CommitTime[n-1]))
+	}
+}
+
+// Retry implements pipeline.Observer.
+func (m *Monitor) Retry(class failure.Class, err error) {
+	m.counters.retries.WithLabelValues(class.String()).Inc()
+	m.failures.note("clickhouse", class, err)
+	m.reports.retry(err)
+}
+
+// DeadLetter implements pipeline.Observer.
+func (m *Monitor) DeadLetter(r decode.Reject) {
+	m.counters.deadLetters.Inc()
+	m.failures.note("dead letter", failure.Poison, deadLetterError(r))
+	m.reports.deadLetter(r)
+}
+
+// SessionEnded implements pipeline.Observer.
+func (m *Monitor) SessionEnded(err error) {
+	m.counters.reconnects.Inc()
+	m.failures.note("session", failure.Of(err), err)
+	m.reports.sessionFailed(err)
+}

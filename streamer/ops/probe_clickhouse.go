@@ -1,0 +1,120 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/jackc/pglogrepl"
+
+	chconfig "diehard/shared/clickhouse"
+	"diehard/shared/telemetry"
+)
+
+// maxDeadLetters is how many of the last dead letters are shown.
+const maxDeadLetters = 10
+
+// ClickHouse is what ClickHouse says about our tables.
+type ClickHouse struct {
+	Version     string      `json:"version"`
+	Parts       uint64      `json:"parts"`              // active parts of the event log
+	MostParts   uint64      `json:"parts_in_partition"` // of the partition with the most
+	Rows        uint64      `json:"rows"`               // of all sources
+	Bytes       uint64      `json:"bytes"`              // on disk
+	DeadLetters DeadLetters `json:"dead_letters"`
+
+	landed pglogrepl.LSN // of the last row of our source
+	skew   time.Duration
+}
+
+// Landed is the commit LSN of the last row of our source; 0 without rows.
+func (c *ClickHouse) Landed() pglogrepl.LSN { return c.landed }
+
+// Skew is ClickHouse's clock minus ours, to within half a round trip.
+func (c *ClickHouse) Skew() time.Duration { return c.skew }
+
+// DeadLetters are the rows of our source that were set aside and not yet retried.
+type DeadLetters struct {
+	Open   uint64       `json:"open"`
+	Recent []DeadLetter `json:"recent"`
+}
+
+// DeadLetter is one of them, without its payload.
+type DeadLetter struct {
+	LSN      string    `json:"commit_lsn"`
+	Seq      uint32    `json:"commit_seq"`
+	EventID  string    `json:"event_id"`
+	Type     string    `json:"event_type"`
+	Reason   string    `json:"reason"`
+	FailedAt time.Time `json:"failed_at"`
+}
+
+// AskClickHouse asks ClickHouse. source is the value of the column source.
+func (p *Probe) AskClickHouse(ctx context.Context, source string) (*ClickHouse, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	answer := &ClickHouse{}
+	for _, ask := range []func(context.Context, string, *ClickHouse) error{
+		p.askServer, p.askPosition, p.askDeadLetters,
+	} {
+		if err := ask(ctx, source, answer); err != nil {
+			return nil, fmt.Errorf("ask ClickHouse: %w", err)
+		}
+	}
+	return answer, nil
+}
+
+func (p *Probe) askServer(ctx context.Context, _ string, c *ClickHouse) error {
+	began := time.Now()
+	var now time.Time
+	err := p.ClickHouse.QueryRow(ctx, `
+		SELECT version(), now64(6, 'UTC'), sum(n), max(n), sum(r), sum(b) FROM (
+			SELECT count() AS n, sum(rows) AS r, sum(bytes_on_disk) AS b FROM system.parts
+			WHERE database = currentDatabase() AND table = {table:String} AND active GROUP BY partition_id)`,
+		clickhouse.Named("table", p.EventLog)).
+		Scan(&c.Version, &now, &c.Parts, &c.MostParts, &c.Rows, &c.Bytes)
+	c.skew = now.Sub(began.Add(time.Since(began) / 2))
+	return err
+}
+
+// askPosition is answered from the table's projection.
+func (p *Probe) askPosition(ctx context.Context, source string, c *ClickHouse) error {
+	table, err := chconfig.QuoteIdentifier(p.EventLog)
+	if err != nil {
+		return err
+	}
+	var lsn uint64
+	err = p.ClickHouse.QueryRow(ctx, `
+		SELECT tupleElement(m, 1) FROM (
+			SELECT max((commit_lsn, commit_seq)) AS m FROM `+table+` WHERE source = {source:String})`,
+		clickhouse.Named("source", source)).Scan(&lsn)
+	c.landed = pglogrepl.LSN(lsn)
+	return err
+}
+
+func (p *Probe) askDeadLetters(ctx context.Context, source string, c *ClickHouse) error {
+	table, err := chconfig.QuoteIdentifier(p.DeadLetter)
+	if err != nil {
+		return err
+	}
+	rows, err := p.ClickHouse.Query(ctx, `
+		SELECT commit_lsn, commit_seq, toString(event_id), event_type, reason, failed_at, count() OVER ()
+		FROM `+table+` FINAL WHERE source = {source:String} AND toUnixTimestamp(retried_at) = 0
+		ORDER BY failed_at DESC, commit_lsn DESC, commit_seq DESC LIMIT {limit:UInt8}`,
+		clickhouse.Named("source", source), clickhouse.Named("limit", fmt.Sprint(maxDeadLetters)))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var d DeadLetter
+		var lsn uint64
+		if err := rows.Scan(&lsn, &d.Seq, &d.EventID, &d.Type, &d.Reason, &d.FailedAt, &c.DeadLetters.Open); err != nil {
+			return err
+		}
+		d.LSN, d.Reason = pglogrepl.LSN(lsn).String(), telemetry.Scrub(d.Reason)
+		c.DeadLetters.Recent = append(c.DeadLetters.Recent, d)
+	}
+	return rows.Err()
+}

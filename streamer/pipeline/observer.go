@@ -1,0 +1,40 @@
+package pipeline
+
+import (
+	"time"
+
+	"diehard/shared/failure"
+	"diehard/streamer/batch"
+	"diehard/streamer/decode"
+)
+
+// Flush describes a batch that is durable.
+type Flush struct {
+	Rows, Bytes, DeadLetters int
+	First, Last              decode.Position
+	Took                     time.Duration
+	Retries                  int
+}
+
+// Observer learns what happens in a Pipeline. Its methods are called from the
+// pipeline's own goroutines: they must not block, and must not keep the batch.
+type Observer interface {
+	// FlushStarted is called when the writer takes a batch with rows.
+	FlushStarted(b *batch.Batch)
+	// FlushEnded follows, with err only when the pipeline gives the batch up for this session.
+	FlushEnded(b *batch.Batch, f Flush, err error)
+	// Retry is called for every try that failed and will be repeated.
+	Retry(class failure.Class, err error)
+	// DeadLetter is called for every row set aside.
+	DeadLetter(r decode.Reject)
+	// SessionEnded is called when a connection ended with an error and a new one is about to begin.
+	SessionEnded(err error)
+}
+
+type nobody struct{}
+
+func (nobody) FlushStarted(*batch.Batch)             {}
+func (nobody) FlushEnded(*batch.Batch, Flush, error) {}
+func (nobody) Retry(failure.Class, error)            {}
+func (nobody) DeadLetter(decode.Reject)              {}
+func (nobody) SessionEnded(error)                    {}

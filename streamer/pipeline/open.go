@@ -1,0 +1,164 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"diehard/shared/failure"
+	"diehard/streamer/decode"
+	"diehard/streamer/failpoint"
+	"diehard/streamer/replication"
+	"diehard/streamer/sink"
+)
+
+// open connects both ends, checks what must hold, waits for the slot and starts the stream.
+func (p *Pipeline) open(ctx context.Context) (*session, error) {
+	p.progress.setState(Connecting)
+	nonce := newNonce()
+	s := &session{Pipeline: p, log: p.log, nonce: nonce, name: "diehard-streamer-" + nonce}
+	connecting, cancel := context.WithTimeout(ctx, p.cfg.InsertTimeout)
+	defer cancel()
+	var err error
+	if s.control, err = replication.OpenControl(connecting, p.cfg.PostgresURL, s.name, p.cfg.Slot, p.cfg.Publication); err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func newNonce() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// start takes the slot. What it reads of ClickHouse here is a lower bound: a
+// predecessor may still be writing. resume reads it again behind the fence.
+func (s *session) start(ctx context.Context) error {
+	sys, landed, err := s.meet(ctx)
+	if err != nil {
+		return err
+	}
+	if s.slot, err = s.control.Preflight(ctx, landed.LSN != 0); err != nil {
+		return err
+	}
+	if s.slot.Late {
+		s.log.Warn("the outbox had events before the slot was made: `streamer replay --from-table` delivers those that are missing", "slot", s.cfg.Slot)
+	}
+	at, err := s.startAt(landed.LSN, sys.XLogPos)
+	if err != nil {
+		return err
+	}
+	if err := s.takeSlot(ctx, at); err != nil {
+		return err
+	}
+	failpoint.Hit("started")
+	// Only now, with the slot ours, is its position surely not behind what a predecessor confirmed.
+	s.slot, err = s.control.Slot(ctx)
+	return err
+}
+
+// meet connects to both servers and finds out whether they belong together. Its
+// time is bounded: a network that swallows everything must not be waited for in silence.
+func (s *session) meet(ctx context.Context) (sys pglogrepl.IdentifySystemResult, landed decode.Position, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.InsertTimeout)
+	defer cancel()
+	if s.conn, err = replication.Connect(ctx, s.cfg.PostgresURL, s.name, s.cfg.SenderTimeout); err != nil {
+		return sys, landed, err
+	}
+	// First: a standby that is promoted meanwhile would be identified with the timeline it leaves.
+	if err = s.control.CheckServer(ctx); err != nil {
+		return sys, landed, err
+	}
+	if sys, err = s.conn.Identify(ctx); err != nil {
+		return sys, landed, err
+	}
+	if err = s.sameServer(sys.SystemID); err != nil {
+		return sys, landed, err
+	}
+	s.source = sink.Source{SystemID: sys.SystemID, Slot: s.cfg.Slot}
+	s.sink = sink.New(s.ch, s.cfg.Tables, s.source, uint32(sys.Timeline)) //nolint:gosec // timelines are 32 bits wide
+	if err = s.sink.CheckTables(ctx); err != nil {
+		return sys, landed, err
+	}
+	var timeline uint32
+	if landed, timeline, err = s.sink.Position(ctx); err != nil {
+		return sys, landed, err
+	}
+	return sys, landed, s.conn.CheckHistory(ctx, sys, replication.Landed{LSN: landed.LSN, Timeline: timeline})
+}
+
+// sameServer refuses an address that has come to mean another server: its
+// events would begin in the middle, and those of the first would be missed.
+func (p *Pipeline) sameServer(systemID string) error {
+	if p.systemID != "" && p.systemID != systemID {
+		return failure.Wrap(failure.Fatal, fmt.Errorf("DATABASE_URL leads to another server than before: its system identifier is %s and was %s; "+
+			"correct the address, or start again if the change is meant", systemID, p.systemID))
+	}
+	p.systemID = systemID
+	return nil
+}
+
+// takeSlot starts the stream; while another streamer holds the slot, it is the standby.
+func (s *session) takeSlot(ctx context.Context, at pglogrepl.LSN) error {
+	if !s.slot.Active {
+		err := s.conn.Start(ctx, s.cfg.Slot, s.cfg.Publication, at)
+		if !errors.Is(err, replication.ErrSlotActive) {
+			return err
+		}
+	}
+	if s.progress.State() != Standby {
+		s.progress.setState(Standby)
+		s.log.Info("standby: another streamer holds the slot; taking over when it ends", "slot", s.cfg.Slot)
+	}
+	for s.slot.Active {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(standbyPoll):
+		}
+		var err error
+		if s.slot, err = s.control.Slot(ctx); err != nil {
+			return err
+		}
+	}
+	return errSlotFree
+}
+
+// errSlotFree ends a standby's session: it begins anew, because everything that
+// was checked may have changed while it waited.
+var errSlotFree = errors.New("the slot is free")
+
+// resume ends what a predecessor left running in ClickHouse and reads where the
+// tables end. Nothing but our own inserts changes that from here on.
+func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Position]bool, error) {
+	err := s.sink.Fence(ctx, s.source.QueryPrefix(), func(n uint64) {
+		s.log.Info("waiting for inserts of the streamer before", "inserts", n)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	failpoint.Hit("fenced")
+	landed, _, err := s.sink.Position(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	known, err := s.sink.DeadLettersAfter(ctx, landed)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.log.Info("streaming", "slot", s.cfg.Slot, "publication", s.cfg.Publication,
+		"table", s.cfg.Tables.EventLog, "source", s.source.String(),
+		"batch_rows", s.cfg.Limits.Rows, "batch_bytes", s.cfg.Limits.Bytes, "flush_interval", s.cfg.FlushInterval,
+		"confirmed_lsn", s.slot.ConfirmedFlush.String(), "resume_after", fmt.Sprintf("%s/%d", landed.LSN, landed.Seq))
+	return decode.NewDecoder(landed), known, nil
+}

@@ -1,0 +1,202 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"diehard/streamer/batch"
+	"diehard/streamer/decode"
+	"diehard/streamer/failpoint"
+	"diehard/streamer/replication"
+)
+
+// maxStep bounds one wait for the server, so that a stop is noticed.
+const maxStep = time.Second
+
+// receiver owns the reading side of the connection and the open batch.
+//
+// When to hand the batch over: when it is full; or when there is nothing more to
+// read, the writer is idle, and the insert before began FlushInterval ago. So a
+// lone event goes out immediately, a steady trickle once an interval, a busy stream
+// in full batches; and while ClickHouse is slow the batch grows instead of
+// becoming several small parts.
+//
+// There are two batches: the open one, and one that the writer has or has
+// emptied. Getting the other one in exchange is how the writer is known to be idle.
+type receiver struct {
+	*session
+	decoder   *decode.Decoder
+	confirmed *confirmed
+	ready     chan<- *batch.Batch
+	free      <-chan *batch.Batch
+	waiting   *atomic.Bool // a batch is due and the writer is busy
+
+	open     *batch.Batch
+	whole    pglogrepl.LSN // every transaction before it was read to its end
+	rows     int64         // read before the open batch
+	received int64         // bytes sent for them
+	rowSince time.Time     // since when open holds rows, as far as waits can tell; zero without rows
+	handed   time.Time     // when rows were last handed over
+	urgent   bool          // the server waits for a confirmation, as at its shutdown
+	heard    time.Time     // when the server was last heard of
+	fresh    bool          // a message came since the last wait
+	asked    bool
+}
+
+// run reads until reading ends, and then hands over what it has. Only work's
+// end makes it drop the open batch.
+func (r *receiver) run(reading, work context.Context) error {
+	r.open, r.heard = batch.New(r.cfg.Limits), time.Now()
+	for reading.Err() == nil {
+		deadline := time.Time{}
+		if !r.conn.Buffered() {
+			var err error
+			if deadline, err = r.beforeWait(time.Now()); err != nil {
+				return err
+			}
+		}
+		msg, err := r.conn.Receive(deadline)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		r.fresh = true
+		if err := r.take(msg); err != nil {
+			return err
+		}
+		if r.open.Full(r.cfg.Limits) {
+			r.handOver(work)
+		}
+	}
+	failpoint.Hit("draining")
+	if r.open.Pending() && work.Err() == nil {
+		r.handOver(work)
+	}
+	return nil
+}
+
+func (r *receiver) take(msg replication.Message) error {
+	if msg.Kind == replication.Keepalive {
+		if !r.decoder.InTransaction() {
+			r.open.Idle(msg.WALEnd)
+			r.whole = max(r.whole, msg.WALEnd)
+		}
+		r.progress.serverEnd.Store(uint64(msg.WALEnd))
+		if msg.ReplyRequested {
+			r.urgent = true
+			r.confirmed.signal()
+		}
+		return nil
+	}
+	kind, err := r.decoder.Decode(msg.Data, &r.open.Rows)
+	if err != nil {
+		return err
+	}
+	r.open.Received += len(msg.Data)
+	if kind == decode.Commit {
+		r.open.Commit(r.decoder.CommitEnd())
+		r.whole = r.decoder.CommitEnd()
+	}
+	return nil
+}
+
+// beforeWait is called when nothing can be read without waiting. It hands the
+// batch over if that is due, and returns until when to wait.
+func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
+	if err := r.checkServer(now); err != nil {
+		return now, err
+	}
+	r.publish()
+	if !r.open.Pending() {
+		return now.Add(maxStep), nil
+	}
+	due := r.due(now)
+	if due.After(now) {
+		return due, nil
+	}
+	select {
+	case empty := <-r.free:
+		r.exchange(now, empty)
+		return now.Add(maxStep), nil
+	default: // the writer wakes us when it is done
+		r.waiting.Store(true)
+		return now.Add(min(maxStep, r.cfg.FlushInterval)), nil
+	}
+}
+
+// due is when the open batch should go out if nothing more arrives.
+func (r *receiver) due(now time.Time) time.Time {
+	if r.open.Empty() || r.urgent {
+		return now // a position alone costs no insert
+	}
+	if r.rowSince.IsZero() {
+		r.rowSince = now
+	}
+	due := r.handed.Add(r.cfg.FlushInterval)
+	if r.decoder.InTransaction() { // its end is likely on the way
+		due = r.rowSince.Add(r.cfg.FlushInterval)
+	}
+	return due
+}
+
+// handOver waits for the writer to take the batch. Meanwhile nothing is read,
+// the server's socket fills, and the server waits.
+func (r *receiver) handOver(work context.Context) {
+	r.publish()
+	select {
+	case empty := <-r.free:
+		now := time.Now()
+		r.exchange(now, empty)
+		r.heard = now // what came while we were not reading counts as heard
+	case <-work.Done():
+	}
+}
+
+// exchange hands the open batch over and goes on with an empty one.
+func (r *receiver) exchange(now time.Time, empty *batch.Batch) {
+	held := measure(r.open)
+	if held.rows > 0 {
+		r.handed = now
+	}
+	r.rows += held.rows
+	r.received += held.received
+	r.progress.handed(held)
+	r.ready <- r.open // has room: the writer has nothing
+	r.open = empty
+	r.rowSince, r.urgent = time.Time{}, false
+	r.waiting.Store(false)
+}
+
+// checkServer asks a silent server for a sign of life, and gives it up when none comes.
+func (r *receiver) checkServer(now time.Time) error {
+	if r.fresh {
+		r.heard, r.fresh, r.asked = now, false, false
+		return nil
+	}
+	silence := now.Sub(r.heard)
+	if silence > r.cfg.SenderTimeout {
+		return fmt.Errorf("no sign of life from PostgreSQL for %s", silence.Round(time.Second))
+	}
+	if silence > r.cfg.SenderTimeout/2 && !r.asked {
+		r.asked = true
+		r.confirmed.ask.Store(true)
+		r.confirmed.signal()
+	}
+	return nil
+}
+
+// publish tells observers how far reading has come.
+func (r *receiver) publish() {
+	open := measure(r.open)
+	r.progress.reading(r.rows+open.rows, r.received+open.received, open)
+	r.progress.decoded.Store(uint64(r.whole))
+	r.progress.received.Store(uint64(max(r.whole, r.decoder.Last().LSN)))
+}

@@ -1,0 +1,399 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"diehard/streamer/batch"
+	"diehard/streamer/decode"
+	"diehard/streamer/replication"
+)
+
+// What the receiver decides needs no connection: these tests give it messages
+// and the time. What it does with real servers is the subject of package e2e.
+
+const (
+	interval = 200 * time.Millisecond
+	patience = 10 * time.Second
+)
+
+// reception is a receiver with a writer that a test plays.
+type reception struct {
+	*receiver
+	t     require.TestingT
+	ready chan *batch.Batch
+	free  chan *batch.Batch
+}
+
+func newReception(t require.TestingT, limits batch.Limits) *reception {
+	p := New(Config{Limits: limits, FlushInterval: interval, SenderTimeout: patience}, nil, slog.New(slog.DiscardHandler), nil)
+	ready, free := make(chan *batch.Batch, 1), make(chan *batch.Batch, 1)
+	free <- batch.New(limits)
+	r := &receiver{
+		session: &session{Pipeline: p, log: p.log}, decoder: decode.NewDecoder(decode.Position{}),
+		confirmed: &confirmed{kick: make(chan struct{}, 1)}, ready: ready, free: free, waiting: new(atomic.Bool),
+		open: batch.New(limits), heard: time.Now(),
+	}
+	return &reception{receiver: r, t: t, ready: ready, free: free}
+}
+
+var roomy = batch.Limits{Rows: 1000, Bytes: 1 << 20}
+
+// data receives a pgoutput message, at a time when more can be read at once.
+func (r *reception) data(m []byte) {
+	r.fresh = true
+	require.NoError(r.t, r.take(replication.Message{Kind: replication.Data, Data: m}))
+}
+
+func (r *reception) keepalive(end pglogrepl.LSN, reply bool) {
+	r.fresh = true
+	require.NoError(r.t, r.take(replication.Message{Kind: replication.Keepalive, WALEnd: end, ReplyRequested: reply}))
+}
+
+func (r *reception) wait(now time.Time) time.Time {
+	until, err := r.beforeWait(now)
+	require.NoError(r.t, err)
+	return until
+}
+
+// handed returns the batch that was handed over, nil if none was.
+func (r *reception) handed() *batch.Batch {
+	select {
+	case b := <-r.ready:
+		return b
+	default:
+		return nil
+	}
+}
+
+// land is the writer: it gives an empty batch back.
+func (r *reception) land(b *batch.Batch) {
+	b.Reset(r.cfg.Limits)
+	r.free <- b
+}
+
+var (
+	be16 = binary.BigEndian.AppendUint16
+	be32 = binary.BigEndian.AppendUint32
+	be64 = binary.BigEndian.AppendUint64
+)
+
+func beginOf(lsn pglogrepl.LSN) []byte { return be32(be64(be64([]byte{'B'}, uint64(lsn)), 0), 1) }
+
+func commitOf(lsn pglogrepl.LSN) []byte {
+	return be64(be64(be64([]byte{'C', 0}, uint64(lsn)), uint64(lsn+48)), 0)
+}
+
+var columns = []struct {
+	name string
+	oid  uint32
+	size int
+}{{"id", 2950, 16}, {"event_type", 25, 1}, {"event_date_time", 1184, 8}, {"environment", 25, 0}, {"event_context", 114, 2}, {"metadata_version", 20, 8}}
+
+func relationOf() []byte {
+	b := append(be32([]byte{'R'}, 1), "public\x00outbox\x00d"...)
+	b = be16(b, uint16(len(columns)))
+	for _, c := range columns {
+		b = append(append(b, 0), c.name+"\x00"...)
+		b = be32(be32(b, c.oid), 0)
+	}
+	return b
+}
+
+func rowOf() []byte {
+	b := be16(append(be32([]byte{'I'}, 1), 'N'), uint16(len(columns)))
+	for _, c := range columns {
+		b = append(be32(append(b, 'b'), uint32(c.size)), make([]byte, c.size)...)
+	}
+	return b
+}
+
+// transaction receives n rows that are committed at lsn.
+func (r *reception) transaction(lsn pglogrepl.LSN, n int) {
+	r.data(relationOf())
+	r.data(beginOf(lsn))
+	for range n {
+		r.data(rowOf())
+	}
+	r.data(commitOf(lsn))
+}
+
+func TestALoneEventGoesOutAtOnce(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.transaction(1000, 1)
+	r.wait(now)
+	b := r.handed()
+	require.NotNil(t, b)
+	assert.Equal(t, 1, b.Len())
+	assert.Equal(t, pglogrepl.LSN(1048), b.Confirm)
+	assert.True(t, r.open.Empty())
+}
+
+func TestASteadyTrickleGoesOutOnceAnInterval(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.transaction(1000, 1)
+	r.wait(now)
+	first := r.handed()
+	require.NotNil(t, first)
+	r.land(first)
+	for i := range 9 {
+		r.transaction(pglogrepl.LSN(2000+1000*i), 1)
+		assert.Equal(t, now.Add(interval), r.wait(now.Add(time.Duration(i+1)*interval/10)), "not before it is due")
+		require.Nil(t, r.handed())
+	}
+	r.wait(now.Add(interval))
+	second := r.handed()
+	require.NotNil(t, second)
+	assert.Equal(t, 9, second.Len())
+	assert.Equal(t, pglogrepl.LSN(10_048), second.Confirm)
+}
+
+// While the writer is busy the batch grows; it wakes us when it is done.
+func TestABusyWriterIsNotGivenSmallBatches(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.transaction(1000, 1)
+	r.wait(now)
+	first := r.handed()
+	require.NotNil(t, first)
+	for i := range 5 {
+		r.transaction(pglogrepl.LSN(2000+1000*i), 1)
+		now = now.Add(2 * interval)
+		assert.LessOrEqual(t, r.wait(now), now.Add(interval))
+		require.Nil(t, r.handed())
+		assert.True(t, r.waiting.Load(), "the writer is told that we wait")
+	}
+	r.land(first)
+	r.wait(now)
+	assert.False(t, r.waiting.Load())
+	assert.Equal(t, 5, r.handed().Len())
+}
+
+// The end of a transaction is likely on its way; rows of a long one go out anyway.
+func TestAnOpenTransactionWaitsAnInterval(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.data(relationOf())
+	r.data(beginOf(1000))
+	r.data(rowOf())
+	assert.Equal(t, now.Add(interval), r.wait(now))
+	require.Nil(t, r.handed())
+	r.data(rowOf())
+	r.wait(now.Add(interval))
+	piece := r.handed()
+	require.NotNil(t, piece)
+	assert.Equal(t, 2, piece.Len())
+	assert.Zero(t, piece.Confirm, "a piece confirms nothing")
+	r.land(piece)
+	r.data(commitOf(1000))
+	r.wait(now.Add(interval))
+	end := r.handed()
+	require.NotNil(t, end, "the position alone goes out at once")
+	assert.True(t, end.Empty())
+	assert.Equal(t, pglogrepl.LSN(1048), end.Confirm)
+}
+
+// An idle slot advances by keepalives alone; inside a transaction they say nothing.
+func TestKeepalivesMoveAnIdleSlot(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	assert.Equal(t, now.Add(maxStep), r.wait(now))
+	require.Nil(t, r.handed())
+	r.keepalive(5000, false)
+	r.wait(now)
+	b := r.handed()
+	require.NotNil(t, b)
+	assert.Equal(t, pglogrepl.LSN(5000), b.Confirm)
+	r.land(b)
+
+	r.data(beginOf(6000))
+	r.keepalive(6000, false)
+	r.wait(now)
+	require.Nil(t, r.handed())
+	assert.False(t, r.open.Pending())
+	assert.Equal(t, pglogrepl.LSN(6000), r.progress.ServerEnd())
+}
+
+// A server that shuts down asks for a reply: what is there goes out at once.
+func TestAServerThatWaitsIsAnswered(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.transaction(1000, 1)
+	r.wait(now)
+	r.land(r.handed())
+	r.transaction(2000, 1)
+	r.wait(now.Add(time.Millisecond))
+	require.Nil(t, r.handed())
+	r.keepalive(2048, true)
+	select {
+	case <-r.confirmed.kick:
+	default:
+		t.Error("the status sender was not told")
+	}
+	r.wait(now.Add(time.Millisecond))
+	require.NotNil(t, r.handed())
+	assert.False(t, r.urgent)
+}
+
+func TestASilentServerIsAskedAndThenGivenUp(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.heard = now
+	r.wait(now.Add(patience / 2))
+	assert.False(t, r.confirmed.ask.Load())
+	r.wait(now.Add(patience/2 + time.Millisecond))
+	assert.True(t, r.confirmed.ask.Swap(false), "a sign of life is asked for")
+	r.wait(now.Add(patience))
+	assert.False(t, r.confirmed.ask.Load(), "once")
+	_, err := r.beforeWait(now.Add(patience + time.Millisecond))
+	require.ErrorContains(t, err, "no sign of life from PostgreSQL for 10s")
+
+	r.keepalive(1, false)
+	later := now.Add(3 * patience)
+	r.wait(later)
+	r.wait(later.Add(patience/2 + time.Millisecond))
+	assert.True(t, r.confirmed.ask.Load(), "after an answer the silence begins anew")
+}
+
+// While a full batch waits for the writer nothing is read. However long that
+// takes, the server is not to blame for the silence; and the end of work ends it.
+func TestHandingOverWaitsForTheWriter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newReception(t, roomy)
+		first := <-r.free // the writer has it
+		r.transaction(1000, 1)
+		began := time.Now()
+		time.AfterFunc(10*patience, func() { r.free <- first })
+		r.handOver(t.Context())
+		assert.Equal(t, 10*patience, time.Since(began))
+		require.NotNil(t, r.handed())
+		r.wait(time.Now())
+		assert.False(t, r.confirmed.ask.Load())
+
+		r.transaction(2000, 1)
+		work, fail := context.WithCancel(t.Context())
+		time.AfterFunc(time.Minute, fail)
+		r.handOver(work)
+		assert.Nil(t, r.handed())
+		assert.Equal(t, 1, r.open.Len(), "it comes again in the next session")
+	})
+}
+
+func TestADecodingErrorEndsTheSession(t *testing.T) {
+	t.Parallel()
+	r := newReception(t, roomy)
+	err := r.take(replication.Message{Kind: replication.Data, Data: []byte("?")})
+	require.ErrorContains(t, err, "unknown message")
+}
+
+// Whatever arrives in whatever rhythm, and however the writer keeps up: a
+// position is confirmed only with all rows before it, and in the end all are.
+func TestNothingIsConfirmedBeforeItsRowsAreHandedOver(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		r := newReception(t, batch.Limits{Rows: rapid.IntRange(1, 8).Draw(t, "rows"), Bytes: 1 << 20})
+		now, lsn := time.Now(), pglogrepl.LSN(1000)
+		sent, durable := 0, 0
+		var confirmed pglogrepl.LSN
+		rowsUpTo := map[pglogrepl.LSN]int{} // by commit: all rows up to its end
+		var busy *batch.Batch
+		finish := func() { // the writer lands what it has
+			if busy == nil {
+				busy = r.handed()
+			}
+			if b := busy; b != nil {
+				busy = nil
+				durable += b.Len()
+				confirmed = max(confirmed, b.Confirm)
+				r.land(b)
+			}
+		}
+		full := func() {
+			if r.open.Full(r.cfg.Limits) {
+				finish()
+				r.handOver(context.Background())
+			}
+		}
+		r.data(relationOf())
+		t.Repeat(map[string]func(*rapid.T){
+			"begin": func(t *rapid.T) {
+				if r.decoder.InTransaction() {
+					t.Skip()
+				}
+				lsn += 100
+				r.data(beginOf(lsn))
+			},
+			"row": func(t *rapid.T) {
+				if !r.decoder.InTransaction() {
+					t.Skip()
+				}
+				r.data(rowOf())
+				sent++
+				full()
+			},
+			"commit": func(t *rapid.T) {
+				if !r.decoder.InTransaction() {
+					t.Skip()
+				}
+				r.data(commitOf(lsn))
+				rowsUpTo[lsn] = sent
+			},
+			"keepalive": func(t *rapid.T) {
+				end := lsn
+				if !r.decoder.InTransaction() {
+					end = lsn + pglogrepl.LSN(rapid.IntRange(0, 99).Draw(t, "end"))
+				}
+				r.keepalive(end, rapid.Bool().Draw(t, "reply"))
+			},
+			"wait": func(t *rapid.T) {
+				now = now.Add(time.Duration(rapid.IntRange(0, 500).Draw(t, "ms")) * time.Millisecond)
+				if !r.wait(now).After(now) && r.open.Pending() {
+					t.Error("a wait that ends before it begins, and nothing handed over")
+				}
+			},
+			"writer takes": func(t *rapid.T) {
+				if busy != nil {
+					t.Skip()
+				}
+				busy = r.handed()
+			},
+			"writer lands": func(*rapid.T) { finish() },
+			"": func(t *rapid.T) {
+				for commit, rows := range rowsUpTo {
+					if confirmed > commit && durable < rows {
+						t.Errorf("%s is confirmed with %d durable rows, the transaction at %s needs %d", confirmed, durable, commit, rows)
+					}
+				}
+				if confirmed > lsn && r.decoder.InTransaction() {
+					t.Errorf("%s is confirmed inside the transaction at %s", confirmed, lsn)
+				}
+			},
+		})
+		if r.decoder.InTransaction() {
+			r.data(commitOf(lsn))
+		}
+		for range 3 {
+			finish()
+			r.fresh = true
+			now = now.Add(time.Minute)
+			r.wait(now)
+		}
+		finish()
+		require.Equal(t, sent, durable)
+		rows, _ := r.progress.Read()
+		require.Equal(t, int64(sent), rows)
+	})
+}

@@ -1,0 +1,259 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"diehard/shared/postgres"
+)
+
+// Bookmark is a place in the WAL from which replay is possible: a copy of the
+// streamer's slot that nobody reads from. It keeps all WAL since then on the server.
+type Bookmark struct {
+	Name     string
+	LSN      pglogrepl.LSN // replay can begin here or later
+	Retained int64         // bytes of WAL kept on the server
+	Since    time.Time     // when it was added or last moved; zero before PostgreSQL 17, which does not tell
+	State    string        // PostgreSQL's wal_status, with the reason when it is lost
+	Lost     bool          // PostgreSQL has removed WAL it needs
+
+	slot string
+}
+
+// Bookmarks are those of one slot. Not safe for concurrent use.
+type Bookmarks struct {
+	conn *pgx.Conn
+	slot string
+}
+
+// OpenBookmarks connects; the caller closes.
+func OpenBookmarks(ctx context.Context, url, slot string) (*Bookmarks, error) {
+	conn, err := connect(ctx, url, "diehard-streamer-bookmark")
+	if err != nil {
+		return nil, err
+	}
+	return &Bookmarks{conn: conn, slot: slot}, nil
+}
+
+// Close ends the connection.
+func (b *Bookmarks) Close() { closeConn(b.conn) }
+
+func connect(ctx context.Context, url, application string) (*pgx.Conn, error) {
+	cfg, err := postgres.ParseConfig(url, application)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to PostgreSQL: %w", postgres.Redact(err))
+	}
+	return conn, nil
+}
+
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // it is gone either way
+}
+
+const (
+	infix       = "_bm_"
+	maxSlotName = 63 // PostgreSQL's NAMEDATALEN
+)
+
+var validName = regexp.MustCompile(`^[a-z0-9_]+$`)
+
+// slotName is the replication slot behind a bookmark.
+func (b *Bookmarks) slotName(name string) (string, error) {
+	slot := b.slot + infix + name
+	switch {
+	case !validName.MatchString(name):
+		return "", fmt.Errorf("bookmark name %q: use lower-case letters, digits and _", name)
+	case len(slot) > maxSlotName:
+		return "", fmt.Errorf("bookmark name %q is too long: at most %d characters with slot %s", name, maxSlotName-len(b.slot)-len(infix), b.slot)
+	}
+	return slot, nil
+}
+
+// Add copies the streamer's slot, which goes on undisturbed. Everything that the
+// streamer has not confirmed yet, and all that follows, can be replayed from it.
+func (b *Bookmarks) Add(ctx context.Context, name string) (Bookmark, error) {
+	slot, err := b.slotName(name)
+	if err != nil {
+		return Bookmark{}, err
+	}
+	_, err = b.conn.Exec(ctx, `SELECT pg_catalog.pg_copy_logical_replication_slot($1, $2, false)`, b.slot, slot)
+	if err != nil {
+		return Bookmark{}, fmt.Errorf("add bookmark %s: %w", name, b.explain(err))
+	}
+	return b.Get(ctx, name)
+}
+
+// SQLSTATEs, PostgreSQL docs, "PostgreSQL Error Codes".
+const (
+	codeUndefinedObject   = "42704"
+	codeDuplicateObject   = "42710"
+	codeLimitExceeded     = "53400"
+	codeNotInPrerequisite = "55000"
+	codeInUse             = "55006"
+	codePrivilege         = "42501"
+)
+
+// explain adds what to do about an error of a slot function.
+func (b *Bookmarks) explain(err error) error {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return err
+	}
+	hint := map[string]string{
+		codeUndefinedObject:   "the streamer makes slot " + b.slot + " when it first runs; `streamer bookmark list` shows the bookmarks",
+		codeDuplicateObject:   "choose another name, or roll that bookmark forward with `streamer bookmark move`",
+		codeLimitExceeded:     "raise max_replication_slots and restart PostgreSQL, or drop a bookmark",
+		codeNotInPrerequisite: "PostgreSQL has removed WAL that the slot needs",
+		codeInUse:             "somebody reads from it",
+		codePrivilege:         "the role needs the attribute REPLICATION",
+	}[pg.Code]
+	if hint == "" {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, hint)
+}
+
+// List returns the bookmarks of the slot, oldest position first.
+func (b *Bookmarks) List(ctx context.Context) ([]Bookmark, error) {
+	rows, err := b.conn.Query(ctx, `
+		SELECT slot_name, coalesce(confirmed_flush_lsn, '0/0')::text,
+		       coalesce(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+		       (to_jsonb(s)->>'inactive_since')::timestamptz, coalesce(wal_status, ''), coalesce(to_jsonb(s)->>'invalidation_reason', '')
+		FROM pg_catalog.pg_replication_slots s
+		WHERE slot_type = 'logical' AND database = current_database() AND starts_with(slot_name, $1)
+		ORDER BY confirmed_flush_lsn, slot_name`, b.slot+infix)
+	if err != nil {
+		return nil, fmt.Errorf("list bookmarks: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, b.scan)
+	if err != nil {
+		return nil, fmt.Errorf("list bookmarks: %w", err)
+	}
+	return list, nil
+}
+
+func (b *Bookmarks) scan(row pgx.CollectableRow) (Bookmark, error) {
+	var m Bookmark
+	var lsn, reason string
+	var since *time.Time
+	if err := row.Scan(&m.slot, &lsn, &m.Retained, &since, &m.State, &reason); err != nil {
+		return m, err
+	}
+	m.Name = strings.TrimPrefix(m.slot, b.slot+infix)
+	m.Lost = m.State == "lost" || reason != ""
+	if reason != "" {
+		m.State = "lost: " + reason
+	}
+	if since != nil {
+		m.Since = *since
+	}
+	var err error
+	m.LSN, err = pglogrepl.ParseLSN(lsn)
+	return m, err
+}
+
+// ErrNoBookmark means that there is no bookmark of that name.
+var ErrNoBookmark = errors.New("no such bookmark")
+
+// Get returns one bookmark.
+//
+// Errors: ErrNoBookmark.
+func (b *Bookmarks) Get(ctx context.Context, name string) (Bookmark, error) {
+	if _, err := b.slotName(name); err != nil {
+		return Bookmark{}, err
+	}
+	list, err := b.List(ctx)
+	if err != nil {
+		return Bookmark{}, err
+	}
+	for _, m := range list {
+		if m.Name == name {
+			return m, nil
+		}
+	}
+	return Bookmark{}, fmt.Errorf("%w: %s; %s", ErrNoBookmark, name, describe(list))
+}
+
+// describe tells an operator which bookmarks there are.
+func describe(list []Bookmark) string {
+	if len(list) == 0 {
+		return "there are none: `streamer bookmark add NAME` makes one for the time to come"
+	}
+	texts := make([]string, len(list))
+	for i, m := range list {
+		texts[i] = fmt.Sprintf("%s at %s", m.Name, m.LSN)
+		if m.Lost {
+			texts[i] = m.Name + " (lost)"
+		}
+	}
+	return "there are " + strings.Join(texts, ", ")
+}
+
+// Move rolls a bookmark forward to an LSN, letting PostgreSQL remove the WAL
+// before it. to = 0 is what the streamer has confirmed, which is also the
+// furthest: nothing behind that needs to be replayed yet.
+func (b *Bookmarks) Move(ctx context.Context, name string, to pglogrepl.LSN) (Bookmark, error) {
+	m, err := b.Get(ctx, name)
+	if err != nil {
+		return m, err
+	}
+	confirmed, err := confirmedFlush(ctx, b.conn, b.slot)
+	switch {
+	case err != nil:
+		return m, err
+	case to == 0:
+		to = confirmed
+	case to > confirmed:
+		return m, fmt.Errorf("move bookmark %s: the streamer has confirmed %s only, and %s lies behind that", name, confirmed, to)
+	}
+	if to < m.LSN {
+		return m, fmt.Errorf("move bookmark %s: it is at %s and can only move forward, not to %s", name, m.LSN, to)
+	}
+	if to == m.LSN {
+		return m, nil
+	}
+	if _, err := b.conn.Exec(ctx, `SELECT pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn)`, m.slot, to.String()); err != nil {
+		return m, fmt.Errorf("move bookmark %s: %w", name, b.explain(err))
+	}
+	return b.Get(ctx, name)
+}
+
+// Drop removes a bookmark. Errors: ErrNoBookmark.
+func (b *Bookmarks) Drop(ctx context.Context, name string) error {
+	m, err := b.Get(ctx, name)
+	if err != nil {
+		return err
+	}
+	if _, err := b.conn.Exec(ctx, `SELECT pg_catalog.pg_drop_replication_slot($1)`, m.slot); err != nil {
+		return fmt.Errorf("drop bookmark %s: %w", name, b.explain(err))
+	}
+	return nil
+}
+
+// confirmedFlush is what the streamer of a slot has confirmed.
+func confirmedFlush(ctx context.Context, conn *pgx.Conn, slot string) (pglogrepl.LSN, error) {
+	var text string
+	err := conn.QueryRow(ctx, `SELECT coalesce(confirmed_flush_lsn, '0/0')::text FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`,
+		slot).Scan(&text)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("slot %s does not exist: run `streamer slot create` and start the streamer first", slot)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read slot %s: %w", slot, err)
+	}
+	return pglogrepl.ParseLSN(text)
+}

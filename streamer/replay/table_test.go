@@ -1,0 +1,167 @@
+package replay
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestDeletedRowsComeBackFromTheTable(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.publish("a", 250)
+	f.confirmed(f.publish("b", 350))
+	require.Equal(t, 149, f.remove("commit_seq % 4 = 0"))
+
+	stop := f.load()
+	report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(149), report.Filled)
+	assert.Equal(t, report.Read, report.There+report.Missing)
+	assert.GreaterOrEqual(t, report.Read, int64(600))
+	stop()
+	f.complete()
+	assert.Equal(t, 149, f.count("event_log", "source LIKE '%/table'"), "with a source of their own")
+
+	report, err = FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Zero(t, report.Missing)
+	f.complete()
+}
+
+// The cure for a slot that was dropped, or lost.
+func TestADroppedSlotIsCuredByTheTable(t *testing.T) {
+	f := newFixture(t)
+	stop := f.stream()
+	f.confirmed(f.publish("before", 120))
+	stop()
+	f.exec("SELECT pg_drop_replication_slot($1)", f.Slot)
+	f.publish("lost", 230)
+	_, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.ErrorContains(t, err, "streamer slot create")
+
+	f.exec("DELETE FROM streamer_slot WHERE slot_name = $1", f.Slot)
+	f.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", f.Slot)
+	f.publish("after", 40) // is the new slot's to deliver
+	done := make(chan Report, 1)
+	go func() {
+		report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+		assert.NoError(t, err)
+		done <- report
+	}()
+	f.eventually(func() bool {
+		var waits bool
+		err := f.Pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'diehard-streamer-replay' AND state = 'idle in transaction')`).Scan(&waits)
+		require.NoError(t, err)
+		return waits
+	}, "the replay waits for the streamer, which does not run")
+	f.exec("INSERT INTO streamer_slot (slot_name, publication_oid) SELECT $1, oid FROM pg_publication ON CONFLICT DO NOTHING", f.Slot)
+	assert.Empty(t, done)
+	f.stream()
+	report := <-done
+	assert.Equal(t, int64(230), report.Filled)
+	assert.Equal(t, int64(160), report.There)
+	f.complete()
+
+	var everything bool
+	err = f.Pool.QueryRow(t.Context(), `SELECT delivered_since = '-infinity' FROM streamer_slot WHERE slot_name = $1`, f.Slot).Scan(&everything)
+	require.NoError(t, err)
+	assert.True(t, everything, "retention may drop the partitions of before")
+}
+
+func TestASpanOfTheTable(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	for _, day := range []string{"-2 days", "-1 days", "0"} {
+		f.exec(`INSERT INTO outbox (event_type, event_context, created_at)
+			SELECT 'day', '{}', date_trunc('day', now(), 'UTC') + $1::interval + '1 hour' FROM generate_series(1, 10)`, day)
+	}
+	f.confirmed(f.walEnd())
+	f.remove("true")
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	yesterday := Span{Since: today.AddDate(0, 0, -1), Until: today}
+	report, err := FromTable(t.Context(), f.config(), yesterday, Mode{DryRun: true})
+	require.NoError(t, err)
+	assert.Equal(t, int64(10), report.Missing)
+	report, err = FromTable(t.Context(), f.config(), yesterday, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(10), report.Filled)
+	report, err = FromTable(t.Context(), f.config(), Span{Since: today.AddDate(0, 0, -1)}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(20), report.Read)
+	assert.Equal(t, int64(10), report.Filled)
+	report, err = FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(30), report.Read)
+	assert.Equal(t, int64(10), report.Filled)
+	f.complete()
+	_, err = FromTable(t.Context(), f.config(), Span{Since: today, Until: yesterday.Since}, Mode{})
+	require.ErrorIs(t, err, errEmptySpan)
+}
+
+// What was filled from the table is not filled again from the WAL, and the other way round.
+func TestTheTwoWaysKnowEachOther(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.bookmark("b")
+	f.confirmed(f.publish("a", 100))
+	f.remove("commit_seq <= 30")
+	report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(30), report.Filled)
+	f.remove("source NOT LIKE '%/table' AND commit_seq <= 50")
+	report, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, Report{From: report.From, To: report.To, Read: 100, There: 80, Missing: 20, Filled: 20, Took: report.Took}, report)
+	f.complete()
+	verdict, err := VerifyWAL(t.Context(), f.config(), Range{Bookmark: "b"}, 10)
+	require.NoError(t, err)
+	assert.Equal(t, Verdict{From: verdict.From, To: verdict.To, Read: 100, Equal: 100}, verdict)
+}
+
+func TestTheTablesRefusedRowsAreSetAsideOnce(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.confirmed(f.publish("good", 90))
+	f.exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", f.Slot)
+	f.exec(`INSERT INTO outbox (event_type, event_context, event_date_time) VALUES ('endless', '{}', 'infinity')`)
+	f.confirmed(f.publish("bad", 2))
+	f.command("ALTER TABLE event_log DELETE WHERE true SETTINGS mutations_sync = 2")
+	require.Equal(t, 1, f.count("event_dead_letter", "true"))
+	f.command("TRUNCATE TABLE event_dead_letter")
+	f.command("ALTER TABLE event_log ADD CONSTRAINT c CHECK event_type != 'bad'")
+
+	report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, Report{Read: 93, Missing: 93, Filled: 90, Refused: 3, Took: report.Took}, report)
+	assert.Equal(t, 3, f.count("event_dead_letter FINAL", "true"))
+	report, err = FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, Report{Read: 93, There: 90, SetAside: 3, Took: report.Took}, report)
+}
+
+func TestATableReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.confirmed(f.publish("a", 1000))
+	f.remove("true")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c := f.config()
+	c.Progress = func(done, _ uint64) {
+		if done >= 300 {
+			cancel()
+		}
+	}
+	report, err := FromTable(ctx, c, Span{}, Mode{})
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Equal(t, int64(300), report.Filled)
+	report, err = FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(700), report.Filled)
+	f.complete()
+}

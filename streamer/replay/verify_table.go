@@ -1,0 +1,194 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"diehard/shared/event"
+	"diehard/streamer/decode"
+	"diehard/streamer/sink"
+)
+
+// VerifyTable compares every row of the outbox in span with event_log, by its id,
+// and then every event of event_log that was committed in span with the outbox.
+// The streamer must be running. limit is how many differences are kept.
+//
+// What retention has dropped from the outbox is not looked at: extra rows are
+// searched from the beginning of the oldest partition.
+func VerifyTable(ctx context.Context, c Config, span Span, limit int) (Verdict, error) {
+	var verdict Verdict
+	if !span.Until.IsZero() && span.Until.Before(span.Since) {
+		return verdict, errEmptySpan
+	}
+	s, err := c.open(ctx)
+	if err != nil {
+		return verdict, err
+	}
+	defer s.guard.close()
+	o, err := s.outbox(ctx, span)
+	if err != nil {
+		return verdict, err
+	}
+	defer closeConn(o.conn)
+	v := s.verifier(limit, &verdict)
+	if err := o.each(ctx, v.outboxRows); err != nil {
+		return verdict, err
+	}
+	return verdict, s.extras(ctx, v, o.conn, span)
+}
+
+// outboxRows compares rows of the outbox, which have no places, by id.
+func (v *verifier) outboxRows(ctx context.Context, rows *decode.Rows, _ pglogrepl.LSN) error {
+	aside, there := make(map[uuid.UUID]bool), make(map[uuid.UUID][]logRow)
+	ids := idsOf(rows, 0, rows.Len())
+	for _, r := range rows.Rejects {
+		ids = append(ids, r.ID)
+	}
+	if err := v.log.lettersByID(ctx, ids, func(id uuid.UUID) { aside[id] = true }); err != nil {
+		return err
+	}
+	if err := v.log.byID(ctx, "", rows, func(r logRow) { there[r.ID] = append(there[r.ID], r) }); err != nil {
+		return err
+	}
+	v.verdict.Read += int64(rows.Len() + len(rows.Rejects))
+	for i := range rows.Len() {
+		id := rows.IDAt(i)
+		switch found := there[id]; {
+		case len(found) > 0:
+			v.same(rows, i, found[0])
+			there[id] = found[1:]
+		case aside[id]:
+			v.verdict.SetAside++
+		default:
+			v.note(Difference{Kind: Missing, ID: id})
+		}
+	}
+	for _, r := range rows.Rejects {
+		if aside[r.ID] {
+			v.verdict.SetAside++
+		} else {
+			v.note(Difference{Kind: Missing, ID: r.ID})
+		}
+	}
+	for _, left := range there {
+		for _, r := range left {
+			v.note(Difference{Kind: Extra, ID: r.ID, Position: r.Position, What: "once more than in the outbox"})
+		}
+	}
+	return nil
+}
+
+// extras looks for events in event_log that the outbox does not have. Both ends
+// sort their ids, so that walking through them side by side takes no memory.
+func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span Span) error {
+	var oldest *time.Time
+	err := conn.QueryRow(ctx, `SELECT min(starts_at) FROM outbox_partitions WHERE state <> 'detached'`).Scan(&oldest)
+	if err != nil || oldest == nil {
+		return wrap(err)
+	}
+	if span.Since.Before(*oldest) {
+		span.Since = *oldest
+	}
+	if span.Until.IsZero() {
+		span.Until = time.Now().Add(clockSlack)
+	}
+	log, err := v.log.conn.Query(ctx, `SELECT event_id FROM `+v.log.name+` WHERE source IN (?, ?)
+		AND commit_time >= fromUnixTimestamp64Micro(toInt64(?), 'UTC') AND commit_time < fromUnixTimestamp64Micro(toInt64(?), 'UTC')
+		ORDER BY toString(event_id)`, s.source.String(), tableSource(s.source).String(), span.Since.UnixMicro(), span.Until.UnixMicro())
+	if err != nil {
+		return fmt.Errorf("read %s: %w", v.log.name, sink.Classify(err))
+	}
+	defer log.Close()
+	// After the query above, so that it shows every event of the other end.
+	outbox, err := conn.Query(ctx, `SELECT id FROM `+event.Table+` WHERE created_at >= $1 AND created_at < $2 ORDER BY id`,
+		bound(span.Since, pgtype.NegativeInfinity), bound(span.Until, pgtype.Infinity))
+	if err != nil {
+		return wrap(err)
+	}
+	defer outbox.Close()
+	return v.merge(ctx, s, log, outbox)
+}
+
+// ids is one end, in order.
+type ids interface {
+	Next() bool
+	Scan(dest ...any) error
+	Err() error
+}
+
+// suspectsAtOnce bounds the ids that are looked up in the whole outbox together.
+const suspectsAtOnce = 10_000
+
+func (v *verifier) merge(ctx context.Context, s *session, log, outbox ids) error {
+	var suspects []uuid.UUID
+	var have uuid.UUID
+	more := true
+	for log.Next() {
+		var id uuid.UUID
+		if err := log.Scan(&id); err != nil {
+			return fmt.Errorf("read %s: %w", v.log.name, err)
+		}
+		for more && compareIDs(have, id) < 0 {
+			if more = outbox.Next(); more {
+				if err := outbox.Scan(&have); err != nil {
+					return wrap(err)
+				}
+			}
+		}
+		if more && have == id {
+			continue
+		}
+		if suspects = append(suspects, id); len(suspects) == suspectsAtOnce {
+			if err := v.judge(ctx, s, suspects); err != nil {
+				return err
+			}
+			suspects = suspects[:0]
+		}
+	}
+	if err := errors.Join(log.Err(), outbox.Err()); err != nil {
+		return err
+	}
+	return v.judge(ctx, s, suspects)
+}
+
+func compareIDs(a, b uuid.UUID) int {
+	for i := range a {
+		if a[i] != b[i] {
+			return int(a[i]) - int(b[i])
+		}
+	}
+	return 0
+}
+
+// judge tells events that were never committed from those of a transaction that
+// began outside of the span.
+func (v *verifier) judge(ctx context.Context, s *session, suspects []uuid.UUID) error {
+	if len(suspects) == 0 {
+		return nil
+	}
+	rows, err := s.guard.conn.Query(ctx, `SELECT DISTINCT id FROM `+event.Table+` WHERE id = ANY($1)`, suspects)
+	if err != nil {
+		return wrap(err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return wrap(err)
+	}
+	known := make(map[uuid.UUID]bool, len(found))
+	for _, id := range found {
+		known[id] = true
+	}
+	for _, id := range suspects {
+		if !known[id] {
+			v.note(Difference{Kind: Extra, ID: id})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,220 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"diehard/shared/failure"
+	"diehard/shared/postgres"
+)
+
+// Control is an ordinary connection beside the stream: it checks what must hold
+// before streaming, and proves before each insert that the slot is still ours.
+// Not safe for concurrent use.
+type Control struct {
+	conn        *pgx.Conn
+	slot        string
+	publication string
+	publicOID   uint32
+}
+
+// OpenControl connects.
+//
+// Errors: failure.Fatal for a wrong URL, user or password, otherwise failure.Transient.
+func OpenControl(ctx context.Context, url, application, slot, publication string) (*Control, error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, failure.Wrap(failure.Fatal, fmt.Errorf("DATABASE_URL: %w", postgres.Redact(err)))
+	}
+	cfg.RuntimeParams["application_name"] = application
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, classify(fmt.Errorf("connect to PostgreSQL: %w", postgres.Redact(err)))
+	}
+	return &Control{conn: conn, slot: slot, publication: publication}, nil
+}
+
+// Close ends the connection.
+func (c *Control) Close(ctx context.Context) { _ = c.conn.Close(ctx) } // it is gone either way
+
+// Slot is a row of pg_replication_slots.
+type Slot struct {
+	Name               string
+	Plugin             string
+	Database           string
+	Active             bool
+	WALStatus          string
+	InvalidationReason string // PostgreSQL 17 and newer
+	RestartLSN         pglogrepl.LSN
+	ConfirmedFlush     pglogrepl.LSN
+	// Late is set by Preflight: it made the slot, and the outbox already had events, which the slot may not deliver.
+	Late bool
+}
+
+// ErrNoSlot means that the slot does not exist.
+var ErrNoSlot = errors.New("the replication slot does not exist")
+
+// Slot reads the slot's state.
+//
+// Errors: ErrNoSlot.
+func (c *Control) Slot(ctx context.Context) (Slot, error) {
+	s := Slot{Name: c.slot}
+	var restart, confirmed *string
+	err := c.conn.QueryRow(ctx, `
+		SELECT coalesce(plugin, ''), coalesce(database, ''), active, coalesce(wal_status, ''),
+		       coalesce(to_jsonb(s)->>'invalidation_reason', ''), restart_lsn::text, confirmed_flush_lsn::text
+		FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1`, c.slot).
+		Scan(&s.Plugin, &s.Database, &s.Active, &s.WALStatus, &s.InvalidationReason, &restart, &confirmed)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s, ErrNoSlot
+	}
+	if err != nil {
+		return s, classify(fmt.Errorf("read slot %s: %w", c.slot, err))
+	}
+	if s.RestartLSN, err = parseLSN(restart); err != nil {
+		return s, err
+	}
+	s.ConfirmedFlush, err = parseLSN(confirmed)
+	return s, err
+}
+
+func parseLSN(v *string) (pglogrepl.LSN, error) {
+	if v == nil {
+		return 0, nil
+	}
+	lsn, err := pglogrepl.ParseLSN(*v)
+	if err != nil {
+		return 0, fmt.Errorf("parse LSN: %w", err)
+	}
+	return lsn, nil
+}
+
+// CreateSlot makes the slot; on PostgreSQL 17 and newer one that follows a
+// failover. It waits for the write transactions that are running. A slot that
+// another streamer made in the meantime is fine.
+func (c *Control) CreateSlot(ctx context.Context) error {
+	call := "pg_create_logical_replication_slot($1, 'pgoutput')"
+	version, err := c.ServerVersion(ctx)
+	if err != nil {
+		return err
+	}
+	if version >= 170000 {
+		call = "pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)"
+	}
+	if _, err := c.conn.Exec(ctx, "SELECT pg_catalog."+call, c.slot); err != nil && !isCode(err, codeDuplicateObject) {
+		return classify(fmt.Errorf("create slot %s: %w", c.slot, err))
+	}
+	return c.remember(ctx)
+}
+
+// Recreate makes the slot anew, at the present end of the WAL, and forgets the one before.
+// It is the operator's word that what lies between is dealt with otherwise.
+//
+// Errors: failure.Fatal when the slot exists or the publication is not as it must be.
+func (c *Control) Recreate(ctx context.Context) (Slot, error) {
+	if err := c.CheckServer(ctx); err != nil {
+		return Slot{}, err
+	}
+	if err := c.checkPublication(ctx); err != nil {
+		return Slot{}, err
+	}
+	if _, err := c.Slot(ctx); !errors.Is(err, ErrNoSlot) {
+		if err != nil {
+			return Slot{}, err
+		}
+		return Slot{}, refuse("slot %s exists: drop it first with `streamer slot drop`", c.slot)
+	}
+	if err := c.forget(ctx); err != nil {
+		return Slot{}, err
+	}
+	if err := c.CreateSlot(ctx); err != nil {
+		return Slot{}, err
+	}
+	return c.Slot(ctx)
+}
+
+func (c *Control) forget(ctx context.Context) error {
+	if _, err := c.conn.Exec(ctx, `DELETE FROM streamer_slot WHERE slot_name = $1`, c.slot); err != nil {
+		return classify(fmt.Errorf("forget slot %s: %w", c.slot, err))
+	}
+	return nil
+}
+
+// DropSlot removes the slot and then what is remembered of it.
+//
+// Errors: ErrSlotActive, ErrNoSlot.
+func (c *Control) DropSlot(ctx context.Context) error {
+	_, err := c.conn.Exec(ctx, `SELECT pg_catalog.pg_drop_replication_slot($1)`, c.slot)
+	if isCode(err, codeUndefinedObject) {
+		return ErrNoSlot
+	}
+	if err != nil {
+		return classify(fmt.Errorf("drop slot %s: %w", c.slot, err))
+	}
+	return c.forget(ctx)
+}
+
+// remember notes which publication the slot was made for, once.
+func (c *Control) remember(ctx context.Context) error {
+	_, err := c.conn.Exec(ctx, `
+		INSERT INTO streamer_slot (slot_name, publication_oid) VALUES ($1, $2) ON CONFLICT (slot_name) DO NOTHING`,
+		c.slot, c.publicOID)
+	if err != nil {
+		return classify(fmt.Errorf("remember slot %s: %w", c.slot, err))
+	}
+	return nil
+}
+
+// remembered returns the publication the slot was made for, 0 when unknown.
+func (c *Control) remembered(ctx context.Context) (uint32, error) {
+	var oid uint32
+	err := c.conn.QueryRow(ctx, `SELECT publication_oid FROM streamer_slot WHERE slot_name = $1`, c.slot).Scan(&oid)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, classify(fmt.Errorf("read streamer_slot (has `streamer migrate up` run?): %w", err))
+	}
+	return oid, nil
+}
+
+// ServerVersion returns server_version_num, for example 180004.
+func (c *Control) ServerVersion(ctx context.Context) (int, error) {
+	var v int
+	if err := c.conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&v); err != nil {
+		return 0, classify(fmt.Errorf("read server version: %w", err))
+	}
+	return v, nil
+}
+
+// ErrFenced means that the slot is no longer ours: a standby has taken over, and nothing may be written.
+var ErrFenced = errors.New("another streamer has taken the slot over")
+
+// VerifyOwner proves that the session with this process id and application name
+// holds the slot, and that the publication is the one the session began with.
+// Both names are needed: process ids come around again.
+//
+// Errors: ErrFenced; failure.Fatal when the publication was dropped or recreated.
+func (c *Control) VerifyOwner(ctx context.Context, pid uint32, application string) error {
+	var ours bool
+	var publication *uint32
+	err := c.conn.QueryRow(ctx, `
+		SELECT coalesce((SELECT s.active_pid = $2::int AND a.application_name = $3
+		                 FROM pg_catalog.pg_replication_slots s, pg_catalog.pg_stat_get_activity($2::int) a
+		                 WHERE s.slot_name = $1), false),
+		       (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $4)`,
+		c.slot, int32(pid), application, c.publication).Scan(&ours, &publication) //nolint:gosec // process ids are small
+	switch {
+	case err != nil:
+		return classify(fmt.Errorf("verify that slot %s is ours: %w", c.slot, err))
+	case !ours:
+		return ErrFenced
+	case publication == nil || *publication != c.publicOID:
+		return errRecreated(c.publication)
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package replication
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/failure"
+	"diehard/shared/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// What Preflight refuses is tested with the whole streamer, in package e2e.
+
+func control(t *testing.T, env *testenv.Env) *Control {
+	t.Helper()
+	c, err := OpenControl(t.Context(), env.PostgresURL, "tester", env.Slot, env.Publication)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close(t.Context()) })
+	return c
+}
+
+func execute(t *testing.T, env *testenv.Env, sql string, args ...any) {
+	t.Helper()
+	_, err := env.Pool.Exec(t.Context(), sql, args...)
+	require.NoError(t, err)
+}
+
+// stream starts a session on the slot.
+func stream(t *testing.T, env *testenv.Env, name string) *Conn {
+	t.Helper()
+	conn, err := Connect(t.Context(), env.PostgresURL, name, patience)
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	require.NoError(t, conn.Start(t.Context(), env.Slot, env.Publication, 0))
+	return conn
+}
+
+const patience = 30 * time.Second
+
+func TestTheLifeOfASlot(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c := control(t, env)
+	_, err := c.Slot(t.Context())
+	require.ErrorIs(t, err, ErrNoSlot)
+	require.ErrorIs(t, c.DropSlot(t.Context()), ErrNoSlot)
+
+	slot, err := c.Preflight(t.Context(), false)
+	require.NoError(t, err, "the first start makes it")
+	assert.Equal(t, env.Slot, slot.Name)
+	assert.Equal(t, "pgoutput", slot.Plugin)
+	assert.False(t, slot.Active)
+	assert.NotZero(t, slot.ConfirmedFlush)
+	assert.NotZero(t, slot.RestartLSN)
+	again, err := c.Preflight(t.Context(), true)
+	require.NoError(t, err)
+	assert.Equal(t, slot, again)
+	require.NoError(t, c.CreateSlot(t.Context()), "another streamer was faster: fine")
+
+	_, err = c.Recreate(t.Context())
+	require.ErrorContains(t, err, "drop it first")
+	assert.Equal(t, failure.Fatal, failure.Of(err))
+
+	conn := stream(t, env, "holder")
+	require.ErrorIs(t, c.DropSlot(t.Context()), ErrSlotActive)
+	slot, err = c.Slot(t.Context())
+	require.NoError(t, err)
+	assert.True(t, slot.Active)
+	second, err := Connect(t.Context(), env.PostgresURL, "second", patience)
+	require.NoError(t, err)
+	defer second.Close()
+	require.ErrorIs(t, second.Start(t.Context(), env.Slot, env.Publication, 0), ErrSlotActive)
+	conn.Close()
+	require.Eventually(t, func() bool { return c.DropSlot(t.Context()) == nil }, patience, 20*time.Millisecond)
+
+	_, err = c.Preflight(t.Context(), true)
+	require.ErrorContains(t, err, "streamer slot create")
+	slot, err = c.Recreate(t.Context())
+	require.NoError(t, err)
+	assert.NotZero(t, slot.ConfirmedFlush)
+	_, err = c.Preflight(t.Context(), true)
+	require.NoError(t, err)
+}
+
+// The slot is ours if our process holds it under our name: process ids come around again.
+func TestTheOwnerIsTheSessionThatHoldsTheSlot(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c := control(t, env)
+	_, err := c.Preflight(t.Context(), false)
+	require.NoError(t, err)
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), 1, "holder"), ErrFenced, "nobody holds it")
+	conn := stream(t, env, "holder")
+	require.NoError(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"))
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), conn.PID(), "namesake"), ErrFenced)
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), conn.PID()+1, "holder"), ErrFenced)
+
+	execute(t, env, "DROP PUBLICATION "+env.Publication)
+	err = c.VerifyOwner(t.Context(), conn.PID(), "holder")
+	require.ErrorContains(t, err, "dropped or recreated")
+	assert.Equal(t, failure.Fatal, failure.Of(err))
+	execute(t, env, "CREATE PUBLICATION "+env.Publication+" FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)")
+	require.ErrorContains(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"), "dropped or recreated")
+
+	execute(t, env, "SELECT pg_terminate_backend($1::int, 10000)", conn.PID())
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"), ErrFenced)
+}
+
+// Rows come through a real session, and confirming them moves the slot.
+func TestASessionWithARealServer(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c := control(t, env)
+	slot, err := c.Preflight(t.Context(), false)
+	require.NoError(t, err)
+	conn := stream(t, env, "holder")
+	execute(t, env, "INSERT INTO outbox (event_type, event_context) VALUES ('a', '{}')")
+
+	kinds := ""
+	for !strings.HasSuffix(kinds, "IC") {
+		m, err := conn.Receive(time.Now().Add(patience))
+		require.NoError(t, err)
+		if m.Kind == Data {
+			kinds += string(m.Data[:1])
+		}
+	}
+	// PostgreSQL 14 sends the transactions without published rows too.
+	assert.Equal(t, "BRRIC", strings.ReplaceAll(kinds, "BC", ""), "the root and its partition are announced")
+
+	require.NoError(t, conn.Confirm(slot.ConfirmedFlush, true, patience))
+	var end pglogrepl.LSN
+	for end == 0 { // the answer that was asked for
+		m, err := conn.Receive(time.Now().Add(patience))
+		require.NoError(t, err)
+		if m.Kind == Keepalive {
+			end = m.WALEnd
+		}
+	}
+	require.NoError(t, conn.Confirm(end, false, patience))
+	require.NoError(t, conn.Finish(time.Now().Add(patience)))
+	conn.Close()
+	slot, err = c.Slot(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, end, slot.ConfirmedFlush, "the last word was read before the session ended")
+}
+
+func TestIdentifyAndHistory(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	conn, err := Connect(t.Context(), env.PostgresURL, "tester", patience)
+	require.NoError(t, err)
+	defer conn.Close()
+	sys, err := conn.Identify(t.Context())
+	require.NoError(t, err)
+	var system string
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT system_identifier::text FROM pg_control_system()").Scan(&system))
+	assert.Equal(t, system, sys.SystemID)
+	assert.NotZero(t, sys.XLogPos)
+
+	for _, l := range []Landed{{}, {LSN: sys.XLogPos}, {LSN: sys.XLogPos, Timeline: uint32(sys.Timeline)}} {
+		require.NoError(t, conn.CheckHistory(t.Context(), sys, l))
+	}
+	err = conn.CheckHistory(t.Context(), sys, Landed{LSN: sys.XLogPos + 1, Timeline: uint32(sys.Timeline)})
+	require.ErrorContains(t, err, "restored from a backup")
+	assert.Equal(t, failure.Fatal, failure.Of(err))
+}
+
+func TestASlotCopyIsOfThisSession(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c := control(t, env)
+	_, err := c.Preflight(t.Context(), false)
+	require.NoError(t, err)
+	conn, err := Connect(t.Context(), env.PostgresURL, "tester", patience)
+	require.NoError(t, err)
+	defer conn.Close()
+	err = conn.CopySlot(t.Context(), "no_such_slot", env.Slot+"_copy")
+	require.ErrorContains(t, err, "slot no_such_slot does not exist any more")
+	assert.Equal(t, failure.Fatal, failure.Of(err))
+	require.NoError(t, conn.CopySlot(t.Context(), env.Slot, env.Slot+"_copy"))
+	count := func() (n int) {
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1", env.Slot+"_copy").Scan(&n))
+		return n
+	}
+	assert.Equal(t, 1, count())
+	conn.Close()
+	require.Eventually(t, func() bool { return count() == 0 }, patience, 20*time.Millisecond)
+}

@@ -1,0 +1,32 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+
+	"diehard/shared/failure"
+)
+
+// CopySlot makes the slot to, a copy of the logical slot from that belongs to
+// this session and goes with it. It may be started where from could be.
+//
+// Errors: failure.Fatal with the cure.
+func (c *Conn) CopySlot(ctx context.Context, from, to string) error {
+	sql := "SELECT pg_catalog.pg_copy_logical_replication_slot(" + quoteLiteral(from) + ", " + quoteLiteral(to) + ", true)"
+	_, err := c.pg.Exec(ctx, sql).ReadAll()
+	switch {
+	case err == nil:
+		return nil
+	case isCode(err, codeUndefinedObject):
+		return refuse("slot %s does not exist any more: %w", from, err)
+	case isCode(err, codeNotInPrerequisite):
+		return refuse("slot %s is lost: PostgreSQL has removed WAL it needed: %w", from, err)
+	case isCode(err, codeLimit):
+		return refuse("copy slot %s: %w (raise max_replication_slots, or drop a slot that nobody needs)", from, err)
+	default:
+		return failure.Wrap(failure.Of(err), fmt.Errorf("copy slot %s: %w", from, err))
+	}
+}
+
+// codeLimit is CONFIGURATION_LIMIT_EXCEEDED.
+const codeLimit = "53400"

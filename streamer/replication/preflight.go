@@ -1,0 +1,200 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"diehard/shared/event"
+	"diehard/shared/failure"
+)
+
+func refuse(format string, args ...any) error {
+	return failure.Wrap(failure.Fatal, fmt.Errorf(format, args...))
+}
+
+func isCode(err error, code string) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == code
+}
+
+func errRecreated(publication string) error {
+	return refuse("publication %s was dropped or recreated: rows committed in between were not sent. "+
+		"Make sure that it exists (`streamer migrate up` shows how), then run `streamer slot drop`, `streamer slot create` "+
+		"and `streamer replay --from-table`", publication)
+}
+
+// Preflight checks everything that must hold before the first byte is streamed,
+// and creates the slot when it never existed. landed tells that rows of this
+// slot are in ClickHouse already: then a missing slot has been lost.
+//
+// PostgreSQL 18 skips rows in silence when the publication is missing; that is
+// why nothing here is left to the server.
+//
+// Errors: failure.Fatal with the cure, for whatever does not hold.
+func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
+	if err := c.CheckServer(ctx); err != nil {
+		return Slot{}, err
+	}
+	if err := c.checkPublication(ctx); err != nil {
+		return Slot{}, err
+	}
+	known, err := c.remembered(ctx)
+	if err != nil {
+		return Slot{}, err
+	}
+	slot, err := c.Slot(ctx)
+	if errors.Is(err, ErrNoSlot) {
+		if known != 0 || landed {
+			return Slot{}, refuse("slot %s is gone, and with it the place in the WAL: events may be missing in ClickHouse. "+
+				"Run `streamer slot create`, then `streamer replay --from-table` to fill the gap", c.slot)
+		}
+		return c.firstSlot(ctx)
+	}
+	if err != nil {
+		return Slot{}, err
+	}
+	if known != 0 && known != c.publicOID {
+		return Slot{}, errRecreated(c.publication)
+	}
+	if err := c.checkSlot(ctx, slot); err != nil {
+		return Slot{}, err
+	}
+	return slot, c.remember(ctx)
+}
+
+// firstSlot creates the slot. Events that were committed before it are not in
+// its stream; Slot.Late tells that there are some.
+func (c *Control) firstSlot(ctx context.Context) (Slot, error) {
+	if err := c.CreateSlot(ctx); err != nil {
+		return Slot{}, err
+	}
+	slot, err := c.Slot(ctx)
+	if err != nil {
+		return Slot{}, err
+	}
+	if err := c.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox)`).Scan(&slot.Late); err != nil {
+		return Slot{}, classify(fmt.Errorf("look into the outbox: %w", err))
+	}
+	return slot, nil
+}
+
+// CheckServer refuses a server that cannot serve a logical slot; one in recovery is waited for.
+//
+// Errors: failure.Fatal with the cure, or failure.Transient.
+func (c *Control) CheckServer(ctx context.Context) error {
+	var level string
+	var recovery bool
+	err := c.conn.QueryRow(ctx, `SELECT current_setting('wal_level'), pg_catalog.pg_is_in_recovery()`).Scan(&level, &recovery)
+	switch {
+	case err != nil:
+		return classify(fmt.Errorf("read wal_level: %w", err))
+	case level != "logical":
+		return refuse("wal_level is %s: run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL", level)
+	case recovery:
+		return errors.New("the server is a standby in recovery; waiting for its promotion")
+	}
+	return nil
+}
+
+func (c *Control) checkPublication(ctx context.Context) error {
+	var insert, others, root bool
+	var tables []string
+	err := c.conn.QueryRow(ctx, `
+		SELECT oid, pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot,
+		       ARRAY(SELECT t.tablename::text FROM pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname)
+		FROM pg_catalog.pg_publication p WHERE pubname = $1`, c.publication).
+		Scan(&c.publicOID, &insert, &others, &root, &tables)
+	p := quoteIdent(c.publication)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return refuse("publication %s is missing: run `streamer migrate up`, or CREATE PUBLICATION %s FOR TABLE %s "+
+			"WITH (publish = 'insert', publish_via_partition_root = true)", c.publication, p, event.Table)
+	case err != nil:
+		return classify(fmt.Errorf("read publication %s: %w", c.publication, err))
+	case !insert || others:
+		return refuse("publication %s must publish inserts and nothing else: run ALTER PUBLICATION %s SET (publish = 'insert')", c.publication, p)
+	case !root:
+		return refuse("publication %s must publish through the partition root: run ALTER PUBLICATION %s SET (publish_via_partition_root = true)", c.publication, p)
+	case len(tables) != 1 || tables[0] != event.Table:
+		return refuse("publication %s must hold the table %s alone and holds %s: run ALTER PUBLICATION %s SET TABLE %s",
+			c.publication, event.Table, strings.Join(tables, ", "), p, event.Table)
+	}
+	return nil
+}
+
+func (c *Control) checkSlot(ctx context.Context, s Slot) error {
+	var database string
+	if err := c.conn.QueryRow(ctx, `SELECT current_database()`).Scan(&database); err != nil {
+		return classify(fmt.Errorf("read database name: %w", err))
+	}
+	switch {
+	case s.Plugin != "pgoutput":
+		return refuse("slot %s uses %q and not pgoutput: choose another name with REPLICATION_SLOT, or drop the slot", s.Name, s.Plugin)
+	case s.Database != database:
+		return refuse("slot %s belongs to database %s and DATABASE_URL names %s: choose another name with REPLICATION_SLOT", s.Name, s.Database, database)
+	case s.WALStatus == "lost" || s.InvalidationReason != "":
+		return refuse("slot %s is lost (%s %s): PostgreSQL has removed WAL it needed. Run `streamer slot drop`, `streamer slot create` "+
+			"and `streamer replay --from-table`; then raise max_slot_wal_keep_size", s.Name, s.WALStatus, s.InvalidationReason)
+	}
+	return nil
+}
+
+// Landed is how far ClickHouse holds this slot's events; zero when it holds none.
+type Landed struct {
+	LSN      pglogrepl.LSN
+	Timeline uint32 // of the server that wrote it
+}
+
+// CheckHistory refuses a server whose WAL does not contain what has landed: one
+// restored from a backup, or a standby that was promoted too early.
+//
+// Errors: failure.Fatal with the cure.
+func (c *Conn) CheckHistory(ctx context.Context, sys pglogrepl.IdentifySystemResult, l Landed) error {
+	if l.LSN > sys.XLogPos {
+		return refuse("ClickHouse holds events up to %s, but this server's WAL ends at %s: it was restored from a backup or is a standby "+
+			"that was behind at its promotion. Check what it lost, then run `streamer slot drop`, `streamer slot create` "+
+			"and `streamer replay --from-table`", l.LSN, sys.XLogPos)
+	}
+	if l.Timeline == 0 || uint32(sys.Timeline) == l.Timeline { //nolint:gosec // timelines are 32 bits wide
+		return nil
+	}
+	switched, err := c.leftTimeline(ctx, sys.Timeline, l.Timeline)
+	if err != nil {
+		return err
+	}
+	if l.LSN >= switched {
+		return refuse("ClickHouse holds events up to %s of timeline %d, but this server left that timeline at %s: they were lost in a failover. "+
+			"Check what is missing in PostgreSQL, then run `streamer slot drop`, `streamer slot create` and `streamer replay --from-table`",
+			l.LSN, l.Timeline, switched)
+	}
+	return nil
+}
+
+// leftTimeline returns where the history of timeline now leaves timeline old.
+func (c *Conn) leftTimeline(ctx context.Context, now int32, old uint32) (pglogrepl.LSN, error) {
+	if uint32(now) < old { //nolint:gosec // timelines are 32 bits wide
+		return 0, nil // a server that was replaced; the first timeline has no history to ask for
+	}
+	history, err := pglogrepl.TimelineHistory(ctx, c.pg, now)
+	if err != nil {
+		return 0, classify(fmt.Errorf("read timeline history: %w", err))
+	}
+	for line := range strings.Lines(string(history.Content)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != fmt.Sprint(old) {
+			continue
+		}
+		lsn, err := pglogrepl.ParseLSN(f[1])
+		if err != nil {
+			return 0, fmt.Errorf("parse timeline history: %w", err)
+		}
+		return lsn, nil
+	}
+	return 0, nil // the server never was on that timeline
+}

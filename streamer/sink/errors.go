@@ -1,0 +1,116 @@
+package sink
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"diehard/shared/failure"
+)
+
+// ClickHouse's error codes, from its ErrorCodes.cpp. What is in neither list is
+// transient: retrying is the only reaction that loses nothing.
+var (
+	poisonCodes = codes(
+		6,   // CANNOT_PARSE_TEXT
+		25,  // CANNOT_PARSE_ESCAPE_SEQUENCE
+		26,  // CANNOT_PARSE_QUOTED_STRING
+		27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
+		38,  // CANNOT_PARSE_DATE
+		41,  // CANNOT_PARSE_DATETIME
+		43,  // ILLEGAL_TYPE_OF_ARGUMENT
+		69,  // ARGUMENT_OUT_OF_BOUND
+		70,  // CANNOT_CONVERT_TYPE
+		72,  // CANNOT_PARSE_NUMBER
+		117, // INCORRECT_DATA
+		131, // TOO_LARGE_STRING_SIZE
+		321, // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
+		349, // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+		395, // FUNCTION_THROW_IF_VALUE_IS_NON_ZERO, in a materialized view
+		407, // DECIMAL_OVERFLOW
+		469, // VIOLATED_CONSTRAINT
+		691, // UNKNOWN_ELEMENT_OF_ENUM
+	)
+	fatalCodes = codes(
+		16,  // NO_SUCH_COLUMN_IN_TABLE
+		20,  // NUMBER_OF_COLUMNS_DOESNT_MATCH
+		49,  // LOGICAL_ERROR
+		53,  // TYPE_MISMATCH
+		60,  // UNKNOWN_TABLE
+		62,  // SYNTAX_ERROR
+		81,  // UNKNOWN_DATABASE
+		115, // UNKNOWN_SETTING
+		164, // READONLY, the user's
+		192, // UNKNOWN_USER
+		193, // WRONG_PASSWORD
+		194, // REQUIRED_PASSWORD
+		195, // IP_ADDRESS_NOT_ALLOWED
+		218, // TABLE_IS_DROPPED
+		497, // ACCESS_DENIED
+		516, // AUTHENTICATION_FAILED
+	)
+)
+
+const (
+	codeTooManyParts = 252
+	codeMemoryLimit  = 241
+)
+
+// hints say what to do about fatal errors that an operator causes.
+var hints = map[int32]string{
+	16:  "the table is not ours: run `streamer migrate up`",
+	60:  "create the tables with `streamer migrate up`, or correct CLICKHOUSE_EVENT_LOG_TABLE_NAME",
+	81:  "create the database, or correct CLICKHOUSE_SCHEMA",
+	164: "the user may only read: correct its profile",
+	192: "correct CLICKHOUSE_USER",
+	193: "correct CLICKHOUSE_PASSWORD",
+	194: "set CLICKHOUSE_PASSWORD",
+	497: "grant the user INSERT and SELECT on the tables",
+	516: "correct CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+}
+
+func codes(list ...int32) map[int32]bool {
+	m := make(map[int32]bool, len(list))
+	for _, c := range list {
+		m[c] = true
+	}
+	return m
+}
+
+// Code returns ClickHouse's error code, 0 for an error that is not the server's.
+func Code(err error) int32 {
+	if ex, ok := errors.AsType[*clickhouse.Exception](err); ok {
+		return ex.Code
+	}
+	return 0
+}
+
+// Classify gives an error of ClickHouse its class, for others that use the same tables.
+func Classify(err error) error { return classify(err) }
+
+// classify gives a ClickHouse error its class. An error that is not the
+// server's is the network's, and leaves the outcome of an insert unknown.
+func classify(err error) error {
+	if err == nil {
+		return nil
+	}
+	ex, ok := errors.AsType[*clickhouse.Exception](err)
+	if !ok {
+		return err
+	}
+	switch {
+	case ex.Code == codeTooManyParts && strings.Contains(ex.Message, "Too many partitions"):
+		return failure.Wrap(failure.Fatal, err) // the other meaning of 252 is back-pressure
+	case fatalCodes[ex.Code]:
+		if hint := hints[ex.Code]; hint != "" {
+			err = fmt.Errorf("%w (%s)", err, hint)
+		}
+		return failure.Wrap(failure.Fatal, err)
+	case poisonCodes[ex.Code]:
+		return failure.Wrap(failure.Poison, err)
+	default:
+		return err
+	}
+}

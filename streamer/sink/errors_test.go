@@ -1,0 +1,68 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"testing"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/failure"
+)
+
+// The classes of ClickHouse's codes, as an operator would have them.
+func TestCodesHaveTheirClass(t *testing.T) {
+	t.Parallel()
+	for class, list := range map[failure.Class][]int32{
+		failure.Transient: {
+			3, 23, 32, 33, 101, 159, 160, 201, 202, 203, 209, 210, 216, 225, 236, 241, 242, 243, 244, 254, 265, 279, 285, 286, 289, 319,
+			364, 373, 394, 415, 416, 425, 439, 473, 499, 574, 692, 733, 735, 745, 749, 999, 100_000,
+		},
+		failure.Fatal:  {16, 20, 49, 53, 60, 62, 81, 115, 164, 192, 193, 194, 195, 218, 497, 516},
+		failure.Poison: {6, 25, 26, 27, 38, 41, 43, 69, 70, 72, 117, 131, 321, 349, 395, 407, 469, 691},
+	} {
+		for _, code := range list {
+			err := classify(fmt.Errorf("send: %w", &clickhouse.Exception{Code: code, Message: "message"}))
+			assert.Equal(t, class, failure.Of(err), "code %d", code)
+			assert.Equal(t, code, Code(err))
+		}
+	}
+}
+
+// 252 means back-pressure or a partition key that can never work.
+func TestTooManyPartsIsToldByItsText(t *testing.T) {
+	t.Parallel()
+	of := func(message string) failure.Class {
+		return failure.Of(classify(&clickhouse.Exception{Code: 252, Message: message}))
+	}
+	assert.Equal(t, failure.Transient, of("Too many parts (3001 with average size of 1.00 MiB) in table 'event_log'"))
+	assert.Equal(t, failure.Fatal, of("Too many partitions for single INSERT block (more than 100)"))
+}
+
+func TestErrorsThatAreNotTheServersAreTransient(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{
+		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, &net.OpError{Op: "dial", Err: errors.New("refused")},
+		clickhouse.ErrAcquireConnTimeout,
+	} {
+		got := classify(err)
+		assert.Equal(t, failure.Transient, failure.Of(got))
+		assert.Zero(t, Code(got))
+	}
+	assert.NoError(t, classify(nil))
+}
+
+func TestFatalErrorsSayWhatToDo(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[int32]string{
+		16: "streamer migrate up", 60: "streamer migrate up", 81: "CLICKHOUSE_SCHEMA", 164: "profile",
+		192: "CLICKHOUSE_USER", 193: "CLICKHOUSE_PASSWORD", 194: "CLICKHOUSE_PASSWORD", 497: "grant", 516: "CLICKHOUSE_USER",
+	} {
+		require.ErrorContains(t, classify(&clickhouse.Exception{Code: code}), want)
+	}
+}

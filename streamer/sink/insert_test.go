@@ -1,0 +1,152 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/failure"
+	"diehard/streamer/decode"
+)
+
+// The token decides, and not the content: a second try is recognised, and
+// another event may look exactly the same.
+func TestATokenMakesARetryHarmless(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	rows := sample(1, 10)
+	a := f.attempt()
+	require.NoError(t, f.Insert(t.Context(), rows, 0, 10, a))
+	require.NoError(t, f.Insert(t.Context(), sample(2, 10), 0, 10, Attempt{QueryID: a.QueryID + "-2", Token: a.Token, IngestedAt: time.Now(), Verify: holds}))
+	assert.Equal(t, 10, f.count("event_log"))
+	require.NoError(t, f.Insert(t.Context(), rows, 0, 10, Attempt{QueryID: a.QueryID + "-3", Token: "another", IngestedAt: a.IngestedAt, Verify: holds}))
+	assert.Equal(t, 20, f.count("event_log"))
+}
+
+// Verify is asked when a successor that fences would see the query, and before it has its rows.
+func TestVerifyIsAskedOnceTheServerKnowsTheQuery(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	a := f.attempt()
+	asked := 0
+	a.Verify = func(context.Context) error {
+		asked++
+		assert.Equal(t, 1, f.count("system.processes WHERE query_id = '"+a.QueryID+"'"))
+		assert.Zero(t, f.count("event_log"))
+		return nil
+	}
+	require.NoError(t, f.Insert(t.Context(), sample(1, 2), 0, 2, a))
+	assert.Equal(t, 1, asked)
+	assert.Equal(t, 2, f.count("event_log"))
+}
+
+func TestNothingIsInsertedWhenVerifyFails(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	fenced := failure.Wrap(failure.Fatal, errors.New("fenced"))
+	a := f.attempt()
+	a.Verify = func(context.Context) error { return fenced }
+	rows := sample(1, 2)
+	err := f.Insert(t.Context(), rows, 0, 2, a)
+	require.ErrorIs(t, err, fenced)
+	assert.Equal(t, failure.Fatal, failure.Of(err))
+	require.ErrorContains(t, err, "insert 2 rows at 0/1")
+	require.ErrorIs(t, f.PutDeadLetters(t.Context(), []decode.Reject{{Position: at(1, 1)}}, a), fenced)
+
+	require.Eventually(t, func() bool {
+		return f.count("system.processes WHERE startsWith(query_id, '"+f.source.QueryPrefix()+"')") == 0
+	}, 20*time.Second, 10*time.Millisecond, "the query ends with its connection")
+	assert.Zero(t, f.count("event_log"))
+	assert.Zero(t, f.count("event_dead_letter"))
+	require.NoError(t, f.insert(rows, 0, 2), "the token was not used up")
+	assert.Equal(t, 2, f.count("event_log"))
+}
+
+func TestAnInsertEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	a := f.attempt()
+	a.Verify = func(context.Context) error { cancel(); return nil }
+	err := f.Insert(ctx, sample(1, 2), 0, 2, a)
+	require.Error(t, err, "of the context or of the connection that it closed")
+	assert.Equal(t, failure.Transient, failure.Of(err), "whether it has landed is not known")
+}
+
+func TestWhatClickHouseRefusesIsPoison(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.exec("ALTER TABLE event_log ADD CONSTRAINT short CHECK length(event_context) < 9")
+	rows := sample(1, 20) // the contexts of the second ten are longer
+	require.NoError(t, f.insert(rows, 0, 10))
+	err := f.insert(rows, 9, 11)
+	assert.Equal(t, failure.Poison, failure.Of(err), "%v", err)
+	assert.Equal(t, int32(469), Code(err))
+	assert.Equal(t, 10, f.count("event_log"), "nothing of a refused block")
+}
+
+// A column type of today may be another tomorrow, behind CheckTables' back.
+func TestAColumnThatChangesItsTypeIsFatal(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	require.NoError(t, f.CheckTables(t.Context()))
+	f.exec("ALTER TABLE event_log MODIFY COLUMN metadata_version String")
+	err := f.insert(sample(1, 1), 0, 1)
+	require.ErrorContains(t, err, "column metadata_version is String, not UInt64")
+	assert.Equal(t, failure.Fatal, failure.Of(err))
+	assert.Zero(t, f.count("event_log"))
+}
+
+func TestPositionIsTheLastRowOfTheSource(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	expect := func(s *Sink, want decode.Position, line uint32) {
+		t.Helper()
+		got, gotLine, err := s.Position(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, want, got)
+		assert.Equal(t, line, gotLine)
+	}
+	other := f.as(Source{SystemID: f.source.SystemID, Slot: "other"})
+	expect(f.Sink, decode.Position{}, 0)
+
+	require.NoError(t, f.insert(sample(1<<40, 3), 0, 3))
+	expect(f.Sink, at(1<<40, 3), timeline)
+	expect(other, decode.Position{}, 0)
+	require.NoError(t, f.insert(sample(1<<40-1, 9), 0, 9))
+	expect(f.Sink, at(1<<40, 3), timeline)
+	require.NoError(t, f.insert(sample(1<<63, 1), 0, 1))
+	expect(f.Sink, at(1<<63, 1), timeline)
+
+	later := New(f.ClickHouse, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, f.source, 9)
+	require.NoError(t, later.Insert(t.Context(), sample(1<<63, 2), 1, 2, f.attempt()))
+	expect(f.Sink, at(1<<63, 2), 9)
+
+	f.exec("OPTIMIZE TABLE event_log FINAL")
+	expect(f.Sink, at(1<<63, 2), 9)
+	expect(other, decode.Position{}, 0)
+}
+
+// Where to go on must not cost a scan of a table that grows for years.
+func TestPositionIsReadFromTheProjection(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	require.NoError(t, f.insert(sample(1, 1000), 0, 1000))
+	rows, err := f.ClickHouse.Query(t.Context(),
+		"EXPLAIN SELECT max((commit_lsn, commit_seq, timeline)) FROM event_log WHERE source = {source:String} SETTINGS optimize_use_projections = 1, force_optimize_projection = 1",
+		named("source", f.source.String()))
+	require.NoError(t, err)
+	defer rows.Close()
+	plan := ""
+	for rows.Next() {
+		var line string
+		require.NoError(t, rows.Scan(&line))
+		plan += line + "\n"
+	}
+	require.NoError(t, rows.Err())
+	assert.Contains(t, plan, "p_resume")
+}
