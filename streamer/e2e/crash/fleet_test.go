@@ -263,6 +263,7 @@ func (s *streamer) ended(cmd *exec.Cmd, err error, last string) {
 	case status.ExitStatus() == raceFound:
 		w.problem("streamer %s: the race detector found something, see its log", s.name)
 	case strings.HasPrefix(asked, "kill"):
+	case asked != "" && last == "" && status.Signaled() && status.Signal() == syscall.SIGTERM: // before main listened for it
 	case status.Signaled() && status.Signal() == syscall.SIGKILL && armed.name != "" && !freezes:
 		w.did("kill streamer at "+armed.name, true)
 	case asked == "":
