@@ -52,7 +52,7 @@ func prepareSlot(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	defer c.Close(ctx)
-	slot, err := c.Preflight(ctx, false)
+	slot, err := c.EnsureSlot(ctx)
 	if err == nil && slot.Late {
 		err = errors.New("the outbox had events before the slot was made: once the streamer runs, `streamer replay --from-table` delivers them")
 	}

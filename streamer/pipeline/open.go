@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pglogrepl"
 
@@ -44,34 +43,57 @@ func newNonce() string {
 // start takes the slot. What it reads of ClickHouse here is a lower bound: a
 // predecessor may still be writing. resume reads it again behind the fence.
 func (s *session) start(ctx context.Context) error {
-	sys, landed, err := s.meet(ctx)
+	var sys pglogrepl.IdentifySystemResult
+	var landed decode.Position
+	err := s.within(ctx, func(ctx context.Context) (err error) {
+		if sys, landed, err = s.meet(ctx); err != nil {
+			return err
+		}
+		s.slot, err = s.control.Preflight(ctx, landed.LSN != 0)
+		return err
+	})
+	if errors.Is(err, replication.ErrNoSlot) {
+		err = s.firstSlot(ctx)
+	}
 	if err != nil {
 		return err
-	}
-	if s.slot, err = s.control.Preflight(ctx, landed.LSN != 0); err != nil {
-		return err
-	}
-	if s.slot.Late {
-		s.log.Warn("the outbox had events before the slot was made: `streamer replay --from-table` delivers those that are missing", "slot", s.cfg.Slot)
 	}
 	at, err := s.startAt(landed.LSN, sys.XLogPos)
 	if err != nil {
 		return err
 	}
-	if err := s.takeSlot(ctx, at); err != nil {
-		return err
+	if s.slot.Active {
+		return s.standBy(ctx)
 	}
-	failpoint.Hit("started")
-	// Only now, with the slot ours, is its position surely not behind what a predecessor confirmed.
-	s.slot, err = s.control.Slot(ctx)
+	err = s.within(ctx, func(ctx context.Context) error { return s.takeSlot(ctx, at) })
+	if errors.Is(err, replication.ErrSlotActive) {
+		return s.standBy(ctx)
+	}
 	return err
 }
 
-// meet connects to both servers and finds out whether they belong together. Its
-// time is bounded: a network that swallows everything must not be waited for in silence.
-func (s *session) meet(ctx context.Context) (sys pglogrepl.IdentifySystemResult, landed decode.Position, err error) {
+// within bounds what the servers may take to answer: a network that swallows
+// everything must not be waited for in silence.
+func (s *session) within(ctx context.Context, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.InsertTimeout)
 	defer cancel()
+	return ask(ctx)
+}
+
+// firstSlot makes the slot, which may take as long as the transactions that are running.
+func (s *session) firstSlot(ctx context.Context) (err error) {
+	s.log.Info("making the slot; PostgreSQL waits for the transactions that are writing", "slot", s.cfg.Slot)
+	if s.slot, err = s.control.FirstSlot(ctx); err != nil {
+		return err
+	}
+	if s.slot.Late {
+		s.log.Warn("the outbox had events before the slot was made: `streamer replay --from-table` delivers those that are missing", "slot", s.cfg.Slot)
+	}
+	return nil
+}
+
+// meet connects to both servers and finds out whether they belong together.
+func (s *session) meet(ctx context.Context) (sys pglogrepl.IdentifySystemResult, landed decode.Position, err error) {
 	if s.conn, err = replication.Connect(ctx, s.cfg.PostgresURL, s.name, s.cfg.SenderTimeout); err != nil {
 		return sys, landed, err
 	}
@@ -108,30 +130,39 @@ func (p *Pipeline) sameServer(systemID string) error {
 	return nil
 }
 
-// takeSlot starts the stream; while another streamer holds the slot, it is the standby.
+// takeSlot starts the stream. Only then, with the slot ours, is its position
+// surely not behind what a predecessor confirmed.
 func (s *session) takeSlot(ctx context.Context, at pglogrepl.LSN) error {
-	if !s.slot.Active {
-		err := s.conn.Start(ctx, s.cfg.Slot, s.cfg.Publication, at)
-		if !errors.Is(err, replication.ErrSlotActive) {
-			return err
-		}
+	if err := s.conn.Start(ctx, s.cfg.Slot, s.cfg.Publication, at); err != nil {
+		return err
 	}
+	failpoint.Hit("started")
+	var err error
+	s.slot, err = s.control.Slot(ctx)
+	return err
+}
+
+// standBy waits until the streamer that holds the slot leaves it. It always ends with an error.
+func (s *session) standBy(ctx context.Context) error {
 	if s.progress.State() != Standby {
 		s.progress.setState(Standby)
 		s.log.Info("standby: another streamer holds the slot; taking over when it ends", "slot", s.cfg.Slot)
 	}
-	for s.slot.Active {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(standbyPoll):
-		}
-		var err error
-		if s.slot, err = s.control.Slot(ctx); err != nil {
+	for {
+		if err := sleep(ctx, standbyPoll); err != nil {
 			return err
 		}
+		err := s.within(ctx, func(ctx context.Context) (err error) {
+			s.slot, err = s.control.Slot(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if !s.slot.Active {
+			return errSlotFree
+		}
 	}
-	return errSlotFree
 }
 
 // errSlotFree ends a standby's session: it begins anew, because everything that
@@ -141,18 +172,26 @@ var errSlotFree = errors.New("the slot is free")
 // resume ends what a predecessor left running in ClickHouse and reads where the
 // tables end. Nothing but our own inserts changes that from here on.
 func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Position]bool, error) {
+	var waiting uint64
 	err := s.sink.Fence(ctx, s.source.QueryPrefix(), func(n uint64) {
-		s.log.Info("waiting for inserts of the streamer before", "inserts", n)
+		if n != waiting {
+			s.log.Info("waiting for inserts of the streamer before", "inserts", n)
+		}
+		waiting = n
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	failpoint.Hit("fenced")
-	landed, _, err := s.sink.Position(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	known, err := s.sink.DeadLettersAfter(ctx, landed)
+	var landed decode.Position
+	var known map[decode.Position]bool
+	err = s.within(ctx, func(ctx context.Context) (err error) {
+		if landed, _, err = s.sink.Position(ctx); err != nil {
+			return err
+		}
+		known, err = s.sink.DeadLettersAfter(ctx, landed)
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
 	}

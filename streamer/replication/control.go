@@ -51,7 +51,7 @@ type Slot struct {
 	InvalidationReason string // PostgreSQL 17 and newer
 	RestartLSN         pglogrepl.LSN
 	ConfirmedFlush     pglogrepl.LSN
-	// Late is set by Preflight: it made the slot, and the outbox already had events, which the slot may not deliver.
+	// Late is set by FirstSlot: the outbox already had events, which the slot may not deliver.
 	Late bool
 }
 

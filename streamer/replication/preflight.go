@@ -29,14 +29,15 @@ func errRecreated(publication string) error {
 		"and `streamer replay --from-table`", publication)
 }
 
-// Preflight checks everything that must hold before the first byte is streamed,
-// and creates the slot when it never existed. landed tells that rows of this
-// slot are in ClickHouse already: then a missing slot has been lost.
+// Preflight checks everything that must hold before the first byte is streamed.
+// landed tells that rows of this slot are in ClickHouse already: then a missing
+// slot has been lost.
 //
 // PostgreSQL 18 skips rows in silence when the publication is missing; that is
 // why nothing here is left to the server.
 //
-// Errors: failure.Fatal with the cure, for whatever does not hold.
+// Errors: ErrNoSlot when the slot never existed, see FirstSlot; failure.Fatal
+// with the cure, for whatever does not hold.
 func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
 	if err := c.CheckServer(ctx); err != nil {
 		return Slot{}, err
@@ -54,7 +55,7 @@ func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
 			return Slot{}, refuse("slot %s is gone, and with it the place in the WAL: events may be missing in ClickHouse. "+
 				"Run `streamer slot create`, then `streamer replay --from-table` to fill the gap", c.slot)
 		}
-		return c.firstSlot(ctx)
+		return Slot{}, ErrNoSlot
 	}
 	if err != nil {
 		return Slot{}, err
@@ -68,9 +69,19 @@ func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
 	return slot, c.remember(ctx)
 }
 
-// firstSlot creates the slot. Events that were committed before it are not in
-// its stream; Slot.Late tells that there are some.
-func (c *Control) firstSlot(ctx context.Context) (Slot, error) {
+// EnsureSlot is Preflight for a slot of which nothing has landed, and FirstSlot when there is none.
+func (c *Control) EnsureSlot(ctx context.Context) (Slot, error) {
+	slot, err := c.Preflight(ctx, false)
+	if errors.Is(err, ErrNoSlot) {
+		return c.FirstSlot(ctx)
+	}
+	return slot, err
+}
+
+// FirstSlot creates the slot after a Preflight that did not find it, and waits
+// for the write transactions that are running. Events that were committed before
+// it are not in its stream; Slot.Late tells that there are some.
+func (c *Control) FirstSlot(ctx context.Context) (Slot, error) {
 	if err := c.CreateSlot(ctx); err != nil {
 		return Slot{}, err
 	}

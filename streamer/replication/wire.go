@@ -25,22 +25,24 @@ const (
 //
 // Until replication starts, pgconn reads through Read, which never hands out
 // bytes beyond the message it is in. What follows the last such message is still
-// here when wire takes over. Not safe for concurrent use.
+// here when wire takes over. The source stays the same: after a write that took
+// long, pgconn reads ahead in the background, and what it has read by then comes
+// from there and nowhere else. Not safe for concurrent use.
 type wire struct {
 	src  io.Reader
 	buf  []byte
 	r, w int // unread bytes are buf[r:w]
 	left int // bytes of the message Read is in
 
-	conn net.Conn // set by take; deadlines need it
+	conn net.Conn // what src reads from; set by take, for deadlines and the coalescer
 	co   *coalescer
 }
 
 func newWire(src io.Reader) *wire { return &wire{src: src, buf: make([]byte, readBuffer)} }
 
-// take makes w read from conn itself, after pgconn has given it up.
+// take makes w the owner of conn, from which its source reads, after pgconn has given it up.
 func (w *wire) take(conn net.Conn) {
-	w.src, w.conn = conn, conn
+	w.conn = conn
 	w.co = newCoalescer(conn)
 }
 
