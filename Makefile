@@ -87,8 +87,9 @@ fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)
 	done
 
 .PHONY: bench
-bench: build ## Measure the pipeline end to end (BENCH="flags of streamer/bench")
-	@go run ./streamer/bench $(BENCH)
+bench: ## Measure beside others (BENCH=drain|latency|producer|api|growth|all BENCH_ROUNDS=3)
+	@go build -o bin/bench ./streamer/bench
+	@bin/bench $(BENCH)
 
 .PHONY: lint
 lint: $(GOLANGCI) ## Static checks, as configured in .golangci.yml

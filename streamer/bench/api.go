@@ -34,7 +34,7 @@ COMMIT;
 // api compares POST /users with pgbench doing the same to the same tables. The
 // load generator takes its share of the same cores.
 func api(ctx context.Context, l *lab) (*report, error) {
-	r := newReport(fmt.Sprintf("POST /users: %d connections for %s", apiClients, apiTime), "requests/s")
+	r := newReport("api", fmt.Sprintf("POST /users: %d connections for %s", apiClients, apiTime), "requests/s")
 	for range l.Rounds {
 		b, err := l.newBed(ctx, "api")
 		if err != nil {

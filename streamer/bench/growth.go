@@ -7,7 +7,7 @@ import (
 
 // growth drains backlogs of very different sizes: rows/s and memory must not depend on them.
 func growth(ctx context.Context, l *lab) (*report, error) {
-	r := newReport("Drain of backlogs of different sizes, half in one transaction, half in transactions of one row", "rows/s", "CPU µs/row", "peak MB")
+	r := newReport("growth", "Drain of backlogs of different sizes, half in one transaction, half in transactions of one row", drainColumns...)
 	for _, size := range []int{100_000, 1_000_000, 10_000_000} {
 		size = int(float64(size) * l.Scale)
 		log := backlog{bulk: size / 2, single: size / 2}
@@ -30,11 +30,11 @@ func growthOf(ctx context.Context, l *lab, r *report, log backlog) error {
 	}
 	name := fmt.Sprintf("Die Hard, %d rows", log.rows())
 	for round := range l.Rounds {
-		m, err := drainOnce(ctx, b, contestant{name, true, ours}, fmt.Sprintf("growth_%d", round), log)
+		m, err := drainOnce(ctx, b, contestant{name: name, lands: true, start: ours}, fmt.Sprintf("growth_%d", round), log)
 		if err != nil {
 			return err
 		}
-		l.progress("round %d: %s: %.0f rows/s, %.0f MB", round+1, name, m[0], m[2])
+		l.progress("round %d: %s: %.0f rows/s, %.0f MB", round+1, name, m[0], m[4])
 		r.add(name, m...)
 	}
 	return nil

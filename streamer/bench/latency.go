@@ -34,7 +34,7 @@ func pollingWorker(ctx context.Context, b *bed, slot string, _ backlog) *exec.Cm
 // latency is the time from a commit until a query of ClickHouse finds the row,
 // at a steady rate, with what it costs PostgreSQL.
 func latency(ctx context.Context, l *lab) (*report, error) {
-	r := newReport(fmt.Sprintf("Commit to visible in ClickHouse, %d events/s for %s, default settings", steadyRate, steadyTime),
+	r := newReport("latency", fmt.Sprintf("Commit to visible in ClickHouse, %d events/s for %s, default settings", steadyRate, steadyTime),
 		"p50 ms", "p99 ms", "max ms", "inserts/s", "after idle, ms", "PostgreSQL CPU ms/s", "WAL bytes/event", "dead tuples")
 	routes := []route{
 		{"Die Hard", "outbox", ours},

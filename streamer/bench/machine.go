@@ -2,16 +2,40 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"diehard/shared/clickhouse"
 )
 
-// machine names what the figures were measured on.
-func (l *lab) machine() string {
-	return fmt.Sprintf("%d cores of %s, %s, commit %s", runtime.NumCPU(), cpuModel(), runtime.Version(), commit())
+// where names the machine and the versions that the figures were measured on.
+func (l *lab) where(ctx context.Context) (string, error) {
+	admin, err := pgx.Connect(ctx, l.pgURL("postgres"))
+	if err != nil {
+		return "", err
+	}
+	defer admin.Close(ctx)
+	var postgres string
+	if err := admin.QueryRow(ctx, "SHOW server_version").Scan(&postgres); err != nil {
+		return "", err
+	}
+	conn, err := clickhouse.Open(ctx, l.chConfig)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close() }()
+	server, err := conn.ServerVersion()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d cores of %s; PostgreSQL %s, ClickHouse %s, %s; commit %s",
+		runtime.NumCPU(), cpuModel(), postgres, server.Version, runtime.Version(), commit()), nil
 }
 
 func cpuModel() string {
@@ -33,10 +57,14 @@ func commit() string {
 	if !ok {
 		return "unknown"
 	}
+	revision, changed := "unknown", ""
 	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) > 12 {
-			return s.Value[:12]
+		switch {
+		case s.Key == "vcs.revision" && len(s.Value) > 12:
+			revision = s.Value[:12]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			changed = " with changes"
 		}
 	}
-	return "unknown"
+	return revision + changed
 }

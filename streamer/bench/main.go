@@ -50,6 +50,10 @@ func dispatch(ctx context.Context, args []string) error {
 		return err
 	}
 	defer l.close()
+	where, err := l.where(ctx)
+	if err != nil {
+		return err
+	}
 	for _, b := range benchmarks {
 		if which != b.name && which != "all" {
 			continue
@@ -58,9 +62,14 @@ func dispatch(ctx context.Context, args []string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
-		if err := r.write(os.Stdout, l); err != nil {
+		if err := r.write(os.Stdout, l.Rounds, where); err != nil {
 			return err
 		}
+		path, err := r.plot(l.dir)
+		if err != nil {
+			return err
+		}
+		l.progress("the same as a picture: %s", path)
 	}
 	return nil
 }

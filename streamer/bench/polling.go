@@ -22,6 +22,11 @@ const pollingTable = `
 		ADD COLUMN status text NOT NULL DEFAULT 'pending';
 	CREATE INDEX ON outbox_polled (seq) WHERE status = 'pending'`
 
+// polledBacklog is the backlog of the drain as pending rows of that table.
+const polledBacklog = `DROP TABLE IF EXISTS outbox_polled; ` + pollingTable + `;
+	INSERT INTO outbox_polled SELECT * FROM outbox;
+	ANALYZE outbox_polled`
+
 // polling is the worker of a polling outbox: select for update, skip locked, the
 // same columnar insert as the idiom, then a status update. It has the streamer's
 // batch size and polls every flush interval, and at once again after a full batch.

@@ -64,6 +64,23 @@ func statFields(path string) []string {
 	return strings.Fields(rest)
 }
 
+// serverCPU is the CPU time that servers of our own have used; zero for others.
+type serverCPU struct{ postgres, clickhouse time.Duration }
+
+func (l *lab) serverCPU() (c serverCPU) {
+	if l.postgres != nil {
+		c.postgres = cpuOfTree(l.postgres.PID())
+	}
+	if l.clickhouse != nil {
+		c.clickhouse = cpuOf(l.clickhouse.PID(), false)
+	}
+	return c
+}
+
+func (c serverCPU) since(before serverCPU) serverCPU {
+	return serverCPU{c.postgres - before.postgres, c.clickhouse - before.clickhouse}
+}
+
 // cost of a stretch of time to PostgreSQL.
 type cost struct {
 	cpu  time.Duration // 0 for a server that is not ours
@@ -74,9 +91,7 @@ type cost struct {
 // meter starts measuring and returns what ends it.
 func (b *bed) meter(ctx context.Context) (func() (cost, error), error) {
 	read := func() (c cost, err error) {
-		if b.lab.postgres != nil {
-			c.cpu = cpuOfTree(b.lab.postgres.PID())
-		}
+		c.cpu = b.lab.serverCPU().postgres
 		err = b.pool.QueryRow(ctx, `
 			SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint,
 			       (SELECT coalesce(sum(n_tup_upd + n_tup_del), 0) FROM pg_stat_user_tables WHERE relname LIKE 'outbox%')::bigint`).

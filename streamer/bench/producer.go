@@ -27,7 +27,7 @@ func producer(ctx context.Context, l *lab) (*report, error) {
 		{"publish_event(…) into outbox", publishSQL},
 		{"polled outbox: identity key, status, partial index", publishPolled},
 	}
-	r := newReport(fmt.Sprintf("Publishing: %d clients, one event a transaction, %s", producers, producerTime),
+	r := newReport("producer", fmt.Sprintf("Publishing: %d clients, one event a transaction, %s", producers, producerTime),
 		"events/s", "WAL bytes/event", "PostgreSQL CPU µs/event", "table bytes/event")
 	for range l.Rounds {
 		for _, way := range ways {

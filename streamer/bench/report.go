@@ -9,15 +9,15 @@ import (
 
 // report is a table: a line a contestant, a column a figure, medians over the rounds.
 type report struct {
+	name    string // of the benchmark
 	title   string
 	columns []string
 	names   []string
 	samples map[string][][]float64 // per contestant, per round
-	notes   []string
 }
 
-func newReport(title string, columns ...string) *report {
-	return &report{title: title, columns: columns, samples: make(map[string][][]float64)}
+func newReport(name, title string, columns ...string) *report {
+	return &report{name: name, title: title, columns: columns, samples: make(map[string][][]float64)}
 }
 
 func (r *report) add(name string, figures ...float64) {
@@ -46,8 +46,9 @@ func (r *report) median(name string, i int) float64 {
 	return (v[len(v)/2-1] + v[len(v)/2]) / 2
 }
 
-// write prints the table in Markdown, which reads well as it is.
-func (r *report) write(w io.Writer, l *lab) error {
+// write prints the table in Markdown, which reads well as it is. where names the
+// machine and the versions.
+func (r *report) write(w io.Writer, rounds int, where string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n## %s\n\n| | %s | vs first |\n|---|%s---:|\n", r.title, strings.Join(r.columns, " | "), strings.Repeat("---:|", len(r.columns)))
 	for _, name := range r.names {
@@ -58,10 +59,7 @@ func (r *report) write(w io.Writer, l *lab) error {
 		}
 		fmt.Fprintf(&b, " %.2f |\n", r.median(name, 0)/r.median(r.names[0], 0))
 	}
-	fmt.Fprintf(&b, "\nMedian (lowest–highest) of %d rounds; %s\n", l.Rounds, l.machine())
-	for _, n := range r.notes {
-		fmt.Fprintf(&b, "%s\n", n)
-	}
+	fmt.Fprintf(&b, "\nMedian (lowest–highest) of %d rounds; %s\n", rounds, where)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

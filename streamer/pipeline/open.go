@@ -43,10 +43,10 @@ func newNonce() string {
 // start takes the slot. What it reads of ClickHouse here is a lower bound: a
 // predecessor may still be writing. resume reads it again behind the fence.
 func (s *session) start(ctx context.Context) error {
-	var sys pglogrepl.IdentifySystemResult
+	var walEnd pglogrepl.LSN
 	var landed decode.Position
 	err := s.within(ctx, func(ctx context.Context) (err error) {
-		if sys, landed, err = s.meet(ctx); err != nil {
+		if walEnd, landed, err = s.meet(ctx); err != nil {
 			return err
 		}
 		s.slot, err = s.control.Preflight(ctx, landed.LSN != 0)
@@ -58,7 +58,7 @@ func (s *session) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	at, err := s.startAt(landed.LSN, sys.XLogPos)
+	at, err := s.startAt(landed.LSN, walEnd)
 	if err != nil {
 		return err
 	}
@@ -93,30 +93,32 @@ func (s *session) firstSlot(ctx context.Context) (err error) {
 }
 
 // meet connects to both servers and finds out whether they belong together.
-func (s *session) meet(ctx context.Context) (sys pglogrepl.IdentifySystemResult, landed decode.Position, err error) {
+func (s *session) meet(ctx context.Context) (walEnd pglogrepl.LSN, landed decode.Position, err error) {
 	if s.conn, err = replication.Connect(ctx, s.cfg.PostgresURL, s.name, s.cfg.SenderTimeout); err != nil {
-		return sys, landed, err
+		return 0, landed, err
 	}
 	// First: a standby that is promoted meanwhile would be identified with the timeline it leaves.
 	if err = s.control.CheckServer(ctx); err != nil {
-		return sys, landed, err
+		return 0, landed, err
 	}
-	if sys, err = s.conn.Identify(ctx); err != nil {
-		return sys, landed, err
+	sys, err := s.conn.Identify(ctx)
+	if err != nil {
+		return 0, landed, err
 	}
 	if err = s.sameServer(sys.SystemID); err != nil {
-		return sys, landed, err
+		return 0, landed, err
 	}
 	s.source = sink.Source{SystemID: sys.SystemID, Slot: s.cfg.Slot}
 	s.sink = sink.New(s.ch, s.cfg.Tables, s.source, uint32(sys.Timeline)) //nolint:gosec // timelines are 32 bits wide
 	if err = s.sink.CheckTables(ctx); err != nil {
-		return sys, landed, err
+		return 0, landed, err
 	}
-	var timeline uint32
-	if landed, timeline, err = s.sink.Position(ctx); err != nil {
-		return sys, landed, err
+	landed, timeline, err := s.sink.Position(ctx)
+	if err != nil {
+		return 0, landed, err
 	}
-	return sys, landed, s.conn.CheckHistory(ctx, sys, replication.Landed{LSN: landed.LSN, Timeline: timeline})
+	walEnd, err = s.conn.CheckHistory(ctx, sys.Timeline, replication.Landed{LSN: landed.LSN, Timeline: timeline})
+	return walEnd, landed, err
 }
 
 // sameServer refuses an address that has come to mean another server: its

@@ -166,11 +166,26 @@ func TestIdentifyAndHistory(t *testing.T) {
 	assert.NotZero(t, sys.XLogPos)
 
 	for _, l := range []Landed{{}, {LSN: sys.XLogPos}, {LSN: sys.XLogPos, Timeline: uint32(sys.Timeline)}} {
-		require.NoError(t, conn.CheckHistory(t.Context(), sys, l))
+		_, err := conn.CheckHistory(t.Context(), sys.Timeline, l)
+		require.NoError(t, err)
 	}
-	err = conn.CheckHistory(t.Context(), sys, Landed{LSN: sys.XLogPos + 1, Timeline: uint32(sys.Timeline)})
+	_, err = conn.CheckHistory(t.Context(), sys.Timeline, Landed{LSN: 1 << 60, Timeline: uint32(sys.Timeline)})
 	require.ErrorContains(t, err, "restored from a backup")
 	assert.Equal(t, failure.Fatal, failure.Of(err))
+	_, err = conn.CheckHistory(t.Context(), sys.Timeline+1, Landed{})
+	require.ErrorContains(t, err, "promoted")
+	assert.Equal(t, failure.Transient, failure.Of(err))
+
+	// What another streamer has landed since the first look is no sign of a wrong server.
+	execute(t, env, "INSERT INTO outbox (event_type, event_context) VALUES ('a', '{}')")
+	var text string
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT pg_current_wal_flush_lsn()::text").Scan(&text))
+	newer, err := pglogrepl.ParseLSN(text)
+	require.NoError(t, err)
+	require.Greater(t, newer, sys.XLogPos)
+	walEnd, err := conn.CheckHistory(t.Context(), sys.Timeline, Landed{LSN: newer, Timeline: uint32(sys.Timeline)})
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, walEnd, newer)
 }
 
 func TestASlotCopyIsOfThisSession(t *testing.T) {

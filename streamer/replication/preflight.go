@@ -163,28 +163,35 @@ type Landed struct {
 }
 
 // CheckHistory refuses a server whose WAL does not contain what has landed: one
-// restored from a backup, or a standby that was promoted too early.
+// restored from a backup, or a standby that was promoted too early. It reads the
+// end of the WAL itself and returns it: l must be older, because the streamer
+// that holds the slot goes on landing. timeline is what Identify returned.
 //
-// Errors: failure.Fatal with the cure.
-func (c *Conn) CheckHistory(ctx context.Context, sys pglogrepl.IdentifySystemResult, l Landed) error {
-	if l.LSN > sys.XLogPos {
-		return refuse("ClickHouse holds events up to %s, but this server's WAL ends at %s: it was restored from a backup or is a standby "+
+// Errors: failure.Fatal with the cure; failure.Transient when the server was promoted meanwhile.
+func (c *Conn) CheckHistory(ctx context.Context, timeline int32, l Landed) (walEnd pglogrepl.LSN, err error) {
+	sys, err := c.Identify(ctx)
+	switch {
+	case err != nil:
+		return 0, err
+	case sys.Timeline != timeline:
+		return 0, fmt.Errorf("the server was promoted: timeline %d was %d a moment ago", sys.Timeline, timeline)
+	case l.LSN > sys.XLogPos:
+		return 0, refuse("ClickHouse holds events up to %s, but this server's WAL ends at %s: it was restored from a backup or is a standby "+
 			"that was behind at its promotion. Check what it lost, then run `streamer slot drop`, `streamer slot create` "+
 			"and `streamer replay --from-table`", l.LSN, sys.XLogPos)
+	case l.Timeline == 0 || uint32(timeline) == l.Timeline: //nolint:gosec // timelines are 32 bits wide
+		return sys.XLogPos, nil
 	}
-	if l.Timeline == 0 || uint32(sys.Timeline) == l.Timeline { //nolint:gosec // timelines are 32 bits wide
-		return nil
-	}
-	switched, err := c.leftTimeline(ctx, sys.Timeline, l.Timeline)
+	switched, err := c.leftTimeline(ctx, timeline, l.Timeline)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if l.LSN >= switched {
-		return refuse("ClickHouse holds events up to %s of timeline %d, but this server left that timeline at %s: they were lost in a failover. "+
+		return 0, refuse("ClickHouse holds events up to %s of timeline %d, but this server left that timeline at %s: they were lost in a failover. "+
 			"Check what is missing in PostgreSQL, then run `streamer slot drop`, `streamer slot create` and `streamer replay --from-table`",
 			l.LSN, l.Timeline, switched)
 	}
-	return nil
+	return sys.XLogPos, nil
 }
 
 // leftTimeline returns where the history of timeline now leaves timeline old.
