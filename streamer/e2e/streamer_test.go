@@ -55,7 +55,10 @@ type setup struct {
 func start(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 	t.Helper()
 	s := launch(t, env, changes...)
-	s.await(pipeline.Streaming)
+	eventually(t, func() bool {
+		state := s.pipeline.Progress().State() // while ClickHouse refuses, streaming passes in a moment
+		return state == pipeline.Streaming || state == pipeline.Retrying
+	}, "the streamer never has the slot")
 	return s
 }
 
