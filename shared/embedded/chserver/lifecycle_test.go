@@ -3,7 +3,9 @@ package chserver_test
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +15,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/pressly/goose/v3"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"diehard/shared/embedded/chserver"
 )
@@ -68,14 +71,46 @@ func TestTerminationIsPrompt(t *testing.T) {
 	require.Equal(t, uint64(1), count(t, s.open(nil), "t"))
 }
 
-// Signals mean to the process what they mean to Go: SIGQUIT prints goroutines.
+// Signals mean to the process what they mean to Go: SIGQUIT prints goroutines,
+// also when the kernel hands it to one of the library's threads.
 func TestSignalHandlersStayGo(t *testing.T) {
 	t.Parallel()
-	s := startServer(t)
-	require.NoError(t, s.open(nil).Exec(t.Context(), "SELECT 1"))
-	require.NoError(t, s.cmd.Process.Signal(syscall.SIGQUIT))
-	require.Error(t, s.cmd.Wait())
-	require.Contains(t, s.log.String(), "goroutine")
+	for name, quit := range map[string]func(t *testing.T, pid int) error{
+		"the process":          func(_ *testing.T, pid int) error { return unix.Kill(pid, unix.SIGQUIT) },
+		"the library's thread": func(t *testing.T, pid int) error { return unix.Tgkill(pid, libraryThread(t, pid), unix.SIGQUIT) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			require.NoError(t, s.open(nil).Exec(t.Context(), "SELECT 1"))
+			require.NoError(t, quit(t, s.cmd.Process.Pid))
+			require.EqualError(t, s.cmd.Wait(), "exit status 2")
+			require.Contains(t, s.log.String(), "SIGQUIT: quit")
+			require.Contains(t, s.log.String(), "goroutine ")
+		})
+	}
+}
+
+// libraryThread returns a thread of the process that the ClickHouse library made
+// for itself: those carry names of their own.
+func libraryThread(t *testing.T, pid int) (tid int) {
+	t.Helper()
+	nameOf := func(tid int) string {
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/comm", pid, tid))
+		require.NoError(t, err)
+		return string(name)
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	require.NoError(t, err)
+	for _, thread := range threads {
+		tid, err := strconv.Atoi(thread.Name())
+		require.NoError(t, err)
+		if nameOf(tid) != nameOf(pid) {
+			return tid
+		}
+	}
+	require.Fail(t, "the library has no threads")
+	return 0
 }
 
 func TestStartFailuresSayWhy(t *testing.T) {

@@ -55,6 +55,7 @@ func Serve(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("serve ClickHouse: %w", err)
 	}
+	defer handOnQuit()()
 	s, err := newServer(o)
 	if err != nil {
 		return errors.Join(fmt.Errorf("serve ClickHouse: %w", err), listener.Close())

@@ -2,8 +2,13 @@ package chserver
 
 import (
 	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // guarded are the signals whose handlers the ClickHouse library replaces or
@@ -48,3 +53,24 @@ func rtSigaction(sig syscall.Signal, set, get *kernelSigaction) error {
 }
 
 const saveMask = uint64(0)
+
+// handOnQuit has SIGQUIT print the goroutines whichever thread it comes to. The
+// kernel may choose one of the library's, on which Go's own handler ends the
+// process without a word; a signal that is asked for is noticed on every thread,
+// and then sent to a thread of Go.
+func handOnQuit() (stop func()) {
+	quit := make(chan os.Signal, 1)
+	signal.Notify(quit, unix.SIGQUIT)
+	go func() {
+		if _, asked := <-quit; !asked {
+			return
+		}
+		runtime.LockOSThread()
+		signal.Reset(unix.SIGQUIT)
+		_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGQUIT) // nothing can be done about a failure
+	}()
+	return func() {
+		signal.Stop(quit)
+		close(quit)
+	}
+}
