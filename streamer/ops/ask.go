@@ -62,14 +62,14 @@ func (p *Probe) Status(ctx context.Context) Status {
 	s := &sampler{probe: p, progress: &pipeline.Progress{}}
 	second := time.NewTimer(time.Second)
 	defer second.Stop()
-	s.refresh(ctx, 0)
-	s.askClickHouse(ctx)
+	s.askPostgres(ctx, 0)
+	s.askClickHouse(ctx, 0)
 	s.askOutbox(ctx)
 	select {
 	case <-ctx.Done():
 	case <-second.C:
 	}
-	s.refresh(ctx, 0)
+	s.askPostgres(ctx, 0)
 
 	x := s.get()
 	status := Status{Time: time.Now(), Version: telemetry.Build().Version, State: NotRunning, Reasons: []string{}, Failures: []Failure{}}

@@ -62,6 +62,12 @@ var allGauges = []gauge{
 				}
 			}
 		}, "stage"),
+	newGauge("wal_end_bytes", "Position of the end of PostgreSQL's WAL; its rate is the WAL that all of the server writes.", prometheus.GaugeValue,
+		func(_ *Monitor, s sample, emit func(float64, ...string)) {
+			if up(s.postgres) {
+				emit(float64(s.postgres.last.walEnd))
+			}
+		}),
 	newGauge("lag_seconds", "Age of the oldest WAL that has not passed a stage; what is older than the streamer counts from its start.", prometheus.GaugeValue,
 		func(_ *Monitor, s sample, emit func(float64, ...string)) {
 			for _, stage := range s.lag.stages() {
@@ -129,6 +135,12 @@ var allGauges = []gauge{
 		func(_ *Monitor, s sample, emit func(float64, ...string)) {
 			if o := s.outbox.last; o != nil {
 				emit(float64(o.Bytes))
+			}
+		}),
+	newGauge("clickhouse_rows", "Rows of the event log, of all sources.", prometheus.GaugeValue,
+		func(_ *Monitor, s sample, emit func(float64, ...string)) {
+			if c := s.clickhouse.last; c != nil {
+				emit(float64(c.Rows))
 			}
 		}),
 	newGauge("clickhouse_parts", "Active parts of the event log.", prometheus.GaugeValue,

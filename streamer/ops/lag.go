@@ -90,10 +90,17 @@ func (p positions) lag(end pglogrepl.LSN, ageOf func(pglogrepl.LSN) age) Lag {
 	}
 }
 
-// growthWindow is the time over which the growth of the lag is measured.
-const growthWindow = time.Minute
+const (
+	// growthWindow is the time over which the growth of the retained WAL is measured.
+	growthWindow = time.Minute
+	// leastWindow is the shortest such time for a slot that is read: PostgreSQL moves
+	// its restart_lsn once in 15 seconds, and each half must have seen such a step.
+	leastWindow = 40 * time.Second
+)
 
-// growth watches how fast unconfirmed WAL piles up.
+// growth watches how fast the WAL that is kept for the slot piles up. That is what
+// max_slot_wal_keep_size limits: a transaction that never ends uses it up, too,
+// although every event is confirmed.
 type growth struct {
 	points []growthPoint
 }
@@ -110,19 +117,21 @@ func (g *growth) add(at time.Time, bytes int64) {
 	}
 }
 
-// rate is a speed in bytes a second. known is false without two points in time.
+// rate is a speed in bytes a second. known is false as long as it cannot be told.
 type rate struct {
 	bytes float64
 	known bool
 }
 
-// rate compares the least lag of the window's younger half with that of the older
-// half: a lag that comes and goes does not grow.
-func (g *growth) rate() rate {
-	if len(g.points) < 2 {
+// rate compares the least of the window's younger half with that of the older
+// half: what comes and goes does not grow. Nothing goes from a slot that nobody
+// reads, so that two points tell.
+func (g *growth) rate(read bool) rate {
+	n := len(g.points)
+	if n < 2 || read && g.points[n-1].at.Sub(g.points[0].at) < leastWindow {
 		return rate{}
 	}
-	middle := len(g.points) / 2
+	middle := n / 2
 	older, younger := least(g.points[:middle]), least(g.points[middle:])
 	seconds := g.points[middle].at.Sub(g.points[0].at).Seconds()
 	if seconds <= 0 {

@@ -10,9 +10,11 @@ import (
 )
 
 // latencyBounds are the upper bounds of the latency histogram's buckets, in
-// microseconds: two or three steps a decade, from a lone event to a long outage.
+// microseconds, from a lone event to a long outage. They are narrow where the
+// latencies of a healthy stream lie, because a quantile is no better than its bucket.
 var latencyBounds = [...]int64{
-	1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 2e7, 6e7, 3e8, 9e8, 36e8, 216e8, 864e8,
+	1e3, 2e3, 3e3, 5e3, 75e2, 1e4, 15e3, 2e4, 3e4, 5e4, 75e3, 1e5, 15e4, 2e5, 25e4, 3e5, 4e5, 5e5, 75e4,
+	1e6, 15e5, 2e6, 3e6, 5e6, 1e7, 2e7, 6e7, 3e8, 9e8, 36e8, 216e8, 864e8,
 }
 
 const latencyBuckets = len(latencyBounds) + 1

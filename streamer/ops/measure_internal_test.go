@@ -50,26 +50,39 @@ func TestRunwayEndsAtThePresentGrowth(t *testing.T) {
 	safe := int64(600_000)
 	slot := &Slot{SafeBytes: &safe}
 	var g growth
-	assert.Nil(t, runway(slot, g.rate()).Seconds, "one look is no rate")
+	assert.Nil(t, runway(slot, g.rate(false)).Seconds, "one look is no rate")
 	for i := range 120 { // the first minute is forgotten
 		bytes := int64(1000 * max(0, i-59))
 		g.add(start.Add(time.Duration(i)*time.Second), bytes)
 	}
-	assert.InDelta(t, 1000, g.rate().bytes, 1)
-	assert.InDelta(t, 600, *runway(slot, g.rate()).Seconds, 1)
-	assert.InDelta(t, 0, oscillating().rate().bytes, 0.1, "a lag that comes and goes")
-	assert.Nil(t, runway(slot, rate{bytes: -5, known: true}).Seconds, "the lag shrinks")
-	assert.False(t, runway(&Slot{}, g.rate()).Limited)
+	assert.InDelta(t, 1000, g.rate(true).bytes, 1)
+	assert.InDelta(t, 600, *runway(slot, g.rate(true)).Seconds, 1)
+	assert.Nil(t, runway(slot, rate{bytes: -5, known: true}).Seconds, "what is kept shrinks")
+	assert.False(t, runway(&Slot{}, g.rate(true)).Limited)
 	safe = -1
 	assert.Zero(t, *runway(slot, rate{}).Seconds, "the next checkpoint may end it")
 }
 
-func oscillating() *growth {
-	g := &growth{}
+// PostgreSQL moves the restart_lsn of a slot that keeps up in steps.
+func TestWALThatComesAndGoesDoesNotGrow(t *testing.T) {
+	var g growth
 	for i := range 60 {
-		g.add(start.Add(time.Duration(i)*time.Second), int64(i%7)*100_000)
+		g.add(start.Add(time.Duration(i)*time.Second), int64(i%15)*4_000_000)
+		if r := g.rate(true); r.known {
+			assert.InDelta(t, 0, r.bytes, 0.1, "after %d seconds", i)
+		} else {
+			assert.Less(t, i, 45)
+		}
 	}
-	return g
+	assert.True(t, g.rate(true).known)
+}
+
+func TestGrowthOfASlotThatNobodyReadsIsKnownAtOnce(t *testing.T) {
+	var g growth
+	g.add(start, 5_000_000)
+	g.add(start.Add(time.Second), 6_000_000)
+	assert.Equal(t, rate{bytes: 1_000_000, known: true}, g.rate(false))
+	assert.False(t, g.rate(true).known, "it may be one of the steps of a slot that is read")
 }
 
 func TestLatencyCountsEveryRowInItsBucket(t *testing.T) {

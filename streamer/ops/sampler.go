@@ -12,12 +12,14 @@ import (
 )
 
 const (
-	// How often the databases are asked.
+	// How often the databases are asked while nobody else asks.
 	postgresEvery   = time.Second
 	clickhouseEvery = 5 * time.Second
 	outboxEvery     = 15 * time.Second
 	// freshEnough is the age up to which an answer serves a request.
 	freshEnough = 200 * time.Millisecond
+	// patience is how long a request waits for a database that is slow to answer.
+	patience = 500 * time.Millisecond
 )
 
 // end is what is known of one database.
@@ -57,7 +59,10 @@ type sample struct {
 type sampler struct {
 	probe    *Probe
 	progress *pipeline.Progress
-	asking   sync.Mutex // held by who asks PostgreSQL
+
+	// Held by who asks.
+	askingPostgres   sync.Mutex
+	askingClickHouse sync.Mutex
 
 	mu      sync.Mutex
 	sample  sample
@@ -69,8 +74,8 @@ type sampler struct {
 // run asks until ctx ends.
 func (s *sampler) run(ctx context.Context) {
 	var group sync.WaitGroup
-	group.Go(func() { every(ctx, postgresEvery, func() { s.refresh(ctx, 0) }) })
-	group.Go(func() { every(ctx, clickhouseEvery, func() { s.askClickHouse(ctx) }) })
+	group.Go(func() { every(ctx, postgresEvery, func() { s.askPostgres(ctx, 0) }) })
+	group.Go(func() { every(ctx, clickhouseEvery, func() { s.askClickHouse(ctx, 0) }) })
 	group.Go(func() { every(ctx, outboxEvery, func() { s.askOutbox(ctx) }) })
 	group.Wait()
 }
@@ -89,10 +94,10 @@ func every(ctx context.Context, d time.Duration, do func()) {
 	}
 }
 
-// refresh asks PostgreSQL, unless its last answer is younger than age.
-func (s *sampler) refresh(ctx context.Context, age time.Duration) {
-	s.asking.Lock()
-	defer s.asking.Unlock()
+// askPostgres asks PostgreSQL, unless it was asked less than age ago.
+func (s *sampler) askPostgres(ctx context.Context, age time.Duration) {
+	s.askingPostgres.Lock()
+	defer s.askingPostgres.Unlock()
 	if age > 0 && time.Since(s.get().at) < age {
 		return
 	}
@@ -112,12 +117,18 @@ func (s *sampler) refresh(ctx context.Context, age time.Duration) {
 	s.tips.add(answer.walEnd, answer.now)
 	s.sample.lag = s.measure(answer)
 	if slot := answer.Slot(s.probe.Slot); slot != nil {
-		s.growth.add(answer.now, slot.LagBytes)
+		s.growth.add(answer.now, slot.RetainedBytes)
+		s.sample.rate = s.growth.rate(slot.Active)
 	}
-	s.sample.rate = s.growth.rate()
 }
 
-func (s *sampler) askClickHouse(ctx context.Context) {
+// askClickHouse asks ClickHouse, unless its last answer is younger than age.
+func (s *sampler) askClickHouse(ctx context.Context, age time.Duration) {
+	s.askingClickHouse.Lock()
+	defer s.askingClickHouse.Unlock()
+	if last := s.get().clickhouse; age > 0 && (last.failure != nil || time.Since(last.at) < age) {
+		return
+	}
 	source := ""
 	if p := s.get().postgres.last; p != nil {
 		source = sink.Source{SystemID: p.SystemID, Slot: s.probe.Slot}.String()
@@ -141,11 +152,26 @@ func (s *sampler) askOutbox(ctx context.Context) {
 	s.sample.outbox.note(answer, err)
 }
 
-// fresh returns a sample that is young enough for a request. While PostgreSQL
-// does not answer it is the last one, so that requests do not pile up.
+// fresh returns a sample that is young enough for a request. A database that
+// does not answer is not waited for: then it is the last one.
 func (s *sampler) fresh(ctx context.Context) sample {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var asks sync.WaitGroup
 	if s.get().postgres.failure == nil {
-		s.refresh(ctx, freshEnough)
+		asks.Go(func() { s.askPostgres(ctx, freshEnough) })
+	}
+	if s.get().clickhouse.failure == nil {
+		asks.Go(func() { s.askClickHouse(ctx, freshEnough) })
+	}
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		asks.Wait()
+	}()
+	select {
+	case <-answered:
+	case <-ctx.Done():
 	}
 	return s.get()
 }
