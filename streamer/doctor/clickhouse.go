@@ -163,7 +163,7 @@ var togetherChecks = []check[together]{
 				"what has landed lies within the WAL", "check what PostgreSQL has lost, then "+cure)
 		}
 		if landed != 0 && f.postgres.slot == nil && !f.postgres.slotKnown {
-			return broken("events of slot "+f.postgres.slotName+" are in ClickHouse, and the slot is gone", "the slot", "streamer slot create && streamer replay --from-table")
+			return broken("events of slot "+f.postgres.slotName+" are in ClickHouse, and the slot is gone", "the slot", cure)
 		}
 		return ok(fmt.Sprintf("landed up to %s of %s", landed, end))
 	}},

@@ -14,7 +14,8 @@ const (
 	failoverSlots  = 170000 // slots that follow a failover, and settings for them
 )
 
-const cure = "streamer slot drop && streamer slot create && streamer replay --from-table"
+// cure fills the gap of a slot that is gone or not to be trusted. The replay waits for the streamer.
+const cure = "streamer slot drop && streamer slot create, start the streamer, streamer replay --from-table"
 
 // alter is the statement that changes a setting of the server.
 func alter(setting, value string) string {
@@ -79,6 +80,7 @@ var postgresChecks = []check[postgresFacts]{
 		}
 		return noMatter()
 	}},
+	{"bookmarks", judgeBookmarks},
 	{"slots left", func(f *postgresFacts) verdict {
 		return left(f.slots, f.settings["max_replication_slots"], "max_replication_slots")
 	}},
@@ -185,7 +187,7 @@ func judgeSlot(f *postgresFacts) verdict {
 	switch {
 	case f.slot == nil && f.slotKnown:
 		return broken(f.slotName+" is gone: events may be missing in ClickHouse", "there",
-			"streamer slot create && streamer replay --from-table")
+			cure)
 	case f.slot == nil && f.slotDatabase != "":
 		return broken(fmt.Sprintf("%s belongs to database %s", f.slotName, f.slotDatabase), "of database "+f.database,
 			"choose another REPLICATION_SLOT")
@@ -193,7 +195,7 @@ func judgeSlot(f *postgresFacts) verdict {
 		return ok(f.slotName + " is made at the first start")
 	case f.slotPlugin != "pgoutput":
 		return broken(f.slotName+" uses "+f.slotPlugin, "pgoutput", "choose another REPLICATION_SLOT")
-	case f.slot.WALStatus == "lost" || f.slot.InvalidationReason != "":
+	case f.slot.Lost():
 		return broken(strings.TrimSpace(fmt.Sprintf("%s is lost (%s)", f.slotName, f.slot.InvalidationReason)), "reserved", cure)
 	case f.slot.WALStatus == "unreserved":
 		return broken(f.slotName+" is about to be lost: the next checkpoint removes WAL that it needs", "reserved",
@@ -203,6 +205,29 @@ func judgeSlot(f *postgresFacts) verdict {
 			"read", "streamer run")
 	}
 	return ok(fmt.Sprintf("%s is read, WAL %s", f.slotName, f.slot.WALStatus))
+}
+
+func judgeBookmarks(f *postgresFacts) verdict {
+	var lost []string
+	n, most := 0, int64(0)
+	for _, s := range f.Slots {
+		switch {
+		case s.Bookmark == "":
+		case s.Lost():
+			lost = append(lost, s.Bookmark)
+		default:
+			n++
+			most = max(most, s.RetainedBytes)
+		}
+	}
+	switch {
+	case len(lost) > 0:
+		return warn("PostgreSQL has removed the WAL of "+strings.Join(lost, ", "), "moved forward before max_slot_wal_keep_size is reached",
+			"streamer bookmark drop "+strings.Join(lost, " && streamer bookmark drop "))
+	case n == 0:
+		return noMatter()
+	}
+	return ok(fmt.Sprintf("%d, and the oldest keeps %d MB of WAL", n, most>>20))
 }
 
 // left warns when less than two of a pool remain: a streamer needs one, a replay another.

@@ -94,7 +94,7 @@ var allGauges = []gauge{
 		func(m *Monitor, s sample, emit func(float64, ...string)) {
 			if s.postgres.last != nil {
 				slot := s.postgres.last.Slot(m.opts.Probe.Slot)
-				emit(number(slot == nil || slot.WALStatus == "lost" || slot.InvalidationReason != ""))
+				emit(number(slot == nil || slot.Lost()))
 			}
 		}),
 	newGauge("slot_safe_bytes", "WAL that may still be written before PostgreSQL gives the slot up; +Inf without max_slot_wal_keep_size.", prometheus.GaugeValue,

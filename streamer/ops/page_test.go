@@ -116,10 +116,10 @@ func TestLivePage(t *testing.T) {
 
 	const rows = 1234
 	publish(t, env, rows)
-	_, err := env.Pool.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot+"_mark")
+	_, err := env.Pool.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot+"_bm_mark")
 	require.NoError(t, err)
 	eventually(t, func() bool { return strings.Contains(b.text("#rate-bytes"), "1,234 since the start") }, "the events are never shown")
-	eventually(t, func() bool { return strings.Contains(b.text("#slots"), env.Slot+"_mark") }, "the bookmark is never shown")
+	eventually(t, func() bool { return strings.Contains(b.text("#slots"), "bookmark mark") }, "the bookmark is never shown")
 	assert.Equal(t, "0", b.text("#dead"))
 	assert.Regexp(t, `^[\d.]+ m?s$`, b.text("#lag"))
 	assert.Contains(t, b.text("#slots"), env.Slot+" (ours)")

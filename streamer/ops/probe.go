@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"diehard/shared/postgres"
+	"diehard/streamer/replay"
 )
 
 // probeTimeout bounds one question to a database.
@@ -31,6 +32,7 @@ type Probe struct {
 // Slot is a logical replication slot of this database.
 type Slot struct {
 	Name               string     `json:"name"`
+	Bookmark           string     `json:"bookmark,omitempty"` // its name, if it is a bookmark of our slot
 	Active             bool       `json:"active"`
 	Holder             string     `json:"holder,omitempty"` // application name of the session that streams from it
 	WALStatus          string     `json:"wal_status"`
@@ -44,6 +46,9 @@ type Slot struct {
 
 	restart, confirmed pglogrepl.LSN
 }
+
+// Lost tells that PostgreSQL has removed WAL that the slot needs.
+func (s Slot) Lost() bool { return s.WALStatus == "lost" || s.InvalidationReason != "" }
 
 // Postgres is what PostgreSQL says.
 type Postgres struct {
@@ -104,7 +109,7 @@ func (p *Probe) AskPostgres(ctx context.Context) (*Postgres, error) {
 	began := time.Now()
 	results := p.Postgres.SendBatch(ctx, &batch)
 	defer func() { _ = results.Close() }()
-	answer, err := readPostgres(results)
+	answer, err := readPostgres(results, p.Slot)
 	if err != nil {
 		return nil, fmt.Errorf("ask PostgreSQL: %w", postgres.Redact(err))
 	}
@@ -112,7 +117,7 @@ func (p *Probe) AskPostgres(ctx context.Context) (*Postgres, error) {
 	return answer, nil
 }
 
-func readPostgres(results pgx.BatchResults) (*Postgres, error) {
+func readPostgres(results pgx.BatchResults, slot string) (*Postgres, error) {
 	p := &Postgres{}
 	var end string
 	if err := results.QueryRow().Scan(&p.now, &p.Version, &p.Recovery, &p.SystemID, &end); err != nil {
@@ -128,6 +133,9 @@ func readPostgres(results pgx.BatchResults) (*Postgres, error) {
 	}
 	if p.Slots, err = pgx.CollectRows(rows, p.scanSlot); err != nil {
 		return nil, err
+	}
+	for i, s := range p.Slots {
+		p.Slots[i].Bookmark = replay.BookmarkOf(slot, s.Name)
 	}
 	err = results.QueryRow().Scan(&p.Publication)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -27,11 +27,13 @@ func line(b *strings.Builder, label, format string, args ...any) {
 	fmt.Fprintf(b, "%-14s%s\n", label, clip(fmt.Sprintf(format, args...)))
 }
 
-// clip keeps errors from breaking the screen.
+// clip keeps errors from breaking the screen. It cuts the middle out: an error
+// begins with what was tried and ends with why it failed.
 func clip(text string) string {
+	const most, end = 84, 50
 	text = strings.Join(strings.Fields(text), " ")
-	if runes := []rune(text); len(runes) > 84 {
-		return string(runes[:83]) + "…"
+	if runes := []rune(text); len(runes) > most {
+		return string(runes[:most-end-1]) + "…" + string(runes[len(runes)-end:])
 	}
 	return text
 }
@@ -98,7 +100,10 @@ func (s Status) databases(b *strings.Builder) {
 	if p := s.Postgres.Postgres; p != nil {
 		line(b, "publication", "%s", p.Publication)
 		for _, other := range p.Slots {
-			if other.Name != s.SlotName {
+			switch {
+			case other.Bookmark != "":
+				line(b, "bookmark", "%s", other.bookmarkText())
+			case other.Name != s.SlotName:
 				line(b, "other slot", "%s: %s, retains %s", other.Name, other.activity(s.Time), size(other.RetainedBytes))
 			}
 		}
@@ -112,12 +117,21 @@ func (s Status) slotText() string {
 	switch {
 	case s.Slot == nil && s.Postgres.Postgres == nil:
 		return "unknown"
+	case s.Slot == nil && s.Lag.Flushed.LSN != "":
+		return "GONE, and events that it kept may be missing in ClickHouse: run `streamer doctor`"
 	case s.Slot == nil:
-		return "does not exist; `streamer doctor` says whether that is right"
-	case s.Slot.InvalidationReason != "" || s.Slot.WALStatus == "lost":
+		return "does not exist yet; the streamer makes it"
+	case s.Slot.Lost():
 		return fmt.Sprintf("LOST (%s %s): run `streamer doctor`", s.Slot.WALStatus, s.Slot.InvalidationReason)
 	}
 	return fmt.Sprintf("%s, WAL %s", s.Slot.activity(s.Time), s.Slot.WALStatus)
+}
+
+func (s Slot) bookmarkText() string {
+	if s.Lost() {
+		return s.Bookmark + " is LOST: PostgreSQL has removed its WAL"
+	}
+	return fmt.Sprintf("%s at %s, retains %s", s.Bookmark, s.ConfirmedLSN, size(s.RetainedBytes))
 }
 
 func (s Slot) activity(now time.Time) string {

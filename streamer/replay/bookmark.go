@@ -69,6 +69,15 @@ const (
 	maxSlotName = 63 // PostgreSQL's NAMEDATALEN
 )
 
+// BookmarkOf returns the name of the bookmark that a replication slot is; empty if it is none of the streamer's slot.
+func BookmarkOf(streamer, slot string) string {
+	name, ok := strings.CutPrefix(slot, streamer+infix)
+	if !ok {
+		return ""
+	}
+	return name
+}
+
 var validName = regexp.MustCompile(`^[a-z0-9_]+$`)
 
 // slotName is the replication slot behind a bookmark.
@@ -153,7 +162,7 @@ func (b *Bookmarks) scan(row pgx.CollectableRow) (Bookmark, error) {
 	if err := row.Scan(&m.slot, &lsn, &m.Retained, &since, &m.State, &reason); err != nil {
 		return m, err
 	}
-	m.Name = strings.TrimPrefix(m.slot, b.slot+infix)
+	m.Name = BookmarkOf(b.slot, m.slot)
 	m.Lost = m.State == "lost" || reason != ""
 	if reason != "" {
 		m.State = "lost: " + reason

@@ -1,0 +1,50 @@
+package ops
+
+import (
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// written is what people see of s.
+func written(t *testing.T, s Status) string {
+	t.Helper()
+	var b strings.Builder
+	require.NoError(t, s.WriteText(&b))
+	for line := range strings.Lines(b.String()) {
+		assert.LessOrEqual(t, utf8.RuneCountInString(line), 100, line)
+	}
+	return b.String()
+}
+
+func TestAnErrorKeepsItsBeginningAndItsEnd(t *testing.T) {
+	t.Parallel()
+	s := Status{State: NotRunning, SlotName: "s"}
+	s.Postgres.Error = "ask PostgreSQL: failed to connect to `user=somebody database=somewhere`: 192.0.2.17:5432 (db.example.com): dial error: connect: connection refused"
+	assert.Contains(t, written(t, s), "PostgreSQL    DOES NOT ANSWER: ask PostgreSQL: …mple.com): dial error: connect: connection refused\n")
+}
+
+func TestASlotThatIsGoneIsNotOneThatIsYetToCome(t *testing.T) {
+	t.Parallel()
+	s := Status{State: NotRunning, SlotName: "s", Postgres: PostgresEnd{Postgres: &Postgres{}}}
+	assert.Contains(t, written(t, s), "slot          does not exist yet; the streamer makes it\n")
+	s.Lag.Flushed.LSN = "0/1"
+	assert.Contains(t, written(t, s), "slot          GONE, and events that it kept may be missing in ClickHouse: run `streamer doctor`\n")
+}
+
+func TestBookmarksAreNotOtherSlots(t *testing.T) {
+	t.Parallel()
+	s := Status{Time: time.Now(), State: NotRunning, SlotName: "s", Postgres: PostgresEnd{Postgres: &Postgres{Slots: []Slot{
+		{Name: "s_bm_noon", Bookmark: "noon", ConfirmedLSN: "0/5", RetainedBytes: 1 << 20},
+		{Name: "s_bm_old", Bookmark: "old", WALStatus: "lost"},
+		{Name: "elsewhere", RetainedBytes: 1 << 20},
+	}}}}
+	text := written(t, s)
+	assert.Contains(t, text, "bookmark      noon at 0/5, retains 1 MiB\n")
+	assert.Contains(t, text, "bookmark      old is LOST: PostgreSQL has removed its WAL\n")
+	assert.Contains(t, text, "other slot    elsewhere: nobody reads it, retains 1 MiB\n")
+}
