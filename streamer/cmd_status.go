@@ -83,10 +83,20 @@ func status(ctx context.Context, cfg config.Config, out io.Writer, watch bool, s
 // askStatus prefers the streamer, which knows most, if it is the one of our slot.
 func askStatus(ctx context.Context, cfg config.Config, probe *ops.Probe) ops.Status {
 	s, err := ops.AskStreamer(ctx, cfg.Addr)
-	if err == nil && s.SlotName == probe.Slot {
+	if err == nil && s.SlotName == probe.Slot && sameServer(ctx, probe, s.Postgres.Postgres) {
 		return s
 	}
 	return probe.Status(ctx)
+}
+
+// sameServer tells whether a streamer's PostgreSQL is ours. Slots have the same
+// name in every installation; a server that does not answer in time gives the
+// streamer the benefit of the doubt.
+func sameServer(ctx context.Context, probe *ops.Probe, theirs *ops.Postgres) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	ours, err := probe.AskPostgres(ctx)
+	return err != nil || theirs == nil || ours.SystemID == theirs.SystemID
 }
 
 func onTerminal(out io.Writer) bool {

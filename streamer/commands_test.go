@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -118,6 +120,21 @@ func TestStatusWithoutAStreamer(t *testing.T) {
 	assert.Regexp(t, `(?m)^streamer +NOT RUNNING, slot `+env.Slot, out)
 	assert.Regexp(t, `(?m)^confirmed +[\d.]+ (KiB|MiB) `, out)
 	assert.LessOrEqual(t, strings.Count(out, "\n"), 24, "one screen")
+}
+
+// Slots have the same name in every installation, and addresses the same default.
+func TestStatusDoesNotComeFromAnotherInstallation(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		theirs := ops.Postgres{SystemID: "1"}
+		_ = json.NewEncoder(w).Encode(ops.Status{State: "streaming", SlotName: env.Slot, Postgres: ops.PostgresEnd{Postgres: &theirs, Up: true}})
+	}))
+	defer elsewhere.Close()
+	t.Setenv("STREAMER_ADDR", elsewhere.Listener.Addr().String())
+	out, err := command(t, "status")
+	require.NoError(t, err)
+	assert.Regexp(t, `(?m)^streamer +NOT RUNNING, slot `+env.Slot, out)
 }
 
 func TestStatusWithoutAnybody(t *testing.T) {
