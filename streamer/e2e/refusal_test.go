@@ -20,6 +20,7 @@ import (
 var (
 	cure   = regexp.MustCompile(`run (ALTER PUBLICATION .*)$`)
 	anew   = []string{"streamer slot drop", "streamer slot create", "streamer replay --from-table"}
+	rename = []string{"streamer slot drop", "REPLICATION_SLOT", "streamer replay --from-table"}
 	create = `CREATE PUBLICATION outbox_pub FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)`
 )
 
@@ -189,7 +190,18 @@ func TestRefusalOfAServerThatIsBehind(t *testing.T) {
 	delivered(t, env)
 	s.stop()
 	command(t, env, "INSERT INTO LOG SELECT * REPLACE (commit_lsn + 1099511627776 AS commit_lsn) FROM LOG")
-	says(t, launch(t, env).refusal(), append(anew, "restored from a backup")...)
+	publish(t, env, 7)
+	says(t, launch(t, env).refusal(), append(rename, "restored from a backup")...)
+
+	command(t, env, "ALTER TABLE LOG DELETE WHERE commit_lsn < 1099511627776 SETTINGS mutations_sync = 2")
+	require.Zero(t, runArgs(t, env, "streamer", []string{"slot", "drop"}).exit())
+	env.Slot += "_2"
+	start(t, env)
+	publish(t, env, 5)
+	replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
+	require.Zero(t, replay.exit(), replay.log.text())
+	assert.Contains(t, replay.log.text(), "7 were missing, 7 of them are filled now")
+	delivered(t, env)
 }
 
 // A promotion goes on where the old server stopped; rows of a timeline that the
@@ -209,11 +221,11 @@ func TestATimelineOfAnotherServer(t *testing.T) {
 	// The predecessor had landed more of timeline 1 than this server has ever had.
 	command(t, env, "INSERT INTO LOG SELECT * REPLACE (1 AS timeline) FROM (SELECT * FROM LOG ORDER BY commit_lsn DESC LIMIT 1)")
 	command(t, env, "ALTER TABLE LOG DELETE WHERE timeline = 2 SETTINGS mutations_sync = 2")
-	says(t, launch(t, env).refusal(), append(anew, "of timeline 1", "lost in a failover")...)
+	says(t, launch(t, env).refusal(), append(rename, "of timeline 1", "lost in a failover")...)
 
 	// The server never was on the timeline of what has landed.
 	command(t, env, "INSERT INTO LOG SELECT * REPLACE (3 AS timeline) FROM (SELECT * FROM LOG ORDER BY commit_lsn DESC LIMIT 1)")
-	says(t, launch(t, env).refusal(), append(anew, "of timeline 3")...)
+	says(t, launch(t, env).refusal(), append(rename, "of timeline 3")...)
 }
 
 // The opposite: a promoted server has landed rows, and the old one is back in its place.
@@ -225,7 +237,7 @@ func TestRefusalOfAServerThatWasReplaced(t *testing.T) {
 	delivered(t, env)
 	s.stop()
 	command(t, env, "INSERT INTO LOG SELECT * REPLACE (2 AS timeline, commit_lsn + 1 AS commit_lsn) FROM LOG")
-	says(t, launch(t, env).refusal(), append(anew, "of timeline 2")...)
+	says(t, launch(t, env).refusal(), append(rename, "of timeline 2")...)
 }
 
 // While we look away the address comes to mean another server.

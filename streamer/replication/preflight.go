@@ -162,6 +162,11 @@ type Landed struct {
 	Timeline uint32 // of the server that wrote it
 }
 
+// newSlot is what to do about a server that has forgotten events which have landed:
+// its WAL takes their places a second time, so that the rows to come need another source.
+const newSlot = "Check what it lost; then run `streamer slot drop`, set REPLICATION_SLOT to a new name, start the streamer " +
+	"and run `streamer replay --from-table`"
+
 // CheckHistory refuses a server whose WAL does not contain what has landed: one
 // restored from a backup, or a standby that was promoted too early. It reads the
 // end of the WAL itself and returns it: l must be older, because the streamer
@@ -177,8 +182,7 @@ func (c *Conn) CheckHistory(ctx context.Context, timeline int32, l Landed) (walE
 		return 0, fmt.Errorf("the server was promoted: timeline %d was %d a moment ago", sys.Timeline, timeline)
 	case l.LSN > sys.XLogPos:
 		return 0, refuse("ClickHouse holds events up to %s, but this server's WAL ends at %s: it was restored from a backup or is a standby "+
-			"that was behind at its promotion. Check what it lost, then run `streamer slot drop`, `streamer slot create` "+
-			"and `streamer replay --from-table`", l.LSN, sys.XLogPos)
+			"that was behind at its promotion. %s", l.LSN, sys.XLogPos, newSlot)
 	case l.Timeline == 0 || uint32(timeline) == l.Timeline: //nolint:gosec // timelines are 32 bits wide
 		return sys.XLogPos, nil
 	}
@@ -187,9 +191,8 @@ func (c *Conn) CheckHistory(ctx context.Context, timeline int32, l Landed) (walE
 		return 0, err
 	}
 	if l.LSN >= switched {
-		return 0, refuse("ClickHouse holds events up to %s of timeline %d, but this server left that timeline at %s: they were lost in a failover. "+
-			"Check what is missing in PostgreSQL, then run `streamer slot drop`, `streamer slot create` and `streamer replay --from-table`",
-			l.LSN, l.Timeline, switched)
+		return 0, refuse("ClickHouse holds events up to %s of timeline %d, but this server left that timeline at %s: they were lost in a failover. %s",
+			l.LSN, l.Timeline, switched, newSlot)
 	}
 	return sys.XLogPos, nil
 }
