@@ -3,6 +3,8 @@ package doctor
 import (
 	"fmt"
 	"strings"
+
+	"github.com/jackc/pglogrepl"
 )
 
 // fewestFree is the share of a disk below which it is time to act.
@@ -150,6 +152,7 @@ func judgeWindow(f *clickhouseFacts) verdict {
 type together struct {
 	postgres   *postgresFacts
 	clickhouse *clickhouseFacts
+	walEnd     pglogrepl.LSN // read after all the others
 }
 
 var togetherChecks = []check[together]{
@@ -157,7 +160,7 @@ var togetherChecks = []check[together]{
 		if f.clickhouse.ClickHouse == nil {
 			return noMatter()
 		}
-		landed, end := f.clickhouse.Landed(), f.postgres.WALEnd()
+		landed, end := f.clickhouse.Landed(), f.walEnd
 		if landed > end {
 			return broken(fmt.Sprintf("ClickHouse holds events up to %s, and this server's WAL ends at %s: it was restored from a backup, or a standby was promoted too early", landed, end),
 				"what has landed lies within the WAL",

@@ -52,7 +52,7 @@ func Examine(ctx context.Context, p Patient) []Finding {
 	var all []Finding
 	pg, err := askPostgres(ctx, p)
 	if err != nil {
-		all = append(all, Finding{"postgresql", "connection", Error, err.Error(), "an answer", "check DATABASE_URL and the server"})
+		all = append(all, unreachable(err))
 	} else {
 		all = append(all, run("postgresql", postgresChecks, pg)...)
 	}
@@ -63,9 +63,18 @@ func Examine(ctx context.Context, p Patient) []Finding {
 		all = append(all, run("clickhouse", clickhouseChecks, ch)...)
 	}
 	if pg != nil && ch != nil {
-		all = append(all, run("both", togetherChecks, &together{pg, ch})...)
+		// Events land while we ask: only an end of the WAL that is read now lies behind them all.
+		if now, err := p.Probe.AskPostgres(ctx); err != nil {
+			all = append(all, unreachable(err))
+		} else {
+			all = append(all, run("both", togetherChecks, &together{pg, ch, now.WALEnd()})...)
+		}
 	}
 	return all
+}
+
+func unreachable(err error) Finding {
+	return Finding{"postgresql", "connection", Error, err.Error(), "an answer", "check DATABASE_URL and the server"}
 }
 
 // Worst is the highest level among findings.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -148,6 +149,41 @@ func TestASlotWithTwoTablesIsTold(t *testing.T) {
 	f := examine(t, p, "clickhouse", "one table a slot")
 	assert.Equal(t, doctor.Warning, f.Level)
 	assert.Contains(t, f.Is, "`elsewhere`")
+}
+
+// landing is a ClickHouse in which events land while the doctor asks.
+type landing struct {
+	driver.Conn
+	land func()
+}
+
+func (l landing) Ping(ctx context.Context) error {
+	l.land()
+	return l.Conn.Ping(ctx)
+}
+
+func TestEventsThatLandMeanwhileAreNoOtherHistory(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	p := patient(t, env, env.PostgresURL)
+	land := func(ahead string) func() {
+		return func() {
+			var source, end string
+			_, err := env.Pool.Exec(t.Context(), "SELECT pg_logical_emit_message(true, 'test', repeat('x', 10000))")
+			require.NoError(t, err)
+			require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT system_identifier || '/' || $1, (pg_current_wal_lsn() - '0/0' + $2::numeric)::text
+				FROM pg_control_system()`, env.Slot, ahead).Scan(&source, &end))
+			execute(t, env, "clickhouse", "INSERT INTO event_log (source, commit_lsn, commit_seq) VALUES ('"+source+"', "+end+", 1)")
+		}
+	}
+	p.Probe.ClickHouse = landing{env.ClickHouse, land("0")}
+	f := examine(t, p, "both", "history")
+	assert.NotContains(t, f.Is, "restored", "the event is younger than the first look at the WAL")
+	p.Probe.ClickHouse = landing{env.ClickHouse, land("1099511627776")}
+	f = examine(t, p, "both", "history")
+	assert.Equal(t, doctor.Error, f.Level)
+	assert.Contains(t, f.Is, "restored from a backup")
+	assert.Contains(t, f.Mend, "REPLICATION_SLOT")
 }
 
 func TestRolesAreExamined(t *testing.T) {
