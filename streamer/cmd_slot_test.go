@@ -42,7 +42,7 @@ func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 	var lost int // that no slot will deliver; at least one
 	awaitTrue(t, "events are missing", func() bool {
 		rows, _ := eventLog(t, env)
-		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) - $1 FROM outbox", int64(rows)).Scan(&lost)) //nolint:gosec // rows
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) - $1 FROM outbox", int64(rows)).Scan(&lost))
 		return lost > 0
 	})
 	out, err = command(t, "slot", "drop")

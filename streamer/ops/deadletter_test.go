@@ -43,7 +43,12 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	w.stop()
 	flush(5 * time.Second)
 
-	events := server.Items("event")
+	var events []map[string]any
+	for _, event := range server.Items("event") {
+		if event["tags"].(map[string]any)["kind"] == "dead letter" { // the connection may have needed a second try
+			events = append(events, event)
+		}
+	}
 	require.Len(t, events, 1, "one report for all rows of a flush")
 	assert.Equal(t, []any{"dead letter", "poison"}, events[0]["fingerprint"])
 	value := events[0]["exception"].([]any)[0].(map[string]any)["value"]
