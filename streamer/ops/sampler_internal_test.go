@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/testenv"
 	"diehard/streamer/pipeline"
 )
 
@@ -34,4 +35,28 @@ func TestRequestsDoNotWaitForADatabaseThatIsFrozen(t *testing.T) {
 		s.fresh(t.Context())
 	}
 	assert.Less(t, time.Since(began), probeTimeout, "three requests take less than one question that is not answered")
+}
+
+// Nobody asks in the background here: what a request shows, it has asked for itself.
+func TestRequestsSeeWhatHasJustHappened(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	s := &sampler{progress: &pipeline.Progress{}, probe: &Probe{
+		Postgres: env.Pool, ClickHouse: env.ClickHouse, Slot: env.Slot, Publication: env.Publication,
+		EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable,
+	}}
+	sees := func(what func(x sample) bool, message string) {
+		t.Helper()
+		require.Eventually(t, func() bool {
+			x := s.fresh(t.Context())
+			require.NoError(t, x.postgres.failure)
+			require.NoError(t, x.clickhouse.failure)
+			return x.postgres.last != nil && x.clickhouse.last != nil && what(x)
+		}, 20*time.Second, 20*time.Millisecond, message)
+	}
+	sees(func(x sample) bool { return x.clickhouse.last.Rows == 0 && x.postgres.last.Slot(env.Slot) == nil }, "nothing is known")
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), "INSERT INTO event_log (commit_lsn) VALUES (1)"))
+	_, err := env.Pool.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot)
+	require.NoError(t, err)
+	sees(func(x sample) bool { return x.clickhouse.last.Rows == 1 && x.postgres.last.Slot(env.Slot) != nil }, "what happened since is not seen")
 }
