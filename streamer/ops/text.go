@@ -120,7 +120,7 @@ func (s Status) slotText() string {
 	case s.Slot == nil && s.Lag.Flushed.LSN != "":
 		return "GONE, and events that it kept may be missing in ClickHouse: run `streamer doctor`"
 	case s.Slot == nil:
-		return "does not exist yet; the streamer makes it"
+		return "does not exist; `streamer doctor` says whether that is right"
 	case s.Slot.Lost():
 		return fmt.Sprintf("LOST (%s %s): run `streamer doctor`", s.Slot.WALStatus, s.Slot.InvalidationReason)
 	}

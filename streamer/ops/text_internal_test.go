@@ -31,7 +31,7 @@ func TestAnErrorKeepsItsBeginningAndItsEnd(t *testing.T) {
 func TestASlotThatIsGoneIsNotOneThatIsYetToCome(t *testing.T) {
 	t.Parallel()
 	s := Status{State: NotRunning, SlotName: "s", Postgres: PostgresEnd{Postgres: &Postgres{}}}
-	assert.Contains(t, written(t, s), "slot          does not exist yet; the streamer makes it\n")
+	assert.Contains(t, written(t, s), "slot          does not exist; `streamer doctor` says whether that is right\n")
 	s.Lag.Flushed.LSN = "0/1"
 	assert.Contains(t, written(t, s), "slot          GONE, and events that it kept may be missing in ClickHouse: run `streamer doctor`\n")
 }
