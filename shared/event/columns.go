@@ -135,7 +135,8 @@ func copyAll(ctx context.Context, db copier, events []Event) error {
 	_, err := db.CopyFrom(ctx, pgx.Identifier{"public", Table}, columnNames, pgx.CopyFromSlice(len(events), func(i int) ([]any, error) {
 		e := &events[i]
 		return []any{
-			pgtype.UUID{Bytes: e.ID, Valid: true}, e.Type, e.DateTime, e.Environment, []byte(e.Context), e.MetadataVersion,
+			pgtype.UUID{Bytes: e.ID, Valid: true},
+			e.Type, e.DateTime, e.Environment, []byte(e.Context), e.MetadataVersion,
 			pgtype.Text{String: e.TraceContext, Valid: e.TraceContext != ""},
 		}, nil
 	}))
