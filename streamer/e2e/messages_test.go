@@ -138,6 +138,27 @@ func TestSwitchingMessagesOnInTheMiddleOfATransactionDoublesNothing(t *testing.T
 	assert.Equal(t, append(want, "1 h", "1 i"), types(t, env))
 }
 
+// The same, when nothing of the transaction but a dead letter has landed.
+func TestSwitchingMessagesOnBehindADeadLetterDoublesNothing(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	tight := func(c *setup) { abrupt(c); c.Limits.Rows = 1 }
+	first := start(t, env, tight)
+	hold(t, env)
+	const bad = `INSERT INTO outbox (event_type, event_context, event_date_time) VALUES ('bad', '{}', 'infinity')`
+	raw := `SELECT pg_logical_emit_message(true, 'diehard.event', 'malformed, were it read')`
+	inOne(t, env, raw, bad, kind(row, "a"))
+	letters(t, env, 1)
+	eventually(t, func() bool { return first.seen.retries.Load() > 0 }, "nothing is held up")
+	first.crash()
+	release(t, env)
+	start(t, env, func(c *setup) { tight(c); withMessages(c) })
+	execute(t, env, kind(message, "b"))
+	landedRows(t, env, 2)
+	assert.Equal(t, []string{"2 a", "1 b"}, types(t, env))
+	letters(t, env, 1)
+}
+
 // A slot that is made with messages has them from its beginning: the streamer may start later than the producers.
 func TestMessagesBeforeTheFirstStartArrive(t *testing.T) {
 	t.Parallel()

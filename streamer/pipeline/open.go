@@ -209,8 +209,7 @@ func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Posit
 		if err = s.warnOfMissingShards(ctx); err != nil {
 			return err
 		}
-		// Nothing behind what has landed or was confirmed has a number yet.
-		messages, err = s.control.NoteMessages(ctx, max(landed.LSN+1, s.slot.ConfirmedFlush))
+		messages, err = s.control.NoteMessages(ctx, max(unnumbered(landed, known), s.slot.ConfirmedFlush))
 		return err
 	})
 	if err != nil {
@@ -218,11 +217,21 @@ func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Posit
 	}
 	s.log.Info("streaming", "slot", s.cfg.Slot, "publication", s.cfg.Publication,
 		"table", s.cfg.Tables.EventLog, "source", s.source.String(),
-		"messages", s.cfg.Messages && s.cfg.Shard.Index <= 1, "batch_rows", s.cfg.Limits.Rows, "batch_bytes", s.cfg.Limits.Bytes, "flush_interval", s.cfg.FlushInterval,
+		"messages_from", messages.String(),
+		"batch_rows", s.cfg.Limits.Rows, "batch_bytes", s.cfg.Limits.Bytes, "flush_interval", s.cfg.FlushInterval,
 		"confirmed_lsn", s.slot.ConfirmedFlush.String(), "resume_after", fmt.Sprintf("%s/%d", landed.LSN, landed.Seq))
 	decoder := decode.NewDecoder(landed)
 	decoder.Messages(messages)
 	return decoder, known, nil
+}
+
+// unnumbered is where the first transaction may be of which nothing has landed.
+func unnumbered(landed decode.Position, deadLetters map[decode.Position]bool) pglogrepl.LSN {
+	last := landed.LSN
+	for at := range deadLetters {
+		last = max(last, at.LSN)
+	}
+	return last + 1
 }
 
 func (s *session) warnOfMissingShards(ctx context.Context) error {
