@@ -50,6 +50,7 @@ DECLARE
             THEN 'only trace_context may be NULL'
         WHEN octet_length(event_type) NOT BETWEEN 1 AND 255 THEN 'event_type must have 1 to 255 bytes'
         WHEN octet_length(environment) > 255 THEN 'environment must have at most 255 bytes'
+        WHEN octet_length(trace_context) > 255 THEN 'trace_context must have at most 255 bytes'
         WHEN octet_length(content) > 1048576 THEN 'event_context must have at most 1048576 bytes'
         WHEN metadata_version < 0 THEN 'metadata_version must not be negative'
         WHEN event_date_time < '1900-01-01 00:00:00+00' OR event_date_time >= '2300-01-01 00:00:00+00'

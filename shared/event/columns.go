@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// How many events are written is a choice by BenchmarkPublish. Events a second of
-// one client, PostgreSQL 18 on the same two cores:
+// How events are written was chosen with BenchmarkPublish: events a second of one
+// client, PostgreSQL 18 on the same two cores:
 //
 //	events      unnest      COPY     VALUES
 //	     1      12,300     9,100     13,000

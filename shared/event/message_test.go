@@ -111,19 +111,20 @@ func TestInvalidMessagesAreRefused(t *testing.T) {
 	require.NoError(t, event.PublishMessages(t.Context(), nil))
 
 	for arguments, says := range map[string]string{
-		`NULL, '{}'`:                          "only trace_context may be NULL",
-		`'t', NULL`:                           "only trace_context may be NULL",
-		`'t', '{}', NULL`:                     "only trace_context may be NULL",
-		`'', '{}'`:                            "event_type must have 1 to 255 bytes",
-		`repeat('é', 128), '{}'`:              "event_type must have 1 to 255 bytes",
-		`'t', '{}', repeat('x', 256)`:         "environment must have at most 255 bytes",
-		`'t', '{}', '', -1`:                   "metadata_version must not be negative",
-		`'t', '{}', '', 1, NULL, 'infinity'`:  "event_date_time must be between the years 1900 and 2299",
-		`'t', '{}', '', 1, NULL, '-infinity'`: "event_date_time must be between the years 1900 and 2299",
+		`NULL, '{}'`:                                       "only trace_context may be NULL",
+		`'t', NULL`:                                        "only trace_context may be NULL",
+		`'t', '{}', NULL`:                                  "only trace_context may be NULL",
+		`'', '{}'`:                                         "event_type must have 1 to 255 bytes",
+		`repeat('é', 128), '{}'`:                           "event_type must have 1 to 255 bytes",
+		`'t', '{}', repeat('x', 256)`:                      "environment must have at most 255 bytes",
+		`'t', '{}', '', 1, repeat('x', 256)`:               "trace_context must have at most 255 bytes",
+		`'t', '{}', '', -1`:                                "metadata_version must not be negative",
+		`'t', '{}', '', 1, NULL, 'infinity'`:               "event_date_time must be between the years 1900 and 2299",
+		`'t', '{}', '', 1, NULL, '-infinity'`:              "event_date_time must be between the years 1900 and 2299",
 		`'t', '{}', '', 1, NULL, '1899-12-31 23:59:59+00'`: "event_date_time must be between the years 1900 and 2299",
 		`'t', '{}', '', 1, NULL, '2300-01-01 00:00:00+00'`: "event_date_time must be between the years 1900 and 2299",
-		`'t', '{'`:                           "invalid input syntax for type json",
-		`'t', to_json(repeat('x', 1048575))`: "event_context must have at most 1048576 bytes",
+		`'t', '{'`:                                         "invalid input syntax for type json",
+		`'t', to_json(repeat('x', 1048575))`:               "event_context must have at most 1048576 bytes",
 	} {
 		_, err := env.Pool.Exec(t.Context(), "SELECT publish_event_message("+arguments+")")
 		require.ErrorContains(t, err, says, arguments)
