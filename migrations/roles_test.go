@@ -42,18 +42,28 @@ func connectAs(t *testing.T, config *pgx.ConnConfig) *pgx.Conn {
 func TestAPIRoleMayWriteEventsAndNothingElse(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
+	_, err := env.Pool.Exec(t.Context(), "INSERT INTO streamer_slot (slot_name, publication_oid, messages) VALUES ('s', 1, true)")
+	require.NoError(t, err)
 	conn := connectAs(t, login(t, env, "diehard_api", ""))
 	for _, statement := range []string{
 		"INSERT INTO users (email, first_name, last_name) VALUES ('a@example.com', 'A', 'B') RETURNING id",
 		"SELECT * FROM users",
 		`INSERT INTO outbox (id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
 			VALUES (gen_random_uuid(), 't', now(), '', '{}', 1, NULL)`,
-		"SELECT publish_event('t', '{}')",
+		"SELECT publish_event('t', '{}')", "SELECT publish_event('t', '{}', event_id => event_id_for('key'))",
+		`SELECT * FROM publish_events('[{"event_type": "t", "event_context": 1, "event_key": "key"}]')`,
+		"SELECT publish_event_message('t', '{}')", "SELECT publish_messages(ARRAY['x'])",
 	} {
 		_, err := conn.Exec(t.Context(), statement)
 		assert.NoError(t, err, statement)
 	}
+	// pgx asks for the types of the columns first, with a SELECT that it does not run.
+	n, err := conn.CopyFrom(t.Context(), pgx.Identifier{"outbox"}, []string{"event_type", "event_context"},
+		pgx.CopyFromRows([][]any{{"t", []byte(`{}`)}}))
+	require.NoError(t, err)
+	assert.EqualValues(t, 1, n)
 	for _, statement := range []string{
+		"SELECT * FROM streamer_slot", "UPDATE streamer_slot SET messages = true",
 		"SELECT * FROM outbox", "SELECT * FROM outbox_default", "SELECT * FROM slot_lag",
 		"UPDATE outbox SET event_type = 'x'", "DELETE FROM outbox", "TRUNCATE outbox",
 		"INSERT INTO outbox (event_type, event_context, created_at) VALUES ('t', '{}', '2000-01-01')",
@@ -81,6 +91,7 @@ func TestStreamerRoleMayReadAndReplicateAndNothingElse(t *testing.T) {
 		"SELECT pg_copy_logical_replication_slot('" + env.Slot + "', '" + env.Slot + "_copy')",
 		"SELECT pg_replication_slot_advance('" + env.Slot + "', pg_current_wal_lsn())",
 		"SELECT pg_drop_replication_slot('" + env.Slot + "_copy')",
+		"UPDATE streamer_slot SET messages = true, messages_from = '0/1'",
 	} {
 		_, err := conn.Exec(t.Context(), statement)
 		assert.NoError(t, err, statement)
@@ -92,6 +103,7 @@ func TestStreamerRoleMayReadAndReplicateAndNothingElse(t *testing.T) {
 
 	for _, statement := range []string{
 		"INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}')", "SELECT publish_event('t', '{}')",
+		"SELECT publish_event_message('t', '{}')", "SELECT publish_messages('{}')", "SELECT publish_events('[]')",
 		"UPDATE outbox SET event_type = 'x'", "DELETE FROM outbox", "TRUNCATE outbox",
 		"SELECT * FROM users", "INSERT INTO users (email, first_name, last_name) VALUES ('a', 'b', 'c')",
 		"DROP PUBLICATION outbox_pub", "CREATE TABLE x ()", "DROP TABLE outbox_default",

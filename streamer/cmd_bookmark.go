@@ -121,7 +121,7 @@ func withBookmarks(ctx context.Context, do func(ctx context.Context, b *replay.B
 	if err != nil {
 		return err
 	}
-	b, err := replay.OpenBookmarks(ctx, cfg.Postgres.URL, cfg.Replication.Slot)
+	b, err := replay.OpenBookmarks(ctx, cfg.Postgres.URL, cfg.Replication.Origin().Slot)
 	if err != nil {
 		return err
 	}

@@ -44,19 +44,34 @@ func migrateCommand() *cobra.Command {
 }
 
 // prepareSlot makes the slot as soon as there is a table: what is committed
-// before the slot is not delivered by it, and the streamer may start later than the api.
+// before the slot is not delivered by it, and the streamer may start later than the
+// api. With shards it makes the slots of all of them, and before that their publications.
 func prepareSlot(ctx context.Context, cfg config.Config) error {
+	late := false
 	r := cfg.Replication
-	c, err := replication.OpenControl(ctx, cfg.Postgres.URL, "diehard-streamer-command", r.Slot, r.Publication)
+	for _, r.Shard = range cfg.Replication.Shard.All() {
+		slot, err := prepareShard(ctx, cfg.Postgres.URL, r.Origin())
+		if err != nil {
+			return err
+		}
+		late = late || slot.Late
+	}
+	if late {
+		return errors.New("the outbox had events before the slot was made: once the streamer runs, `streamer replay --from-table` delivers them")
+	}
+	return nil
+}
+
+func prepareShard(ctx context.Context, url string, from replication.Origin) (replication.Slot, error) {
+	c, err := replication.OpenControl(ctx, url, "diehard-streamer-command", from)
 	if err != nil {
-		return err
+		return replication.Slot{}, err
 	}
 	defer c.Close(ctx)
-	slot, err := c.EnsureSlot(ctx)
-	if err == nil && slot.Late {
-		err = errors.New("the outbox had events before the slot was made: once the streamer runs, `streamer replay --from-table` delivers them")
+	if err := c.CreatePublications(ctx); err != nil {
+		return replication.Slot{}, err
 	}
-	return err
+	return c.EnsureSlot(ctx)
 }
 
 func migrateStatus(cmd *cobra.Command, _ []string) error {

@@ -108,6 +108,9 @@ func closeReplay(out io.Writer, r replay.Report, mode replay.Mode, err error) er
 	if r.SetAside > 0 {
 		_, _ = fmt.Fprintf(out, "%d are dead letters (`streamer deadletter list`)\n", r.SetAside)
 	}
+	if r.Messages {
+		_, _ = fmt.Fprintln(out, "events that were published as messages are not in the outbox: `streamer replay --from-bookmark` fills those")
+	}
 	switch {
 	case mode.DryRun:
 		_, _ = fmt.Fprintf(out, "%d are missing and would be filled\n", r.Missing)
@@ -146,7 +149,7 @@ func withReplay(cmd *cobra.Command, what string, table bool, do func(ctx context
 	bar := newProgress(what, unit, cmd.ErrOrStderr(), log)
 	defer bar.end()
 	return do(cmd.Context(), replay.Config{
-		PostgresURL: p.PostgresURL, Slot: p.Slot, Publication: p.Publication, ClickHouse: conn,
+		PostgresURL: p.PostgresURL, Slot: p.Slot, Publication: p.Publication, Shard: p.Shard, ClickHouse: conn,
 		Tables: p.Tables, Limits: p.Limits, InsertTimeout: p.InsertTimeout, Log: log, Progress: bar.report,
 	})
 }

@@ -67,7 +67,7 @@ func stream(ctx context.Context, cfg config.Config, start pglogrepl.LSN, conn dr
 		return err
 	}
 	defer stop()
-	log.Info("starting", "slot", cfg.Replication.Slot, "clickhouse", cfg.ClickHouse.Address(), "version", telemetry.Build().Version)
+	log.Info("starting", "slot", flow.Slot, "clickhouse", cfg.ClickHouse.Address(), "version", telemetry.Build().Version)
 	if err := p.Run(ctx); err != nil {
 		telemetry.Report(context.WithoutCancel(ctx), "streamer", err)
 		return err
@@ -85,8 +85,9 @@ func newProbe(ctx context.Context, cfg config.Config, conn driver.Conn) (*ops.Pr
 	if err != nil {
 		return nil, err
 	}
+	from := cfg.Replication.Origin()
 	return &ops.Probe{
-		Postgres: pool, ClickHouse: conn, Slot: cfg.Replication.Slot, Publication: cfg.Replication.Publication,
+		Postgres: pool, ClickHouse: conn, Slot: from.Slot, Publication: from.Publication,
 		EventLog: cfg.ClickHouse.EventLogTable, DeadLetter: cfg.ClickHouse.DeadLetterTable,
 	}, nil
 }

@@ -53,11 +53,11 @@ func withControl(ctx context.Context, do func(ctx context.Context, c *replicatio
 	if err != nil {
 		return err
 	}
-	slot := cfg.Replication.Slot
-	c, err := replication.OpenControl(ctx, cfg.Postgres.URL, "diehard-streamer-command", slot, cfg.Replication.Publication)
+	from := cfg.Replication.Origin()
+	c, err := replication.OpenControl(ctx, cfg.Postgres.URL, "diehard-streamer-command", from)
 	if err != nil {
 		return err
 	}
 	defer c.Close(ctx)
-	return do(ctx, c, slot)
+	return do(ctx, c, from.Slot)
 }

@@ -59,6 +59,10 @@ func closeVerify(out io.Writer, v replay.Verdict) error {
 	}
 	_, _ = fmt.Fprintf(out, "%d events in %s: %d equal, %d dead letters, %d missing, %d extra, %d different\n",
 		v.Read, where, v.Equal, v.SetAside, v.Missing, v.Extra, v.Different)
+	if v.Messages {
+		_, _ = fmt.Fprintln(out, "events that were published as messages are not in the outbox, and extra ones cannot be told from them: "+
+			"`streamer verify --from-bookmark` compares them all")
+	}
 	if !v.Wrong() {
 		return nil
 	}

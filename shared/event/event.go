@@ -12,11 +12,14 @@
 //	...
 //	err = event.Publish(ctx, tx, paid) // tx is yours to commit
 //
-// [Publish] takes a pgx transaction, a pool or a connection. [Queue] adds the
+// [Publish] takes a pgx transaction, a pool or a connection, and by way of [SQL]
+// those of database/sql. Thousands of events are one statement. [Queue] adds the
 // insert to a pgx.Batch, so that a use case and its event need one round trip.
+// [PublishMessages] does without a table: the event is in the WAL alone.
 package event
 
 import (
+	"crypto/md5" //nolint:gosec // see keyByte
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +51,10 @@ type Event struct {
 	Context         json.RawMessage // what happened: JSON, delivered byte for byte
 	MetadataVersion int64           // version of the context's layout; zero counts as 1
 	TraceContext    string          // W3C traceparent of the cause; may be empty
+	// Key is what the event is about, e.g. an order: events with the same key keep their
+	// order if several streamers share the work (STREAMER_SHARD), others need not. It is not
+	// stored: it decides the last byte of the ID that is made. An ID that is given decides itself.
+	Key string
 }
 
 // Typed is implemented by payloads that name their event type themselves.
@@ -78,6 +85,9 @@ func WithMetadataVersion(version int64) Option {
 func WithTraceContext(traceparent string) Option {
 	return func(e *Event) { e.TraceContext = traceparent }
 }
+
+// WithKey sets what the event is about; see Event.Key. The default is nothing.
+func WithKey(key string) Option { return func(e *Event) { e.Key = key } }
 
 // New makes an event of payload, which becomes the context: a json.RawMessage
 // as it is, anything else by json.Marshal. The type is what payload says as
@@ -130,6 +140,9 @@ func (e Event) completed() (Event, error) {
 		if err != nil {
 			return e, fmt.Errorf("make an event id: %w", err)
 		}
+		if e.Key != "" {
+			id[len(id)-1] = keyByte(e.Key)
+		}
 		e.ID = id
 	}
 	if e.DateTime.IsZero() {
@@ -139,4 +152,11 @@ func (e Event) completed() (Event, error) {
 		e.MetadataVersion = defaultMetadataVersion
 	}
 	return e, nil
+}
+
+// keyByte is where events with a key go: the row filters of shards look at the
+// last byte of the id. event_id_for in SQL does the same.
+func keyByte(key string) byte {
+	sum := md5.Sum([]byte(key)) //nolint:gosec // spreads keys, keeps no secrets; PostgreSQL has it, too
+	return sum[len(sum)-1]
 }

@@ -2,6 +2,7 @@ package event_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -57,4 +58,35 @@ func ExampleQueue() {
 		return pool.SendBatch(ctx, &batch).Close()
 	}
 	_ = payOrder
+}
+
+// With database/sql, whatever the driver.
+func ExampleSQL() {
+	payOrder := func(ctx context.Context, db *sql.DB, order int) error {
+		paid, err := event.New(OrderPaid{Order: order, Amount: "9.90"})
+		if err != nil {
+			return err
+		}
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback() }()
+		if _, err := tx.ExecContext(ctx, "UPDATE orders SET paid = true WHERE id = $1", order); err != nil {
+			return err
+		}
+		if err := event.Publish(ctx, event.SQL(tx), paid); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+	_ = payOrder
+}
+
+// Events with a key keep their order if several streamers share the work.
+func ExampleWithKey() {
+	first, _ := event.New(OrderPaid{Order: 42}, event.WithKey("order 42"))
+	second, _ := event.New(OrderPaid{Order: 42}, event.WithKey("order 42"))
+	fmt.Println(first.ID == second.ID, first.ID[15] == second.ID[15])
+	// Output: false true
 }

@@ -4,52 +4,46 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// ErrPublish wraps every failure of [Publish] and [Queue].
+// ErrPublish wraps every failure to publish.
 var ErrPublish = errors.New("failed to publish event")
 
-const (
-	insertOne = `INSERT INTO public.outbox
-		(id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
-		VALUES ($1, $2, $3, $4, $5, $6, NULLIF($7::text, ''))`
-
-	insertMany = `INSERT INTO public.outbox
-		(id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
-		SELECT id, type, at, environment, context, version, NULLIF(trace, '')
-		FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::text[], $5::json[], $6::bigint[], $7::text[])
-			AS event (id, type, at, environment, context, version, trace)`
-)
-
-// DB is what [Publish] needs: a pgx.Tx, *pgx.Conn or *pgxpool.Pool.
+// DB is what publishing needs: a pgx.Tx, *pgx.Conn or *pgxpool.Pool; or, by way
+// of [SQL], a *sql.Tx, *sql.Conn or *sql.DB.
 type DB interface {
 	Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error)
 }
 
-// Publish inserts events into the outbox, in order, in one round trip. With a
-// transaction they are delivered if and only if it commits; with a pool or a
-// connection they are a transaction of their own.
+// Publish inserts events into the outbox, in order, in one statement: thousands
+// at once are fine, and from a thousand on it is a COPY, where pgx is used directly. With a transaction they are delivered if
+// and only if it commits; with a pool or a connection they are a transaction of
+// their own.
 //
 // If one event is invalid nothing is sent. Every error wraps [ErrPublish] and
-// its cause: [ErrInvalid] or an error of pgx, after which the transaction is
-// to be rolled back.
+// its cause: [ErrInvalid] or an error of the driver, after which the transaction
+// is to be rolled back.
 func Publish(ctx context.Context, db DB, events ...Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	sql, arguments, err := statement(events)
+	ready, err := prepare(events)
 	if err != nil {
 		return wrap(err)
 	}
-	if _, err := db.Exec(ctx, sql, arguments...); err != nil {
-		return wrap(err)
+	if c, ok := db.(copier); ok && len(ready) >= copyAt {
+		return wrap(copyAll(ctx, c, ready))
 	}
-	return nil
+	write := insert
+	if _, ok := db.(sqlDB); ok {
+		write = insertText
+	}
+	sql, arguments := write(ready)
+	_, err = db.Exec(ctx, sql, arguments...)
+	return wrap(err)
 }
 
 // Queue adds the insert of events to batch, so that it travels in one round
@@ -62,15 +56,20 @@ func Queue(batch *pgx.Batch, events ...Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	sql, arguments, err := statement(events)
+	ready, err := prepare(events)
 	if err != nil {
 		return wrap(err)
 	}
+	sql, arguments := insert(ready)
+	queue(batch, sql, arguments)
+	return nil
+}
+
+func queue(batch *pgx.Batch, sql string, arguments []any) {
 	batch.Queue(sql, arguments...).Fn = func(results pgx.BatchResults) error {
 		_, err := results.Exec()
 		return wrap(err)
 	}
-	return nil
 }
 
 func wrap(err error) error {
@@ -78,52 +77,4 @@ func wrap(err error) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %w", ErrPublish, err)
-}
-
-// statement returns the insert of events, at least one.
-func statement(events []Event) (string, []any, error) {
-	if len(events) > 1 {
-		return manyStatement(events)
-	}
-	e, err := prepared(events[0])
-	if err != nil {
-		return "", nil, err
-	}
-	return insertOne, []any{
-		pgtype.UUID{Bytes: e.ID, Valid: true},
-		e.Type, e.DateTime, e.Environment,
-		[]byte(e.Context), e.MetadataVersion, e.TraceContext,
-	}, nil
-}
-
-func manyStatement(events []Event) (string, []any, error) {
-	n := len(events)
-	var (
-		ids          = make([]pgtype.UUID, n)
-		types        = make([]string, n)
-		times        = make([]time.Time, n)
-		environments = make([]string, n)
-		contexts     = make([][]byte, n)
-		versions     = make([]int64, n)
-		traces       = make([]string, n)
-	)
-	for i := range events {
-		e, err := prepared(events[i])
-		if err != nil {
-			return "", nil, fmt.Errorf("event %d of %d: %w", i+1, n, err)
-		}
-		ids[i] = pgtype.UUID{Bytes: e.ID, Valid: true}
-		types[i], times[i], environments[i] = e.Type, e.DateTime, e.Environment
-		contexts[i], versions[i], traces[i] = e.Context, e.MetadataVersion, e.TraceContext
-	}
-	return insertMany, []any{ids, types, times, environments, contexts, versions, traces}, nil
-}
-
-// prepared returns e completed, or why it cannot be published.
-func prepared(e Event) (Event, error) {
-	e, err := e.completed()
-	if err != nil {
-		return e, err
-	}
-	return e, e.Validate()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,17 +57,39 @@ func TestPublishStoresEveryField(t *testing.T) {
 func TestPublishKeepsTheOrderOfMany(t *testing.T) {
 	t.Parallel()
 	pool := testenv.New(t).Pool
-	many := make([]event.Event, 2000)
+	for _, n := range []int{10, 999, 1000, 2000} { // by INSERT and by COPY
+		many := make([]event.Event, n)
+		for i := range many {
+			many[i] = full(i)
+		}
+		many[7].TraceContext, many[8].Environment = "", ""
+		require.NoError(t, event.Publish(t.Context(), pool, many...))
+		assert.Equal(t, many, stored(t, pool))
+
+		var none int
+		require.NoError(t, pool.QueryRow(t.Context(), "SELECT count(*) FROM outbox WHERE trace_context IS NULL").Scan(&none))
+		assert.Equal(t, 1, none)
+		_, err := pool.Exec(t.Context(), "TRUNCATE outbox")
+		require.NoError(t, err)
+	}
+}
+
+func TestACopyFollowsTheTransactionAndFailsAlike(t *testing.T) {
+	t.Parallel()
+	pool := testenv.New(t).Pool
+	many := make([]event.Event, 1500)
 	for i := range many {
 		many[i] = full(i)
 	}
-	many[7].TraceContext, many[8].Environment = "", ""
-	require.NoError(t, event.Publish(t.Context(), pool, many...))
-	assert.Equal(t, many, stored(t, pool))
-
-	var none int
-	require.NoError(t, pool.QueryRow(t.Context(), "SELECT count(*) FROM outbox WHERE trace_context IS NULL").Scan(&none))
-	assert.Equal(t, 1, none)
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, event.Publish(t.Context(), tx, many...))
+	require.NoError(t, tx.Rollback(t.Context()))
+	assert.Empty(t, stored(t, pool))
+	_, err = pool.Exec(t.Context(), "ALTER TABLE outbox ADD CONSTRAINT closed CHECK (event_type <> 'type_1400') NOT VALID")
+	require.NoError(t, err)
+	requireConstraint(t, event.Publish(t.Context(), pool, many...))
+	assert.Empty(t, stored(t, pool), "all or none")
 }
 
 func TestPublishFillsInWhatIsMissing(t *testing.T) {
@@ -107,6 +130,11 @@ func TestContextIsKeptByteForByte(t *testing.T) {
 		e := event.Event{ID: uuid.New(), Type: "t", Context: json.RawMessage(content)}
 		require.NoError(t, event.Publish(t.Context(), pool, e))
 		require.NoError(t, event.Publish(t.Context(), pool, e, e))
+		if len(content) < 1000 {
+			require.NoError(t, event.Publish(t.Context(), pool, slices.Repeat([]event.Event{e}, 1000)...)) // COPY
+			_, err := pool.Exec(t.Context(), "DELETE FROM outbox WHERE ctid IN (SELECT ctid FROM outbox WHERE id = $1 AND event_context::text = $2 LIMIT 1000)", e.ID, content)
+			require.NoError(t, err)
+		}
 		var rows, same int
 		require.NoError(t, pool.QueryRow(t.Context(),
 			"SELECT count(*), count(*) FILTER (WHERE event_context::text = $2) FROM outbox WHERE id = $1", e.ID, content).Scan(&rows, &same))

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -13,25 +15,42 @@ import (
 
 const (
 	producers    = 8
-	producerTime = 8 * time.Second
+	producerTime = 5 * time.Second
+	// many is how many events the ways for many publish at once.
+	many = 1000
 )
 
+// publishing is a way to publish; it returns how many events it has.
+type publishing func(context.Context, *pgxpool.Pool) (int, error)
+
 // producer is what publishing costs the application and its database: eight
-// clients, one event a transaction, as fast as they can.
+// clients, as fast as they can.
 func producer(ctx context.Context, l *lab) (*report, error) {
 	ways := []struct {
 		name    string
-		publish func(context.Context, *pgxpool.Pool) error
+		publish publishing
+		after   string // what delivery does to the row
 	}{
-		{"event.Publish into outbox", publishGo},
-		{"publish_event(…) into outbox", publishSQL},
-		{"polled outbox: identity key, status, partial index", publishPolled},
+		{"INSERT INTO outbox", one(`INSERT INTO outbox (event_type, event_context, environment) VALUES ('order_paid', $1::json, 'Bench')`), ""},
+		{"publish_event(…)", one(`SELECT publish_event('order_paid', $1::jsonb, 'Bench')`), ""},
+		{"publish_event_message(…)", one(`SELECT publish_event_message('order_paid', $1::json, 'Bench')`), ""},
+		{"event.Publish", publishGo(event.Publish, 1), ""},
+		{"event.PublishMessages", publishGo(event.PublishMessages, 1), ""},
+		{
+			"polled outbox: identity key, status, partial index, update on delivery",
+			one(`INSERT INTO outbox_polled (event_type, environment, event_context) VALUES ('order_paid', 'Bench', $1::json)`),
+			`UPDATE outbox_polled SET status = 'delivered' WHERE status = 'pending'`,
+		},
+		{"publish_events(…), 1000 a call", publishArray, ""},
+		{"event.Publish, 1000 a call", publishGo(event.Publish, many), ""},
+		{"event.PublishMessages, 1000 a call", publishGo(event.PublishMessages, many), ""},
+		{"COPY, 1000 a call", publishCopy, ""},
 	}
-	r := newReport("producer", fmt.Sprintf("Publishing: %d clients, one event a transaction, %s", producers, producerTime),
-		"events/s", "WAL bytes/event", "PostgreSQL CPU µs/event", "table bytes/event")
+	r := newReport("producer", fmt.Sprintf("Publishing: %d clients, one call a transaction, %s", producers, producerTime),
+		"events/s", "WAL bytes/event", "PostgreSQL CPU µs/event", "table bytes/event", "dead rows/event")
 	for range l.Rounds {
 		for _, way := range ways {
-			figures, err := produceOnce(ctx, l, way.publish)
+			figures, err := produceOnce(ctx, l, way.publish, way.after)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", way.name, err)
 			}
@@ -42,30 +61,46 @@ func producer(ctx context.Context, l *lab) (*report, error) {
 	return r, nil
 }
 
-func publishGo(ctx context.Context, pool *pgxpool.Pool) error {
-	return event.Publish(ctx, pool, event.Event{Type: "order_paid", Environment: "Bench", Context: sample})
+// one publishes an event by a statement.
+func one(sql string) publishing {
+	return func(ctx context.Context, pool *pgxpool.Pool) (int, error) {
+		_, err := pool.Exec(ctx, sql, string(sample))
+		return 1, err
+	}
 }
 
-func publishSQL(ctx context.Context, pool *pgxpool.Pool) error {
-	_, err := pool.Exec(ctx, `SELECT publish_event('order_paid', $1::jsonb, 'Bench')`, string(sample))
-	return err
+func publishGo(publish func(context.Context, event.DB, ...event.Event) error, n int) publishing {
+	events := make([]event.Event, n)
+	for i := range events {
+		events[i] = event.Event{Type: "order_paid", Environment: "Bench", Context: sample}
+	}
+	return func(ctx context.Context, pool *pgxpool.Pool) (int, error) { return n, publish(ctx, pool, events...) }
 }
 
-func publishPolled(ctx context.Context, pool *pgxpool.Pool) error {
-	_, err := pool.Exec(ctx, `INSERT INTO outbox_polled (event_type, environment, event_context) VALUES ('order_paid', 'Bench', $1::json)`, string(sample))
-	return err
+func publishArray(ctx context.Context, pool *pgxpool.Pool) (int, error) {
+	e := `{"event_type":"order_paid","environment":"Bench","event_context":` + string(sample) + `}`
+	_, err := pool.Exec(ctx, `SELECT publish_events($1::json)`, "["+strings.Repeat(e+",", many-1)+e+"]")
+	return many, err
+}
+
+func publishCopy(ctx context.Context, pool *pgxpool.Pool) (int, error) {
+	row := func(int) ([]any, error) { return []any{"order_paid", "Bench", sample}, nil }
+	n, err := pool.CopyFrom(ctx, pgx.Identifier{event.Table}, []string{"event_type", "environment", "event_context"}, pgx.CopyFromSlice(many, row))
+	return int(n), err
 }
 
 var sample = []byte(`{"order_id":123456,"customer":"e10adc3949ba59abbe56e057f20f883e","total":99.5,"currency":"EUR","items":3,"channel":"web",` +
 	`"ip":"192.0.2.17","note":"the quick brown fox jumps over the lazy dog","campaign":"autumn-17"}`)
 
-func produceOnce(ctx context.Context, l *lab, publish func(context.Context, *pgxpool.Pool) error) ([]float64, error) {
+func produceOnce(ctx context.Context, l *lab, publish publishing, after string) ([]float64, error) {
 	b, err := l.newBed(ctx, "producer")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = b.close(context.WithoutCancel(ctx)) }()
-	if _, err := b.pool.Exec(ctx, pollingTable); err != nil {
+	// The door for messages is open, though nobody reads them here.
+	const reader = `; INSERT INTO streamer_slot (slot_name, publication_oid, messages) VALUES ('bench', 0, true)`
+	if _, err := b.pool.Exec(ctx, pollingTable+reader); err != nil {
 		return nil, err
 	}
 	cfg, err := pgxpool.ParseConfig(b.url)
@@ -88,10 +123,11 @@ func produceOnce(ctx context.Context, l *lab, publish func(context.Context, *pgx
 	for i := range producers {
 		g.Go(func() error {
 			for time.Since(began) < producerTime {
-				if err := publish(work, pool); err != nil {
+				n, err := publish(work, pool)
+				if err != nil {
 					return err
 				}
-				counts[i]++
+				counts[i] += n
 			}
 			return nil
 		})
@@ -100,6 +136,9 @@ func produceOnce(ctx context.Context, l *lab, publish func(context.Context, *pgx
 		return nil, err
 	}
 	took := time.Since(began)
+	if _, err := pool.Exec(ctx, after); err != nil {
+		return nil, err
+	}
 	c, err := stop()
 	if err != nil {
 		return nil, err
@@ -110,5 +149,5 @@ func produceOnce(ctx context.Context, l *lab, publish func(context.Context, *pgx
 	}
 	var size int64
 	err = pool.QueryRow(ctx, `SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relname LIKE 'outbox%' AND relkind = 'r'`).Scan(&size)
-	return []float64{n / took.Seconds(), float64(c.wal) / n, float64(c.cpu.Microseconds()) / n, float64(size) / n}, err
+	return []float64{n / took.Seconds(), float64(c.wal) / n, float64(c.cpu.Microseconds()) / n, float64(size) / n, float64(c.dead) / n}, err
 }

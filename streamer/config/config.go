@@ -11,6 +11,7 @@ import (
 	"diehard/shared/telemetry"
 	"diehard/streamer/batch"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
@@ -42,7 +43,17 @@ func (c Config) Validate() error {
 type Replication struct {
 	Slot          string        `env:"REPLICATION_SLOT" envDefault:"outbox_streamer" doc:"logical replication slot: lower-case letters, digits and _; created if it never existed"`
 	Publication   string        `env:"REPLICATION_PUBLICATION" envDefault:"outbox_pub" doc:"publication of the outbox table, inserts only"`
+	Messages      bool          `env:"REPLICATION_MESSAGES" envDefault:"false" doc:"true delivers events that were published as messages in the WAL, without a table"`
 	SenderTimeout time.Duration `env:"REPLICATION_SENDER_TIMEOUT" envDefault:"10s" min:"1s" doc:"silence after which PostgreSQL drops the streamer and a standby takes over"`
+
+	Shard replication.Shard `env:"STREAMER_SHARD" envDefault:"1/1" doc:"part of the events that this streamer delivers, 1/2 and 2/2 for two streamers; its slot and publication are REPLICATION_SLOT and REPLICATION_PUBLICATION with _1_of_2 behind"`
+}
+
+// Origin is what r means to package replication.
+func (r Replication) Origin() replication.Origin {
+	return replication.Origin{
+		Slot: r.Shard.Name(r.Slot), Publication: r.Shard.Name(r.Publication), Shard: r.Shard, Messages: r.Messages,
+	}
 }
 
 // Batch says when rows go to ClickHouse.
@@ -55,10 +66,13 @@ type Batch struct {
 
 // Pipeline is the part of c that the pipeline wants.
 func (c Config) Pipeline() pipeline.Config {
+	from := c.Replication.Origin()
 	return pipeline.Config{
 		PostgresURL:   c.Postgres.URL,
-		Slot:          c.Replication.Slot,
-		Publication:   c.Replication.Publication,
+		Slot:          from.Slot,
+		Publication:   from.Publication,
+		Shard:         from.Shard,
+		Messages:      from.Messages,
 		SenderTimeout: c.Replication.SenderTimeout,
 		Tables:        sink.Tables{EventLog: c.ClickHouse.EventLogTable, DeadLetter: c.ClickHouse.DeadLetterTable},
 		Limits:        batch.Limits{Rows: c.Batch.Rows, Bytes: int(c.Batch.Bytes)},

@@ -17,7 +17,7 @@ import (
 type Kind uint8
 
 const (
-	// Other is a message without consequence: Relation, Type, Origin, Message.
+	// Other is a message without consequence: Relation, Type, Origin, somebody else's Message.
 	Other Kind = iota
 	// Begin opens a transaction.
 	Begin
@@ -25,6 +25,9 @@ const (
 	Row
 	// Skipped is a row at or before the resume position: it has landed already.
 	Skipped
+	// Stray is an event in a message outside of any transaction: it has no position,
+	// cannot be delivered exactly once, and is not delivered.
+	Stray
 	// Commit ends a transaction; Decoder.CommitEnd is what may be acknowledged once its rows are durable.
 	Commit
 )
@@ -41,6 +44,9 @@ var (
 type Decoder struct {
 	relations map[uint32]*relation
 	resume    Position
+	// messagesFrom is as in Messages; messages tells that of the open transaction.
+	messagesFrom pglogrepl.LSN
+	messages     bool
 
 	open       bool
 	pos        Position // of the last row
@@ -84,7 +90,9 @@ func (d *Decoder) Decode(msg []byte, rows *Rows) (Kind, error) {
 		kind, err = Commit, d.commit(msg[1:])
 	case 'R':
 		err = d.relation(msg[1:])
-	case 'Y', 'O', 'M':
+	case 'M':
+		kind, err = d.message(msg, rows)
+	case 'Y', 'O':
 	case 'U', 'D', 'T':
 		err = failure.Wrap(failure.Fatal, errors.New(
 			"the publication sends updates, deletes or truncates: ALTER PUBLICATION … SET (publish = 'insert')"))
@@ -108,6 +116,7 @@ func (d *Decoder) begin(b []byte) error {
 		return fmt.Errorf("begin: %w", c.err)
 	}
 	d.open, d.pos, d.commitTime = true, Position{LSN: lsn}, t+pgEpoch
+	d.messages = d.messagesFrom != 0 && lsn >= d.messagesFrom
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/embedded"
+	"diehard/shared/event"
 	"diehard/streamer/decode"
 )
 
@@ -30,6 +31,13 @@ func FuzzDecode(f *testing.F) {
 	})
 	f.Add(small, uint64(0), uint32(0))
 	f.Add(small, uint64(sampleLSN), uint32(1))
+	for _, content := range append(badContents(), goodContent, fullContent) {
+		f.Add(frame([][]byte{
+			relationMessage(outboxOID, "outbox", outbox...), beginMessage(sampleLSN, sampleTime),
+			logicalMessage(1, event.MessagePrefix, content), insertMessage(outboxOID, sampleRow()...),
+			commitMessage(sampleLSN, sampleEnd, sampleTime), logicalMessage(0, event.MessagePrefix, content),
+		}), uint64(0), uint32(0))
+	}
 	f.Fuzz(func(t *testing.T, stream []byte, lsn uint64, seq uint32) {
 		messages, _ := unframe(stream)
 		before := allocatedBytes()
@@ -65,6 +73,7 @@ func transactions(messages [][]byte) [][][]byte {
 func decodeAll(t *testing.T, messages [][]byte, resume decode.Position) (*decode.Rows, uint64) {
 	t.Helper()
 	d, rows := decode.NewDecoder(resume), new(decode.Rows)
+	d.Messages(1)
 	budget, announced := uint64(256<<10), 0
 	for _, m := range messages {
 		if len(m) > 0 && m[0] == 'R' {
@@ -90,7 +99,7 @@ func decodeAll(t *testing.T, messages [][]byte, resume decode.Position) (*decode
 			require.Zero(t, d.Last().Seq)
 		case decode.Commit:
 			require.True(t, open && !d.InTransaction())
-		case decode.Other:
+		case decode.Other, decode.Stray:
 			require.Equal(t, before, d.Last())
 			require.Equal(t, open, d.InTransaction())
 		}

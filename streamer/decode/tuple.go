@@ -7,7 +7,8 @@ import (
 )
 
 // Tuple is a row exactly as the server sent it, independent of any schema, so
-// that a dead letter can be decoded again after a fix.
+// that a dead letter can be decoded again after a fix. That of a message has one
+// column, message, of type bytea.
 type Tuple struct {
 	Columns []TupleColumn `json:"columns"`
 }
@@ -40,6 +41,13 @@ func ParseTuple(raw string) (Tuple, error) {
 // still cannot be represented; rows is then unchanged.
 func (t Tuple) Append(rows *Rows, p Position, commitTime int64) error {
 	var e Event
+	if t.isMessage() {
+		if err := parseMessage(t.Columns[0].Value, &e); err != nil {
+			return fmt.Errorf("message %w", err)
+		}
+		rows.Append(p, commitTime, &e)
+		return nil
+	}
 	var seen uint8
 	for _, c := range t.Columns {
 		f, ok := targets[c.Name]

@@ -116,7 +116,7 @@ func TestWhatIsGoneIsNamed(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ where, check, harm, is string }{
 		{"postgresql", "outbox columns", "ALTER TABLE outbox RENAME COLUMN event_type TO kind", "event_type is missing"},
-		{"postgresql", "outbox columns", "DROP FUNCTION publish_event; ALTER TABLE outbox ALTER trace_context TYPE int USING 0", "trace_context is integer, not text or character varying"},
+		{"postgresql", "outbox columns", "DROP FUNCTION publish_event, publish_events; ALTER TABLE outbox ALTER trace_context TYPE int USING 0", "trace_context is integer, not text or character varying"},
 		{"postgresql", "slot", "INSERT INTO streamer_slot (slot_name, publication_oid) SELECT 'SLOT', oid FROM pg_publication", "is gone: events may be missing"},
 		{"postgresql", "slot's publication", "INSERT INTO streamer_slot (slot_name, publication_oid) VALUES ('SLOT', 1)", "rows in between were not sent"},
 		{"postgresql", "migrations", "DELETE FROM diehard_migrations WHERE version_id = 8", "1 are missing"},

@@ -29,7 +29,7 @@ func TestSchemaChangesThatFlow(t *testing.T) {
 		"DETACH PARTITION outbox_default",
 		"ATTACH PARTITION outbox_default DEFAULT",
 	} {
-		execute(t, env, "DROP FUNCTION IF EXISTS publish_event")
+		execute(t, env, "DROP FUNCTION IF EXISTS publish_event, publish_events")
 		execute(t, env, "ALTER TABLE outbox "+change)
 		trickle(t, env, 2)
 	}
@@ -56,7 +56,7 @@ func TestSchemaChangesThatAreRefused(t *testing.T) {
 		t.Run(c.column, func(t *testing.T) {
 			t.Parallel()
 			env := newEnv(t)
-			execute(t, env, "DROP FUNCTION publish_event")
+			execute(t, env, "DROP FUNCTION publish_event, publish_events")
 			execute(t, env, "ALTER TABLE outbox DROP CONSTRAINT outbox_event_context_check")
 			s := start(t, env)
 			publish(t, env, 10)
@@ -75,7 +75,7 @@ func TestSchemaChangesThatAreRefused(t *testing.T) {
 func TestARenamedColumnIsCured(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	execute(t, env, "DROP FUNCTION publish_event")
+	execute(t, env, "DROP FUNCTION publish_event, publish_events")
 	s := start(t, env)
 	execute(t, env, "ALTER TABLE outbox RENAME COLUMN environment TO place")
 	execute(t, env, "INSERT INTO outbox (event_type, event_context, place) VALUES ('renamed', '{}', 'here')")

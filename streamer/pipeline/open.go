@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pglogrepl"
 
@@ -24,7 +25,7 @@ func (p *Pipeline) open(ctx context.Context) (*session, error) {
 	connecting, cancel := context.WithTimeout(ctx, p.cfg.InsertTimeout)
 	defer cancel()
 	var err error
-	if s.control, err = replication.OpenControl(connecting, p.cfg.PostgresURL, s.name, p.cfg.Slot, p.cfg.Publication); err != nil {
+	if s.control, err = replication.OpenControl(connecting, p.cfg.PostgresURL, s.name, p.cfg.origin()); err != nil {
 		return nil, err
 	}
 	if err := s.start(ctx); err != nil {
@@ -32,6 +33,10 @@ func (p *Pipeline) open(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+func (c Config) origin() replication.Origin {
+	return replication.Origin{Slot: c.Slot, Publication: c.Publication, Shard: c.Shard, Messages: c.Messages}
 }
 
 func newNonce() string {
@@ -47,6 +52,9 @@ func (s *session) start(ctx context.Context) error {
 	var landed decode.Position
 	err := s.within(ctx, func(ctx context.Context) (err error) {
 		if walEnd, landed, err = s.meet(ctx); err != nil {
+			return err
+		}
+		if err = s.control.CheckDivision(ctx); err != nil {
 			return err
 		}
 		s.slot, err = s.control.Preflight(ctx, landed.LSN != 0)
@@ -135,11 +143,14 @@ func (p *Pipeline) sameServer(systemID string) error {
 // takeSlot starts the stream. Only then, with the slot ours, is its position
 // surely not behind what a predecessor confirmed.
 func (s *session) takeSlot(ctx context.Context, at pglogrepl.LSN) error {
-	if err := s.conn.Start(ctx, s.cfg.Slot, s.cfg.Publication, at); err != nil {
+	messages, err := s.control.WithMessages(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.conn.Start(ctx, s.cfg.Slot, s.cfg.Publication, messages, at); err != nil {
 		return err
 	}
 	failpoint.Hit("started")
-	var err error
 	s.slot, err = s.control.Slot(ctx)
 	return err
 }
@@ -187,11 +198,18 @@ func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Posit
 	failpoint.Hit("fenced")
 	var landed decode.Position
 	var known map[decode.Position]bool
+	var messages pglogrepl.LSN
 	err = s.within(ctx, func(ctx context.Context) (err error) {
 		if landed, _, err = s.sink.Position(ctx); err != nil {
 			return err
 		}
-		known, err = s.sink.DeadLettersAfter(ctx, landed)
+		if known, err = s.sink.DeadLettersAfter(ctx, landed); err != nil {
+			return err
+		}
+		if err = s.warnOfMissingShards(ctx); err != nil {
+			return err
+		}
+		messages, err = s.control.NoteMessages(ctx, max(unnumbered(landed, known), s.slot.ConfirmedFlush))
 		return err
 	})
 	if err != nil {
@@ -199,7 +217,29 @@ func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Posit
 	}
 	s.log.Info("streaming", "slot", s.cfg.Slot, "publication", s.cfg.Publication,
 		"table", s.cfg.Tables.EventLog, "source", s.source.String(),
+		"messages_from", messages.String(),
 		"batch_rows", s.cfg.Limits.Rows, "batch_bytes", s.cfg.Limits.Bytes, "flush_interval", s.cfg.FlushInterval,
 		"confirmed_lsn", s.slot.ConfirmedFlush.String(), "resume_after", fmt.Sprintf("%s/%d", landed.LSN, landed.Seq))
-	return decode.NewDecoder(landed), known, nil
+	decoder := decode.NewDecoder(landed)
+	decoder.Messages(messages)
+	return decoder, known, nil
+}
+
+// unnumbered is where the first transaction may be of which nothing has landed.
+func unnumbered(landed decode.Position, deadLetters map[decode.Position]bool) pglogrepl.LSN {
+	last := landed.LSN
+	for at := range deadLetters {
+		last = max(last, at.LSN)
+	}
+	return last + 1
+}
+
+func (s *session) warnOfMissingShards(ctx context.Context) error {
+	missing, err := s.control.MissingShards(ctx)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	s.log.Warn("other shards have no slot: their events are kept for nobody until `streamer migrate up` or a streamer makes it, "+
+		"and need `streamer replay --from-table` then", "slots", strings.Join(missing, ", "))
+	return nil
 }

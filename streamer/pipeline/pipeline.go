@@ -27,11 +27,14 @@ import (
 	"diehard/streamer/sink"
 )
 
-// Config of a Pipeline. All fields but StartLSN are required.
+// Config of a Pipeline. All fields but Shard, Messages and StartLSN are required.
 type Config struct {
 	PostgresURL string
-	Slot        string
+	Slot        string // of the shard, if there are shards
 	Publication string
+	Shard       replication.Shard
+	// Messages makes messages with our prefix events.
+	Messages bool
 	// StartLSN skips every commit before it; 0 skips nothing. It must not lie before
 	// what the slot has confirmed.
 	StartLSN pglogrepl.LSN

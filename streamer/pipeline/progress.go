@@ -42,6 +42,7 @@ type Progress struct {
 	confirmed atomic.Uint64
 	readRows  atomic.Int64
 	readBytes atomic.Int64
+	strays    atomic.Int64
 	openRows  atomic.Int64 // of the open batch
 	openBytes atomic.Int64
 	handRows  atomic.Int64 // of batches handed over and not yet durable
@@ -88,6 +89,10 @@ func (p *Progress) Confirmed() pglogrepl.LSN { return pglogrepl.LSN(p.confirmed.
 // bytes that PostgreSQL sent for them. Rows that come again after a lost
 // connection count again.
 func (p *Progress) Read() (rows, bytes int64) { return p.readRows.Load(), p.readBytes.Load() }
+
+// Strays is the number of events that were dropped because their messages were
+// not transactional. Such a message may be counted again after a reconnect.
+func (p *Progress) Strays() int64 { return p.strays.Load() }
 
 // Buffered is what was read and is not yet durable, in rows and bytes of memory.
 func (p *Progress) Buffered() (rows, bytes int64) {

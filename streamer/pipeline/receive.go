@@ -44,6 +44,7 @@ type receiver struct {
 	rowSince time.Time     // since when open holds rows, as far as waits can tell; zero without rows
 	handed   time.Time     // when rows were last handed over
 	urgent   bool          // the server waits for a confirmation, as at its shutdown
+	strayed  time.Time     // when the log last told of a stray event
 	heard    time.Time     // when the server was last heard of
 	fresh    bool          // a message came since the last wait
 	asked    bool
@@ -101,11 +102,30 @@ func (r *receiver) take(msg replication.Message) error {
 		return err
 	}
 	r.open.Received += len(msg.Data)
-	if kind == decode.Commit {
+	switch kind {
+	case decode.Commit:
 		r.open.Commit(r.decoder.CommitEnd())
 		r.whole = r.decoder.CommitEnd()
+	case decode.Stray:
+		r.stray(time.Now())
+	default:
 	}
 	return nil
+}
+
+// strayNotice is how often the log tells of stray events.
+const strayNotice = 10 * time.Second
+
+// stray tells of an event that was not published transactionally: PostgreSQL gives
+// it no place in the stream, so that it can be neither delivered once nor set aside.
+func (r *receiver) stray(now time.Time) {
+	n := r.progress.strays.Add(1)
+	if now.Sub(r.strayed) < strayNotice {
+		return
+	}
+	r.strayed = now
+	r.log.Error("DROPPED an event in a message that is not transactional, which cannot be delivered exactly once: "+
+		"call pg_logical_emit_message(true, …), or publish_event_message", "dropped_since_start", n)
 }
 
 // beforeWait is called when nothing can be read without waiting. It hands the

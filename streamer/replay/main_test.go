@@ -28,8 +28,9 @@ const (
 // fixture is an outbox with a streamer that delivers from it.
 type fixture struct {
 	*testenv.Env
-	t      *testing.T
-	tables sink.Tables
+	t        *testing.T
+	tables   sink.Tables
+	messages bool // the streamer reads messages
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -42,6 +43,7 @@ func newFixture(t *testing.T) *fixture {
 func (f *fixture) stream() (stop func()) {
 	f.t.Helper()
 	p := pipeline.New(pipeline.Config{
+		Messages:    f.messages,
 		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, SenderTimeout: 10 * time.Second,
 		Tables: f.tables, Limits: batch.Limits{Rows: 20_000, Bytes: 4 << 20},
 		FlushInterval: 20 * time.Millisecond, InsertTimeout: time.Minute, DrainTimeout: patience,

@@ -24,6 +24,7 @@ type outbox struct {
 	conn     *pgx.Conn // another than the guard's
 	guard    *guard
 	span     Span
+	filter   string // of the streamer's shard; may be empty
 	limits   batch.Limits
 	log      *slog.Logger
 	progress func(done, total uint64)
@@ -95,9 +96,13 @@ func (o *outbox) one(ctx context.Context, b *batch.Batch, low, high pgtype.Times
 		return fmt.Errorf("read the outbox: %w", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	from := ` FROM ` + event.Table + ` WHERE created_at >= $1 AND created_at < $2`
+	if o.filter != "" {
+		from += ` AND ` + o.filter
+	}
 	// The first statement takes the snapshot. Comparing may take long, and so may waiting for the streamer.
 	var any bool
-	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+event.Table+` WHERE created_at >= $1 AND created_at < $2)`, low, high).Scan(&any)
+	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT`+from+`)`, low, high).Scan(&any)
 	if err != nil || !any {
 		return wrap(err)
 	}
@@ -112,7 +117,7 @@ func (o *outbox) one(ctx context.Context, b *batch.Batch, low, high pgtype.Times
 		return err
 	}
 	rows, err := tx.Query(ctx, `SELECT id, event_type, event_date_time, environment, event_context, metadata_version,
-		(extract(epoch FROM created_at) * 1000000)::bigint FROM `+event.Table+` WHERE created_at >= $1 AND created_at < $2`, low, high)
+		(extract(epoch FROM created_at) * 1000000)::bigint`+from, low, high)
 	if err != nil {
 		return wrap(err)
 	}

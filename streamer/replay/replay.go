@@ -38,11 +38,12 @@ import (
 	"diehard/streamer/sink"
 )
 
-// Config says what to read and where it goes. All fields are required, except Progress.
+// Config says what to read and where it goes. All fields are required, except Shard and Progress.
 type Config struct {
 	PostgresURL string
 	Slot        string // the streamer's
 	Publication string
+	Shard       replication.Shard // the streamer's; may be zero
 	ClickHouse  driver.Conn
 	Tables      sink.Tables
 	Limits      batch.Limits
@@ -79,6 +80,7 @@ type Report struct {
 	Missing  int64
 	Filled   int64
 	Refused  int64 // could not be filled; of event_log they are dead letters now
+	Messages bool  // the streamer reads messages, too, of which the outbox knows nothing
 	Took     time.Duration
 }
 
@@ -88,6 +90,7 @@ type session struct {
 	guard     *guard
 	source    sink.Source
 	confirmed pglogrepl.LSN // by the streamer, when it began
+	messages  pglogrepl.LSN // from where on messages are events; 0 for never
 }
 
 // open checks what must hold. The caller closes the guard.
@@ -95,7 +98,8 @@ func (c Config) open(ctx context.Context) (*session, error) {
 	if c.Progress == nil {
 		c.Progress = func(uint64, uint64) {}
 	}
-	control, err := replication.OpenControl(ctx, c.PostgresURL, "diehard-streamer-replay", c.Slot, c.Publication)
+	control, err := replication.OpenControl(ctx, c.PostgresURL, "diehard-streamer-replay",
+		replication.Origin{Slot: c.Slot, Publication: c.Publication, Shard: c.Shard})
 	if err != nil {
 		return nil, err
 	}
@@ -103,11 +107,15 @@ func (c Config) open(ctx context.Context) (*session, error) {
 	if _, err := control.Preflight(ctx, true); err != nil {
 		return nil, err
 	}
+	messages, err := control.MessagesFrom(ctx)
+	if err != nil {
+		return nil, err
+	}
 	g, err := openGuard(ctx, c.PostgresURL, c.Slot)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{Config: c, guard: g, source: sink.Source{SystemID: g.systemID, Slot: c.Slot}}
+	s := &session{Config: c, guard: g, source: sink.Source{SystemID: g.systemID, Slot: c.Slot}, messages: messages}
 	if s.confirmed, err = g.confirmed(ctx); err != nil {
 		g.close()
 		return nil, err
@@ -191,7 +199,7 @@ func (s *session) wal(ctx context.Context, r Range) (*wal, error) {
 	case r.To != 0:
 		to = min(to, r.To)
 	}
-	w := &wal{url: s.PostgresURL, publication: s.Publication, slot: mark.slot, from: from, to: to, limits: s.Limits}
+	w := &wal{url: s.PostgresURL, publication: s.Publication, slot: mark.slot, from: from, to: to, limits: s.Limits, messages: s.messages}
 	w.progress = func(done uint64) { s.Progress(done, uint64(to-from)) }
 	return w, nil
 }

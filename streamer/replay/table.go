@@ -32,6 +32,7 @@ func FromTable(ctx context.Context, c Config, span Span, m Mode) (Report, error)
 		return report, err
 	}
 	defer s.guard.close()
+	report.Messages = s.messages != 0
 	f, err := s.filler(ctx, tableSource(s.source), m, &report)
 	if err != nil {
 		return report, err
@@ -54,7 +55,7 @@ func (s *session) outbox(ctx context.Context, span Span) (*outbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &outbox{conn: conn, guard: s.guard, span: span, limits: s.Limits, log: s.Log, progress: s.Progress}, nil
+	return &outbox{conn: conn, guard: s.guard, span: span, filter: s.Shard.Filter(), limits: s.Limits, log: s.Log, progress: s.Progress}, nil
 }
 
 // delivered lets retention drop partitions that lie before the slot was made:

@@ -41,6 +41,9 @@ type Verdict struct {
 	SetAside                  int64 // are dead letters, for `deadletter retry`
 	Missing, Extra, Different int64
 	First                     []Difference // the first of them, up to a limit
+	// Messages tells that the streamer reads messages, too, of which the outbox knows
+	// nothing: extra events could not be told from them, and were not looked for.
+	Messages bool
 }
 
 // Wrong tells that something differs.

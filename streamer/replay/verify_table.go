@@ -41,6 +41,9 @@ func VerifyTable(ctx context.Context, c Config, span Span, limit int) (Verdict, 
 	if err := o.each(ctx, v.outboxRows); err != nil {
 		return verdict, err
 	}
+	if verdict.Messages = s.messages != 0; verdict.Messages {
+		return verdict, nil
+	}
 	return verdict, s.extras(ctx, v, o.conn, span)
 }
 

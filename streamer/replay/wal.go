@@ -38,6 +38,7 @@ type wal struct {
 	slot             string // of the bookmark
 	from, to         pglogrepl.LSN
 	limits           batch.Limits
+	messages         pglogrepl.LSN // as in session
 	progress         func(done uint64)
 
 	conn *replication.Conn
@@ -57,7 +58,7 @@ func (w *wal) each(ctx context.Context, do func(context.Context, piece) error) e
 	if err := conn.CopySlot(ctx, w.slot, copied); err != nil {
 		return err
 	}
-	if err := conn.Start(ctx, copied, w.publication, w.from); err != nil {
+	if err := conn.Start(ctx, copied, w.publication, w.messages != 0, w.from); err != nil {
 		return err
 	}
 	defer context.AfterFunc(ctx, conn.Close)() // ends a blocked read
@@ -94,6 +95,7 @@ func (w *wal) report(ctx context.Context) {
 func (w *wal) pieces(ctx context.Context, do func(context.Context, piece) error) error {
 	b := batch.New(w.limits)
 	decoder := decode.NewDecoder(decode.Position{})
+	decoder.Messages(w.messages)
 	after := before(w.from)
 	hand := func(upTo decode.Position) error {
 		err := do(ctx, piece{rows: &b.Rows, after: after, upTo: upTo})

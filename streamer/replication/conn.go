@@ -90,17 +90,20 @@ func (c *Conn) Identify(ctx context.Context) (pglogrepl.IdentifySystemResult, er
 }
 
 // Start begins streaming from the slot's confirmed position, or from at if that
-// is later. Only committed transactions arrive, in commit order, one at a time.
+// is later; with logical decoding messages, if they are wanted. Only committed transactions arrive, in commit order, one at a time.
 //
 // Errors: ErrSlotActive when another session holds the slot.
-func (c *Conn) Start(ctx context.Context, slot, publication string, at pglogrepl.LSN) error {
+func (c *Conn) Start(ctx context.Context, slot, publication string, messages bool, at pglogrepl.LSN) error {
+	options := []string{
+		"proto_version '1'",
+		"publication_names " + quoteLiteral(quoteIdent(publication)),
+		"binary 'true'",
+	}
+	if messages {
+		options = append(options, "messages 'true'")
+	}
 	err := pglogrepl.StartReplication(ctx, c.pg, slot, at, pglogrepl.StartReplicationOptions{
-		Mode: pglogrepl.LogicalReplication,
-		PluginArgs: []string{
-			"proto_version '1'",
-			"publication_names " + quoteLiteral(quoteIdent(publication)),
-			"binary 'true'",
-		},
+		Mode: pglogrepl.LogicalReplication, PluginArgs: options,
 	})
 	if err != nil {
 		return classify(fmt.Errorf("start replication on slot %s: %w", slot, err))

@@ -34,7 +34,7 @@ func begin(t *testing.T, s *server) (*Conn, net.Conn) {
 	c, err := Connect(t.Context(), s.url(), "tester", 10*time.Second)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
-	require.NoError(t, c.Start(t.Context(), "slot", "it's \"odd\"", 0x1_0000_0042))
+	require.NoError(t, c.Start(t.Context(), "slot", "it's \"odd\"", false, 0x1_0000_0042))
 	return c, <-s.conns
 }
 
@@ -88,7 +88,7 @@ func TestHandshakeByteByByte(t *testing.T) {
 			_, _ = theirs.Write([]byte{b})
 		}
 	}()
-	require.NoError(t, c.Start(t.Context(), "slot", "publication", 0))
+	require.NoError(t, c.Start(t.Context(), "slot", "publication", false, 0))
 	m, err := c.Receive(soon())
 	require.NoError(t, err)
 	assert.Equal(t, "one", string(m.Data))
@@ -305,7 +305,7 @@ func TestStartIsRefusedByClass(t *testing.T) {
 	c, err := Connect(t.Context(), s.url(), "tester", time.Second)
 	require.NoError(t, err)
 	defer c.Close()
-	require.ErrorIs(t, c.Start(t.Context(), "slot", "publication", 0), ErrSlotActive)
+	require.ErrorIs(t, c.Start(t.Context(), "slot", "publication", false, 0), ErrSlotActive)
 }
 
 func TestStartEndsWithItsContext(t *testing.T) {
@@ -317,7 +317,7 @@ func TestStartEndsWithItsContext(t *testing.T) {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	require.ErrorIs(t, c.Start(ctx, "slot", "publication", 0), context.DeadlineExceeded)
+	require.ErrorIs(t, c.Start(ctx, "slot", "publication", false, 0), context.DeadlineExceeded)
 }
 
 func FuzzCopyData(f *testing.F) {

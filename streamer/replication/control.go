@@ -19,13 +19,22 @@ type Control struct {
 	conn        *pgx.Conn
 	slot        string
 	publication string
+	shard       Shard
+	messages    bool
 	publicOID   uint32
+}
+
+// Origin is what events are read from.
+type Origin struct {
+	Slot, Publication string // of the shard, if there are shards
+	Shard             Shard
+	Messages          bool // events without a table are wanted
 }
 
 // OpenControl connects.
 //
 // Errors: failure.Fatal for a wrong URL, user or password, otherwise failure.Transient.
-func OpenControl(ctx context.Context, url, application, slot, publication string) (*Control, error) {
+func OpenControl(ctx context.Context, url, application string, from Origin) (*Control, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, failure.Wrap(failure.Fatal, fmt.Errorf("DATABASE_URL: %w", postgres.Redact(err)))
@@ -35,7 +44,7 @@ func OpenControl(ctx context.Context, url, application, slot, publication string
 	if err != nil {
 		return nil, classify(fmt.Errorf("connect to PostgreSQL: %w", postgres.Redact(err)))
 	}
-	return &Control{conn: conn, slot: slot, publication: publication}, nil
+	return &Control{conn: conn, slot: from.Slot, publication: from.Publication, shard: from.Shard, messages: from.Messages}, nil
 }
 
 // Close ends the connection.
@@ -108,7 +117,7 @@ func (c *Control) CreateSlot(ctx context.Context) error {
 	if _, err := c.conn.Exec(ctx, "SELECT pg_catalog."+call, c.slot); err != nil && !isCode(err, codeDuplicateObject) {
 		return classify(fmt.Errorf("create slot %s: %w", c.slot, err))
 	}
-	return c.remember(ctx)
+	return c.remember(ctx, c.readsMessages())
 }
 
 // Recreate makes the slot anew, at the present end of the WAL, and forgets the one before.
@@ -119,7 +128,7 @@ func (c *Control) Recreate(ctx context.Context) (Slot, error) {
 	if err := c.CheckServer(ctx); err != nil {
 		return Slot{}, err
 	}
-	if err := c.checkPublication(ctx); err != nil {
+	if err := c.checkShards(ctx); err != nil {
 		return Slot{}, err
 	}
 	if _, err := c.Slot(ctx); !errors.Is(err, ErrNoSlot) {
@@ -158,13 +167,14 @@ func (c *Control) DropSlot(ctx context.Context) error {
 	return c.forget(ctx)
 }
 
-// remember notes which publication the slot was made for, once.
-func (c *Control) remember(ctx context.Context) error {
+// remember notes which publication the slot was made for, once; messages are
+// events from the slot's beginning on, or not before NoteMessages.
+func (c *Control) remember(ctx context.Context, messages bool) error {
 	_, err := c.conn.Exec(ctx, `
-		INSERT INTO streamer_slot (slot_name, publication_oid) VALUES ($1, $2) ON CONFLICT (slot_name) DO NOTHING`,
-		c.slot, c.publicOID)
+		INSERT INTO streamer_slot (slot_name, publication_oid, messages, messages_from)
+		VALUES ($1, $2, $3, CASE WHEN $3 THEN '0/1'::pg_lsn END) ON CONFLICT (slot_name) DO NOTHING`, c.slot, c.publicOID, messages)
 	if err != nil {
-		return classify(fmt.Errorf("remember slot %s: %w", c.slot, err))
+		return classify(fmt.Errorf("remember slot %s (has `streamer migrate up` run?): %w", c.slot, err))
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func control(t *testing.T, env *testenv.Env) *Control {
 	t.Helper()
-	c, err := OpenControl(t.Context(), env.PostgresURL, "tester", env.Slot, env.Publication)
+	c, err := OpenControl(t.Context(), env.PostgresURL, "tester", Origin{Slot: env.Slot, Publication: env.Publication})
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close(t.Context()) })
 	return c
@@ -37,7 +37,7 @@ func stream(t *testing.T, env *testenv.Env, name string) *Conn {
 	conn, err := Connect(t.Context(), env.PostgresURL, name, patience)
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
-	require.NoError(t, conn.Start(t.Context(), env.Slot, env.Publication, 0))
+	require.NoError(t, conn.Start(t.Context(), env.Slot, env.Publication, false, 0))
 	return conn
 }
 
@@ -77,7 +77,7 @@ func TestTheLifeOfASlot(t *testing.T) {
 	second, err := Connect(t.Context(), env.PostgresURL, "second", patience)
 	require.NoError(t, err)
 	defer second.Close()
-	require.ErrorIs(t, second.Start(t.Context(), env.Slot, env.Publication, 0), ErrSlotActive)
+	require.ErrorIs(t, second.Start(t.Context(), env.Slot, env.Publication, false, 0), ErrSlotActive)
 	conn.Close()
 	require.Eventually(t, func() bool { return c.DropSlot(t.Context()) == nil }, patience, 20*time.Millisecond)
 

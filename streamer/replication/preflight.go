@@ -42,7 +42,7 @@ func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
 	if err := c.CheckServer(ctx); err != nil {
 		return Slot{}, err
 	}
-	if err := c.checkPublication(ctx); err != nil {
+	if err := c.checkShards(ctx); err != nil {
 		return Slot{}, err
 	}
 	known, err := c.remembered(ctx)
@@ -66,7 +66,7 @@ func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
 	if err := c.checkSlot(ctx, slot); err != nil {
 		return Slot{}, err
 	}
-	return slot, c.remember(ctx)
+	return slot, c.remember(ctx, false)
 }
 
 // EnsureSlot is Preflight for a slot of which nothing has landed, and FirstSlot when there is none.
@@ -113,30 +113,48 @@ func (c *Control) CheckServer(ctx context.Context) error {
 	return nil
 }
 
-func (c *Control) checkPublication(ctx context.Context) error {
+// checkPublication returns the oid of a shard's publication.
+func (c *Control) checkPublication(ctx context.Context, shard Shard) (oid uint32, err error) {
+	name := shard.Name(strings.TrimSuffix(c.publication, c.shard.suffix()))
 	var insert, others, root bool
-	var tables []string
-	err := c.conn.QueryRow(ctx, `
-		SELECT oid, pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot,
-		       ARRAY(SELECT t.tablename::text FROM pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname)
-		FROM pg_catalog.pg_publication p WHERE pubname = $1`, c.publication).
-		Scan(&c.publicOID, &insert, &others, &root, &tables)
-	p := quoteIdent(c.publication)
+	var tables, filters []string
+	// Row filters are newer than PostgreSQL 14.
+	err = c.conn.QueryRow(ctx, `
+		SELECT oid, pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot, tables, filters
+		FROM pg_catalog.pg_publication p, LATERAL (
+			SELECT coalesce(array_agg(t.tablename::text), '{}') AS tables, coalesce(array_agg(coalesce(to_jsonb(t) ->> 'rowfilter', '')), '{}') AS filters
+			FROM pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname) t
+		WHERE pubname = $1`, name).Scan(&oid, &insert, &others, &root, &tables, &filters)
+	p := quoteIdent(name)
 	switch {
+	case errors.Is(err, pgx.ErrNoRows) && shard.Count > 0:
+		return 0, refuse("publication %s is missing: run `streamer migrate up` with STREAMER_SHARD = %s, which makes those of all shards", name, c.shard)
 	case errors.Is(err, pgx.ErrNoRows):
-		return refuse("publication %s is missing: run `streamer migrate up`, or CREATE PUBLICATION %s FOR TABLE %s "+
-			"WITH (publish = 'insert', publish_via_partition_root = true)", c.publication, p, event.Table)
+		return 0, refuse("publication %s is missing: run `streamer migrate up`, or CREATE PUBLICATION %s FOR TABLE %s "+
+			"WITH (publish = 'insert', publish_via_partition_root = true)", name, p, event.Table)
 	case err != nil:
-		return classify(fmt.Errorf("read publication %s: %w", c.publication, err))
+		return 0, classify(fmt.Errorf("read publication %s: %w", name, err))
 	case !insert || others:
-		return refuse("publication %s must publish inserts and nothing else: run ALTER PUBLICATION %s SET (publish = 'insert')", c.publication, p)
+		return 0, refuse("publication %s must publish inserts and nothing else: run ALTER PUBLICATION %s SET (publish = 'insert')", name, p)
 	case !root:
-		return refuse("publication %s must publish through the partition root: run ALTER PUBLICATION %s SET (publish_via_partition_root = true)", c.publication, p)
+		return 0, refuse("publication %s must publish through the partition root: run ALTER PUBLICATION %s SET (publish_via_partition_root = true)", name, p)
 	case len(tables) != 1 || tables[0] != event.Table:
-		return refuse("publication %s must hold the table %s alone and holds %s: run ALTER PUBLICATION %s SET TABLE %s",
-			c.publication, event.Table, strings.Join(tables, ", "), p, event.Table)
+		return 0, refuse("publication %s must hold the table %s alone and holds %s: run ALTER PUBLICATION %s SET TABLE %s",
+			name, event.Table, strings.Join(tables, ", "), p, setTable(shard))
+	case filters[0] != shard.Filter():
+		return 0, refuse("publication %s has the row filter %q and must have %q, or events go to two shards or to none: "+
+			"run ALTER PUBLICATION %s SET TABLE %s; rows committed meanwhile need `streamer replay --from-table`",
+			name, filters[0], shard.Filter(), p, setTable(shard))
 	}
-	return nil
+	return oid, nil
+}
+
+// setTable is what follows SET TABLE.
+func setTable(shard Shard) string {
+	if shard.Count == 0 {
+		return event.Table
+	}
+	return event.Table + " WHERE " + shard.Filter()
 }
 
 func (c *Control) checkSlot(ctx context.Context, s Slot) error {

@@ -47,15 +47,17 @@ const (
 
 // entry is an event in a producer's journal.
 type entry struct {
-	number uint32
-	fate   fate
-	poison bool // a dead letter
+	number  uint32
+	fate    fate
+	poison  bool // a dead letter
+	message bool // not in the outbox
 }
 
 // transaction is what a producer tried.
 type transaction struct {
 	outcome outcome
 	entries []entry
+	xid     string // of a transaction that leaves nothing in the outbox
 }
 
 // crowd is all producers.

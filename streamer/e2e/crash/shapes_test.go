@@ -19,11 +19,14 @@ var shapes = []choice[shape]{
 	{150, (*producer).writeDirect},
 	{150, (*producer).writeFunction},
 	{180, (*producer).writeSeveral},
+	{120, (*producer).writeMessages},
+	{120, (*producer).writeMixed},
 	{60, (*producer).writeQueued},
 	{80, (*producer).writeRollback},
 	{60, (*producer).writeSavepoint},
 	{40, (*producer).writeAndDelete},
 	{2, (*producer).writeInfinite},
+	{2, (*producer).writeMalformed},
 }
 
 // seldom is a shape for one producer alone, now and then: the first one soon.

@@ -55,7 +55,7 @@ func verify(ctx context.Context, w *world, c *crowd, o *observer) result {
 	var book ledger
 	book.open(c)
 	book.readOutbox(ctx, w, conn)
-	book.readJournals(w, c, &r)
+	book.readJournals(ctx, w, conn, c, &r)
 	rows := readRows(ctx, w)
 	book.compare(w, rows, &r)
 	checkOrder(w, rows, &r)
@@ -91,14 +91,14 @@ func (l *ledger) readOutbox(ctx context.Context, w *world, conn *pgx.Conn) {
 }
 
 // readJournals marks what must have been delivered. A transaction of unknown
-// outcome was committed if the outbox has its events.
-func (l *ledger) readJournals(w *world, c *crowd, r *result) {
+// outcome was committed if the outbox has its events, or PostgreSQL says so.
+func (l *ledger) readJournals(ctx context.Context, w *world, conn *pgx.Conn, c *crowd, r *result) {
 	for _, p := range c.members {
 		for _, tx := range p.journal {
 			r.transactions++
 			if tx.outcome == unknown {
 				r.resolved++
-				tx.outcome = l.resolve(p.index, tx)
+				tx.outcome = l.resolve(ctx, w, conn, p.index, tx)
 			}
 			if tx.outcome == rolledBack {
 				r.rolledBack++
@@ -116,9 +116,17 @@ func (l *ledger) readJournals(w *world, c *crowd, r *result) {
 	}
 }
 
-func (l *ledger) resolve(producer uint8, tx *transaction) outcome {
+func (l *ledger) resolve(ctx context.Context, w *world, conn *pgx.Conn, producer uint8, tx *transaction) outcome {
+	if tx.xid != "" {
+		var isCommitted bool
+		require.NoError(w.t, conn.QueryRow(ctx, "SELECT coalesce(pg_xact_status($1::text::xid8) = 'committed', false)", tx.xid).Scan(&isCommitted))
+		if isCommitted {
+			return committed
+		}
+		return rolledBack
+	}
 	for _, e := range tx.entries {
-		if e.fate == stays && l[producer][e.number]&inOutbox != 0 {
+		if e.fate == stays && !e.message && l[producer][e.number]&inOutbox != 0 {
 			return committed
 		}
 	}
@@ -131,7 +139,7 @@ func (l *ledger) expect(producer uint8, tx *transaction) {
 		if e.fate != undone {
 			*m |= expected
 		}
-		if e.fate == stays {
+		if e.fate == stays && !e.message {
 			*m |= stored
 		}
 		if e.poison {

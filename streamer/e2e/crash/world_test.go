@@ -136,7 +136,7 @@ func (w *world) environ() []string {
 	cfg.Port, cfg.DeadLetterTable = w.network.clickhouse.port(), deadLetters
 	return append(testenv.ClickHouseEnviron(cfg),
 		fmt.Sprintf("DATABASE_URL=postgres://postgres@%s:%d/%s?sslmode=disable", embedded.Host, w.network.postgres.port(), database),
-		"REPLICATION_SLOT="+slot,
+		"REPLICATION_SLOT="+slot, "REPLICATION_MESSAGES=true",
 		"REPLICATION_SENDER_TIMEOUT="+senderTimeout.String(),
 		"CLICKHOUSE_BATCH_SIZE=8000",
 		"CLICKHOUSE_FLUSH_INTERVAL=100ms",

@@ -1,0 +1,81 @@
+package crash_test
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"diehard/shared/event"
+)
+
+// Messages leave nothing in the outbox to compare with: the journal knows them, and
+// PostgreSQL what became of their transaction.
+
+// message is next for an event without a table.
+func (p *producer) message(t *transaction, f fate) event.Event {
+	e := p.next(t, f)
+	t.entries[len(t.entries)-1].message = true
+	return e
+}
+
+// writeMessages writes messages alone.
+func (p *producer) writeMessages(ctx context.Context, t *transaction) (outcome, error) {
+	return p.commit(ctx, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, "SELECT pg_current_xact_id()::text").Scan(&t.xid); err != nil {
+			return err
+		}
+		events := make([]event.Event, 1+p.rng.IntN(10))
+		for i := range events {
+			events[i] = p.message(t, stays)
+		}
+		return event.PublishMessages(ctx, tx, events...)
+	})
+}
+
+// writeMixed writes rows and messages in turn, and some of both into a savepoint
+// that is rolled back.
+func (p *producer) writeMixed(ctx context.Context, t *transaction) (outcome, error) {
+	return p.commit(ctx, func(tx pgx.Tx) error {
+		for range 1 + p.rng.IntN(4) {
+			if err := p.both(ctx, tx, t, stays); err != nil {
+				return err
+			}
+		}
+		nested, err := tx.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		if err := p.both(ctx, nested, t, undone); err != nil {
+			return err
+		}
+		if err := nested.Rollback(ctx); err != nil {
+			return err
+		}
+		return p.both(ctx, tx, t, stays)
+	})
+}
+
+func (p *producer) both(ctx context.Context, tx pgx.Tx, t *transaction, f fate) error {
+	e := p.message(t, f)
+	if _, err := tx.Exec(ctx, "SELECT publish_event_message($1, $2, event_id => $3)", e.Type, e.Context, e.ID); err != nil {
+		return err
+	}
+	return event.Publish(ctx, tx, p.next(t, f))
+}
+
+// writeMalformed has a message among others that is no event.
+func (p *producer) writeMalformed(ctx context.Context, t *transaction) (outcome, error) {
+	return p.commit(ctx, func(tx pgx.Tx) error {
+		if err := p.both(ctx, tx, t, stays); err != nil {
+			return err
+		}
+		e := p.message(t, stays)
+		t.entries[len(t.entries)-1].poison = true
+		content := fmt.Sprintf(`{"v":1,"id":"%s","event_type":"%s","event_date_time":"infinity"}`+"\n%s", e.ID, e.Type, e.Context)
+		if _, err := tx.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", event.MessagePrefix, content); err != nil {
+			return err
+		}
+		return p.both(ctx, tx, t, stays)
+	})
+}

@@ -1,0 +1,234 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/event"
+	"diehard/shared/testenv"
+	"diehard/streamer/replication"
+)
+
+// shard makes a streamer one of several; its names are those that the program gives it.
+func shard(index, count int) func(*setup) {
+	return func(c *setup) {
+		c.Shard = replication.Shard{Index: index, Count: count}
+		c.Slot, c.Publication = c.Shard.Name(c.Slot), c.Shard.Name(c.Publication)
+	}
+}
+
+// divide is `streamer migrate up` with shards.
+func divide(t testing.TB, env *testenv.Env, count int) {
+	t.Helper()
+	p := runArgs(t, env, "streamer", []string{"migrate", "up"}, fmt.Sprintf("STREAMER_SHARD=1/%d", count))
+	require.Zero(t, p.exit())
+	for _, s := range (replication.Shard{Index: 1, Count: count}).All() {
+		var there bool
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", s.Name(env.Slot)).Scan(&there))
+		require.True(t, there, "%s: %s", s, p.log.text())
+	}
+}
+
+func needRowFilters(t *testing.T, env *testenv.Env) {
+	t.Helper()
+	if version(t, env) < 15 {
+		t.Skip("row filters came with PostgreSQL 15")
+	}
+}
+
+func version(t testing.TB, env *testenv.Env) int {
+	t.Helper()
+	var v int
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT current_setting('server_version_num')::int / 10000").Scan(&v))
+	return v
+}
+
+// keyed commits events from up to, but without, to for each of several keys, one in
+// a transaction or all of a round in one.
+func keyed(t testing.TB, env *testenv.Env, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		var events []event.Event
+		for k := range 8 {
+			e, err := event.New(keyedContext{K: k, I: i}, event.WithKey(fmt.Sprint("key ", k)), event.WithType("keyed"))
+			require.NoError(t, err)
+			events = append(events, e)
+		}
+		if i%2 == 0 {
+			require.NoError(t, event.Publish(t.Context(), env.Pool, events...))
+			continue
+		}
+		for _, e := range events {
+			require.NoError(t, event.Publish(t.Context(), env.Pool, e))
+		}
+	}
+}
+
+type keyedContext struct {
+	K int `json:"k"`
+	I int `json:"i"`
+}
+
+func TestTwoShardsDeliverEveryEventOnceAndKeepTheOrderOfAKey(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	divide(t, env, 2)
+	publish(t, env, 100) // before any streamer runs
+	second := start(t, env, shard(2, 2), withMessages, abrupt)
+	first := start(t, env, shard(1, 2), withMessages, abrupt)
+	keyed(t, env, 0, 20)
+	second.crash()
+	keyed(t, env, 20, 40)
+	first.crash()
+	keyed(t, env, 40, 60)
+	start(t, env, shard(1, 2), withMessages)
+	start(t, env, shard(2, 2), withMessages)
+	require.Equal(t, 100+60*8, delivered(t, env))
+
+	assert.Equal(t, 2, count(t, env, "uniqExact(source)", ""))
+	assert.Equal(t, 8, count(t, env, "uniqExact((source, JSONExtractInt(event_context, 'k')))", "WHERE event_type = 'keyed'"), "a key stays with its shard")
+	disordered := `SELECT toInt64(countIf(i < before)) FROM (SELECT JSONExtractInt(event_context, 'i') AS i,
+		lagInFrame(i, 1, 0) OVER (PARTITION BY JSONExtractInt(event_context, 'k') ORDER BY ingested_at, commit_lsn, commit_seq) AS before
+		FROM ` + env.ClickHouseConfig.EventLogTable + ` WHERE event_type = 'keyed')`
+	var n int64
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), disordered).Scan(&n))
+	assert.Zero(t, n, "events of a key arrive in their order")
+	assert.Positive(t, count(t, env, "count()", "WHERE endsWith(source, '_1_of_2')"))
+
+	// Publications do not filter messages: the first shard takes all.
+	execute(t, env, `SELECT count(publish_event_message('told', '{}')) FROM generate_series(1, 50)`)
+	landedRows(t, env, 100+60*8+50)
+	assert.Equal(t, 50, count(t, env, "count()", "WHERE event_type = 'told' AND endsWith(source, '_1_of_2')"))
+}
+
+// From one streamer to two, without loss and without a doubled event.
+func TestGoingFromOneStreamerToShards(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	whole := start(t, env)
+	publish(t, env, 100)
+	divide(t, env, 2)
+	stop := produce(t, env, 2)
+	n := countRows(t, env)
+	eventually(t, func() bool { return countRows(t, env) > n+50 }, "no rows")
+	early := launch(t, env, shard(1, 2))
+	require.ErrorContains(t, early.refusal(), "divides the outbox differently")
+	whole.stop()
+	at := slotLSN(t, env, "confirmed_flush_lsn")
+	from := func(c *setup) { c.StartLSN = at }
+	start(t, env, shard(1, 2), from)
+	start(t, env, shard(2, 2), from)
+	stop()
+	delivered(t, env)
+	producersInOrderPerShard(t, env)
+	again := launch(t, env)
+	require.ErrorContains(t, again.refusal(), "divides the outbox differently")
+}
+
+// producersInOrderPerShard: without keys the order is that of each shard.
+func producersInOrderPerShard(t testing.TB, env *testenv.Env) {
+	t.Helper()
+	var n uint64
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), `SELECT countIf(here < before) FROM (SELECT JSONExtractUInt(event_context, 'i') AS here,
+		lagInFrame(here, 1, 0) OVER (PARTITION BY source, event_type ORDER BY commit_lsn, commit_seq) AS before
+		FROM `+env.ClickHouseConfig.EventLogTable+` WHERE startsWith(event_type, 'producer_'))`).Scan(&n))
+	require.Zero(t, n)
+}
+
+func TestShardsThatWouldLoseOrDoubleAreRefused(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	if version(t, env) < 15 {
+		require.ErrorContains(t, launch(t, env, shard(1, 2)).refusal(), "PostgreSQL has from version 15 on")
+		return
+	}
+	require.ErrorContains(t, launch(t, env, shard(1, 2)).refusal(), "run `streamer migrate up` with STREAMER_SHARD = 1/2")
+	divide(t, env, 2)
+	filter := func(publication, condition string) {
+		execute(t, env, "ALTER PUBLICATION "+publication+" SET TABLE outbox WHERE ("+condition+")")
+	}
+	one := env.Publication + "_1_of_2"
+	// Of the other shard, too: together they would not be complete.
+	for _, condition := range []string{"get_byte(uuid_send(id), 15) % 2 = 1", "get_byte(uuid_send(id), 15) % 3 = 0", "true"} {
+		filter(one, condition)
+		for _, index := range []int{1, 2} {
+			require.ErrorContains(t, launch(t, env, shard(index, 2)).refusal(), "events go to two shards or to none")
+		}
+	}
+	filter(one, "get_byte(uuid_send(id), 15) % 2 = 0")
+	execute(t, env, "DROP PUBLICATION "+env.Publication+"_2_of_2")
+	require.ErrorContains(t, launch(t, env, shard(1, 2)).refusal(), "_2_of_2 is missing")
+	filter(env.Publication, "event_type <> 'x'")
+	require.ErrorContains(t, launch(t, env).refusal(), "row filter")
+}
+
+func TestAShardWithoutItsSlotIsTold(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	divide(t, env, 3)
+	execute(t, env, "SELECT pg_drop_replication_slot($1)", env.Slot+"_2_of_3")
+	s := start(t, env, shard(1, 3))
+	assert.Contains(t, s.log.text(), "other shards have no slot")
+	assert.Contains(t, s.log.text(), env.Slot+"_2_of_3")
+}
+
+// Retention keeps what one of the shards has not confirmed.
+func TestRetentionWaitsForEveryShard(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	divide(t, env, 2)
+	first := start(t, env, shard(1, 2))
+	publish(t, env, 50)
+	eventually(t, func() bool { return first.pipeline.Progress().Confirmed() >= walEndBefore(t, env) }, "the first shard confirms")
+	confirmed := func() pglogrepl.LSN { return lsn(t, env, "SELECT outbox_confirmed()::text") }
+	held := lsn(t, env, "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", env.Slot+"_2_of_2")
+	assert.Equal(t, held, confirmed(), "the slower shard decides")
+	start(t, env, shard(2, 2))
+	delivered(t, env)
+	eventually(t, func() bool { return confirmed() > held }, "both confirm")
+}
+
+// walEndBefore is the end of the last event's transaction, or a little before.
+func walEndBefore(t testing.TB, env *testenv.Env) pglogrepl.LSN {
+	t.Helper()
+	var max uint64
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT max(commit_lsn) FROM "+env.ClickHouseConfig.EventLogTable).Scan(&max))
+	if max == 0 {
+		return ^pglogrepl.LSN(0)
+	}
+	return pglogrepl.LSN(max)
+}
+
+func TestShardProgramsTakeTheirNamesFromTheSetting(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	divide(t, env, 2)
+	one := run(t, env, "streamer", "STREAMER_SHARD=1/2")
+	two := run(t, env, "streamer", "STREAMER_SHARD=2/2")
+	publish(t, env, 100)
+	delivered(t, env)
+	assert.Equal(t, env.Slot+"_1_of_2", one.says("streaming")["slot"])
+	assert.Equal(t, env.Publication+"_2_of_2", two.says("streaming")["publication"])
+	for _, index := range []string{"1/2", "2/2"} { // each knows which rows of the outbox are its own
+		verify := runArgs(t, env, "streamer", []string{"verify"}, "STREAMER_SHARD="+index)
+		require.Zero(t, verify.exit(), verify.log.text())
+		assert.Contains(t, verify.log.text(), " 0 missing, 0 extra")
+		assert.False(t, strings.HasPrefix(verify.log.text(), "100 events"), "half of them")
+		replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"}, "STREAMER_SHARD="+index)
+		require.Zero(t, replay.exit(), replay.log.text())
+	}
+	delivered(t, env)
+	wrong := run(t, env, "streamer", "STREAMER_SHARD=3/2")
+	require.Equal(t, 1, wrong.exit())
+	assert.Contains(t, wrong.log.text(), "STREAMER_SHARD")
+}

@@ -1,0 +1,172 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"diehard/shared/event"
+	"diehard/shared/failure"
+)
+
+// Shard is one of Count parts of the outbox, counted from 1. It holds the events
+// whose id ends in a byte that leaves Index-1 when divided by Count: the id never
+// changes, and event.WithKey and event_id_for decide the byte. The zero Shard is
+// the whole outbox. Messages, which publications do not filter, are all the first one's.
+type Shard struct{ Index, Count int }
+
+// MaxShards keeps the parts of 256 values about equal.
+const MaxShards = 32
+
+var shardForm = regexp.MustCompile(`^([0-9]{1,2})/([0-9]{1,2})$`)
+
+// UnmarshalText reads "2/4"; "1/1" and "" are the whole.
+func (s *Shard) UnmarshalText(text []byte) error {
+	*s = Shard{}
+	if len(text) == 0 {
+		return nil
+	}
+	parts := shardForm.FindSubmatch(text)
+	if parts == nil {
+		return errors.New("a shard is i/n, such as 1/2")
+	}
+	index, _ := strconv.Atoi(string(parts[1])) // two digits
+	count, _ := strconv.Atoi(string(parts[2]))
+	switch {
+	case index < 1 || index > count || count > MaxShards:
+		return fmt.Errorf("a shard is i/n with 1 ≤ i ≤ n ≤ %d", MaxShards)
+	case count > 1:
+		*s = Shard{index, count}
+	}
+	return nil
+}
+
+func (s Shard) String() string {
+	if s.Count == 0 {
+		return "1/1"
+	}
+	return fmt.Sprintf("%d/%d", s.Index, s.Count)
+}
+
+func (s Shard) suffix() string {
+	if s.Count == 0 {
+		return ""
+	}
+	return fmt.Sprintf("_%d_of_%d", s.Index, s.Count)
+}
+
+// Name is what the shard's part of something is called: outbox_pub_1_of_2.
+func (s Shard) Name(whole string) string { return whole + s.suffix() }
+
+// Filter is the condition on a row of the outbox, as PostgreSQL itself writes it; "" for the whole.
+func (s Shard) Filter() string {
+	if s.Count == 0 {
+		return ""
+	}
+	return fmt.Sprintf("((get_byte(uuid_send(id), 15) %% %d) = %d)", s.Count, s.Index-1)
+}
+
+// All returns the shards that s is one of; s alone if it is the whole.
+func (s Shard) All() []Shard {
+	if s.Count == 0 {
+		return []Shard{s}
+	}
+	all := make([]Shard, s.Count)
+	for i := range all {
+		all[i] = Shard{i + 1, s.Count}
+	}
+	return all
+}
+
+// rowFilters is the first version of PostgreSQL with row filters in publications.
+const rowFilters = 150000
+
+// checkShards demands that all shards have their publications, with the filters that
+// make them complete and disjoint, and that nobody divides the outbox in another way.
+func (c *Control) checkShards(ctx context.Context) error {
+	if c.shard.Count > 0 {
+		version, err := c.ServerVersion(ctx)
+		if err != nil {
+			return err
+		}
+		if version < rowFilters {
+			return refuse("STREAMER_SHARD = %s needs row filters in publications, which PostgreSQL has from version 15 on: "+
+				"unset it, or upgrade PostgreSQL", c.shard)
+		}
+	}
+	for _, other := range c.shard.All() {
+		oid, err := c.checkPublication(ctx, other)
+		if err != nil {
+			return err
+		}
+		if other == c.shard {
+			c.publicOID = oid
+		}
+	}
+	return nil
+}
+
+// CheckDivision refuses to stream beside a streamer that has divided the same
+// outbox differently: events would arrive twice.
+//
+// Errors: failure.Fatal with the cure.
+func (c *Control) CheckDivision(ctx context.Context) error {
+	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
+	var ours []string
+	for _, s := range c.shard.All() {
+		ours = append(ours, s.Name(whole))
+	}
+	var other *string
+	err := c.conn.QueryRow(ctx, `
+		SELECT min(slot_name) FROM pg_catalog.pg_replication_slots
+		WHERE database = current_database() AND active AND slot_name <> ALL ($1)
+		  AND (slot_name = $2 OR slot_name ~ ('^' || $2 || '_[0-9]+_of_[0-9]+$'))`, ours, whole).Scan(&other)
+	switch {
+	case err != nil:
+		return classify(fmt.Errorf("look for other shards: %w", err))
+	case other != nil:
+		return refuse("slot %s is in use by a streamer that divides the outbox differently, and this one is %s (STREAMER_SHARD): "+
+			"both would deliver the same events. Stop that one first; README.md, \"Sharding\", says how to go from one to the other",
+			*other, c.slot)
+	}
+	return nil
+}
+
+// MissingShards names the slots of other shards that do not exist: their events are kept for nobody.
+func (c *Control) MissingShards(ctx context.Context) ([]string, error) {
+	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
+	var missing []string
+	for _, s := range c.shard.All() {
+		missing = append(missing, s.Name(whole))
+	}
+	err := c.conn.QueryRow(ctx, `SELECT coalesce(array_agg(n ORDER BY n), '{}') FROM unnest($1::text[]) AS n
+		WHERE n <> $2 AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = n)`, missing, c.slot).Scan(&missing)
+	if err != nil {
+		return nil, classify(fmt.Errorf("look for the slots of other shards: %w", err))
+	}
+	return missing, nil
+}
+
+// CreatePublications makes the publications of all shards that are missing. It
+// does nothing without shards: the migrations have made the publication of the whole.
+func (c *Control) CreatePublications(ctx context.Context) error {
+	if c.shard.Count == 0 {
+		return nil
+	}
+	version, err := c.ServerVersion(ctx)
+	if err != nil || version < rowFilters {
+		return err // Preflight says why
+	}
+	whole := strings.TrimSuffix(c.publication, c.shard.suffix())
+	for _, s := range c.shard.All() {
+		_, err := c.conn.Exec(ctx, fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE public.%s WHERE %s WITH (publish = 'insert', publish_via_partition_root = true)",
+			quoteIdent(s.Name(whole)), event.Table, s.Filter()))
+		if err != nil && !isCode(err, codeDuplicateObject) {
+			return failure.Wrap(failure.Of(err), fmt.Errorf("create publication %s: %w", s.Name(whole), err))
+		}
+	}
+	return nil
+}
