@@ -1,0 +1,120 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+
+	"diehard/api/events"
+)
+
+// eventFields read the fields of an event. Each returns what is wrong, or "".
+// A null stands for a field that is not given, except as a context.
+var eventFields = map[string]func(n *events.NewEvent, value json.RawMessage) string{
+	"id": func(n *events.NewEvent, value json.RawMessage) string {
+		const canonicalLength = 36
+		text, problem := readString(value)
+		if problem != "" || isNull(value) {
+			return problem
+		}
+		id, err := uuid.Parse(text)
+		if err != nil || len(text) != canonicalLength || id == uuid.Nil {
+			return "must be a UUID"
+		}
+		n.ID = id
+		return ""
+	},
+	"event_type": func(n *events.NewEvent, value json.RawMessage) (problem string) {
+		n.Type, problem = readString(value)
+		return problem
+	},
+	"event_date_time": func(n *events.NewEvent, value json.RawMessage) string {
+		text, problem := readString(value)
+		if problem != "" || isNull(value) {
+			return problem
+		}
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil || at.IsZero() {
+			return "must be a time such as 2026-11-24T20:15:00.123456Z"
+		}
+		n.DateTime = at
+		return ""
+	},
+	"environment": func(n *events.NewEvent, value json.RawMessage) string {
+		text, problem := readString(value)
+		if problem == "" && !isNull(value) {
+			n.Environment = &text
+		}
+		return problem
+	},
+	"event_context": func(n *events.NewEvent, value json.RawMessage) string {
+		n.Context = value
+		return ""
+	},
+	"metadata_version": func(n *events.NewEvent, value json.RawMessage) string {
+		if isNull(value) {
+			return ""
+		}
+		if err := json.Unmarshal(value, &n.MetadataVersion); err != nil || n.MetadataVersion < 1 {
+			return "must be a whole number, 1 or more"
+		}
+		return ""
+	},
+}
+
+func isNull(value json.RawMessage) bool { return string(value) == "null" }
+
+func readString(value json.RawMessage) (text, problem string) {
+	if err := json.Unmarshal(value, &text); err != nil {
+		return "", "must be a string"
+	}
+	return text, ""
+}
+
+// readEvent reads an event from text, which is valid JSON. Fields that nobody
+// knows are errors: what is misspelt here would be missing in the log for ever.
+func readEvent(text []byte) events.NewEvent {
+	var n events.NewEvent
+	broken := func(field, message string) {
+		n.Broken = append(n.Broken, events.FieldError{Field: field, Message: message})
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
+		broken("", "must be an object")
+		return n
+	}
+	seen := make(map[string]bool, len(eventFields))
+	for decoder.More() {
+		token, err := decoder.Token()
+		name, ok := token.(string)
+		var value json.RawMessage
+		if err != nil || !ok || decoder.Decode(&value) != nil {
+			broken("", "must be an object")
+			return n
+		}
+		read, known := eventFields[name]
+		switch {
+		case !known:
+			broken(shortened(name), "is not a field of an event")
+		case seen[name]:
+			broken(name, "is given twice")
+		default:
+			if problem := read(&n, value); problem != "" {
+				broken(name, problem)
+			}
+		}
+		seen[name] = true
+	}
+	return n
+}
+
+// shortened keeps a name that a client made up readable in an answer.
+func shortened(name string) string {
+	const most = 40
+	if runes := []rune(name); len(runes) > most {
+		return string(runes[:most]) + "…"
+	}
+	return name
+}
