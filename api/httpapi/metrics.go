@@ -9,52 +9,47 @@ import (
 )
 
 // published counts events by what became of them.
-type published struct{ events *prometheus.CounterVec }
-
-// Results of published events.
-const (
-	resultStored   = "stored"
-	resultRepeated = "repeated" // stored by an earlier request with the same idempotency key
-	resultRefused  = "refused"  // the caller has to change something
-	resultFailed   = "failed"
-)
+type published struct {
+	stored   prometheus.Counter
+	repeated prometheus.Counter // stored by an earlier request with the same idempotency key
+	refused  prometheus.Counter // the caller has to change something, or to try again
+	failed   prometheus.Counter
+}
 
 func newPublished(registry prometheus.Registerer) *published {
-	m := &published{prometheus.NewCounterVec(prometheus.CounterOpts{
+	vec := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "diehard", Subsystem: "api", Name: "events_total",
 		Help: "Events that came with a request, those of new users included, by what became of them.",
-	}, []string{"result"})}
-	registry.MustRegister(m.events)
-	for _, result := range []string{resultStored, resultRepeated, resultRefused, resultFailed} {
-		m.events.WithLabelValues(result) // a rate needs the 0 before the first one
+	}, []string{"result"})
+	registry.MustRegister(vec)
+	return &published{
+		stored: vec.WithLabelValues("stored"), repeated: vec.WithLabelValues("repeated"),
+		refused: vec.WithLabelValues("refused"), failed: vec.WithLabelValues("failed"),
 	}
-	return m
 }
 
 // count adds the events of a request, as far as they were read.
 func (m *published) count(r events.Receipt, err error) {
-	result := resultStored
-	_, isProblem := errors.AsType[*Problem](eventsProblem(err, false))
-	switch {
-	case isProblem:
-		result = resultRefused
-	case err != nil:
-		result = resultFailed
-	case r.Repeated:
-		result = resultRepeated
-	}
-	m.events.WithLabelValues(result).Add(float64(len(r.IDs)))
+	m.result(r.Repeated, eventsProblem(err, false)).Add(float64(len(r.IDs)))
 }
 
 // user counts the event of a new user.
 func (m *published) user(err error) {
-	result := resultStored
-	_, isProblem := errors.AsType[*Problem](userProblem(err))
+	m.result(false, userProblem(err)).Inc()
+}
+
+// result is the counter of a request that ended with err, a problem if that is
+// for the caller to solve.
+func (m *published) result(repeated bool, err error) prometheus.Counter {
+	_, refused := errors.AsType[*Problem](err)
 	switch {
-	case isProblem:
-		result = resultRefused
+	case refused:
+		return m.refused
 	case err != nil:
-		result = resultFailed
+		return m.failed
+	case repeated:
+		return m.repeated
+	default:
+		return m.stored
 	}
-	m.events.WithLabelValues(result).Inc()
 }
