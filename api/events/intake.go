@@ -88,7 +88,7 @@ func (in *intake) take(n *NewEvent) {
 		}
 		in.given[n.ID] = place
 	}
-	for _, p := range problems {
+	for _, p := range problems[:min(len(problems), maxFieldErrors-len(in.wrong))] {
 		field := strings.TrimSuffix(fmt.Sprintf("events[%d].%s", place, p.Field), ".") // the event itself
 		in.wrong = append(in.wrong, FieldError{field, p.Message})
 	}

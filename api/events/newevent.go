@@ -16,13 +16,15 @@ import (
 // maxDepth bounds the nesting of a context: PostgreSQL reads JSON with a stack.
 const maxDepth = 1000
 
-// NewEvent is what a caller gives to publish an event.
+// NewEvent is what a caller gives to publish an event. That the context is JSON
+// is the caller's to check, who has read it; what is not is refused without a
+// field's name.
 type NewEvent struct {
 	ID              uuid.UUID       // zero: made when stored
 	Type            string          // 1 to 255 bytes
 	DateTime        time.Time       // when it happened; zero: now
 	Environment     *string         // at most 255 bytes; nil: that of the installation
-	Context         json.RawMessage // any JSON of at most 1 MiB, stored byte for byte
+	Context         json.RawMessage // JSON of at most 1 MiB, stored byte for byte
 	MetadataVersion int64           // 1 or more; zero: 1
 
 	// Broken names the fields that could not even be read, the event itself by
@@ -112,8 +114,6 @@ func contextProblem(context json.RawMessage) string {
 		return "must be UTF-8"
 	case depth(context) > maxDepth:
 		return fmt.Sprintf("must be nested at most %d deep", maxDepth)
-	case !json.Valid(context):
-		return "must be JSON"
 	default:
 		return ""
 	}

@@ -53,12 +53,52 @@ var converted = sync.OnceValues(func() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var document any
+	var document yaml.Node
 	if err := yaml.Unmarshal(content, &document); err != nil {
 		return nil, err
 	}
-	return json.Marshal(document)
+	return appendJSON(nil, &document)
 })
+
+// appendJSON writes node as JSON, in the order in which it was written: people
+// read it.
+func appendJSON(text []byte, node *yaml.Node) ([]byte, error) {
+	switch node.Kind {
+	case yaml.DocumentNode:
+		return appendJSON(text, node.Content[0])
+	case yaml.AliasNode:
+		return appendJSON(text, node.Alias)
+	case yaml.MappingNode, yaml.SequenceNode:
+		return appendChildren(text, node)
+	default:
+		var value any
+		if err := node.Decode(&value); err != nil {
+			return nil, err
+		}
+		scalar, err := json.Marshal(value)
+		return append(text, scalar...), err
+	}
+}
+
+func appendChildren(text []byte, node *yaml.Node) (_ []byte, err error) {
+	brackets := "[]"
+	if node.Kind == yaml.MappingNode {
+		brackets = "{}"
+	}
+	text = append(text, brackets[0])
+	for i, child := range node.Content {
+		switch {
+		case i > 0 && node.Kind == yaml.MappingNode && i%2 == 1:
+			text = append(text, ':')
+		case i > 0:
+			text = append(text, ',')
+		}
+		if text, err = appendJSON(text, child); err != nil {
+			return nil, err
+		}
+	}
+	return append(text, brackets[1]), nil
+}
 
 func openAPIJSON(c echo.Context) error {
 	content, err := converted()

@@ -180,15 +180,20 @@ func (l *lines) event(line []byte) (events.NewEvent, error) {
 	if at := invalidUTF8(line); at >= 0 {
 		return events.NewEvent{}, l.problem(http.StatusBadRequest, fmt.Sprintf("is not UTF-8 (at byte %d)", at+1))
 	}
-	var text json.RawMessage // a copy: the line's memory is used again
-	if err := json.Unmarshal(line, &text); err != nil {
-		at := int64(len(line))
-		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-			at = syntax.Offset
-		}
-		return events.NewEvent{}, l.problem(http.StatusBadRequest, fmt.Sprintf("is not valid JSON (at byte %d)", at))
+	if !json.Valid(line) {
+		return events.NewEvent{}, l.problem(http.StatusBadRequest, fmt.Sprintf("is not valid JSON (at byte %d)", invalidJSON(line)))
 	}
-	return readEvent(text), nil
+	return readEvent(bytes.Clone(line)), nil // the line's memory is used again
+}
+
+// invalidJSON returns where text stops being JSON, counted from 1.
+func invalidJSON(text []byte) int64 {
+	var raw json.RawMessage
+	syntax, ok := errors.AsType[*json.SyntaxError](json.Unmarshal(text, &raw))
+	if !ok {
+		return int64(len(text))
+	}
+	return syntax.Offset
 }
 
 func (l *lines) problem(status int, what string) error {

@@ -19,6 +19,8 @@ import (
 	"diehard/shared/telemetry/web"
 )
 
+const pathEvents = "/events"
+
 // Users is the use case behind /users.
 type Users interface {
 	Create(ctx context.Context, n users.NewUser) (users.User, error)
@@ -58,7 +60,7 @@ func New(d Deps) *echo.Echo {
 	counts := newPublished(d.Registry)
 	e.POST("/users", createUser(d.Users, counts), guarded...)
 	e.GET("/users/:id", getUser(d.Users), guarded...)
-	e.POST("/events", publishEvents(d.Events, d.Timeouts, counts), guarded...)
+	e.POST(pathEvents, publishEvents(d.Events, d.Timeouts, counts), guarded...)
 	e.GET("/healthz", healthy)
 	e.GET("/readyz", ready(d.Ready))
 	e.GET("/metrics", echo.WrapHandler(telemetry.MetricsHandler(d.Registry)), localOrKey(d.Keys))

@@ -96,6 +96,7 @@ func (a *api) do(t *testing.T, method, path, body string, headers ...string) ans
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
+	requireAsDescribed(t, request, response, content)
 	return answer{response.StatusCode, response.Header, request.URL.Path, string(content)}
 }
 

@@ -24,7 +24,7 @@ func requestScope(log *slog.Logger, t Timeouts) echo.MiddlewareFunc {
 			start := time.Now()
 			request := c.Request()
 			c.Response().Header().Set(echo.HeaderXRequestID, acceptedID(request.Header.Get(echo.HeaderXRequestID)))
-			ctx, cancel := context.WithTimeout(request.Context(), t.of(request))
+			ctx, cancel := context.WithTimeout(request.Context(), t.of(c))
 			defer cancel()
 			c.SetRequest(request.WithContext(ctx))
 

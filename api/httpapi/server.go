@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/labstack/echo/v4"
 )
 
 const (
@@ -24,9 +26,9 @@ type Timeouts struct {
 	Stream  time.Duration // of an NDJSON request in all
 }
 
-// of returns how long request may take.
-func (t Timeouts) of(request *http.Request) time.Duration {
-	if mediaType(request) == mimeNDJSON {
+// of returns how long a request may take.
+func (t Timeouts) of(c echo.Context) time.Duration {
+	if c.Path() == pathEvents && mediaType(c.Request()) == mimeNDJSON {
 		return t.Stream
 	}
 	return t.Request
