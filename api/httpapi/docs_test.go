@@ -126,7 +126,7 @@ func TestThePageShowsAndTriesEverything(t *testing.T) {
 	b.press("publishEvents", secrets[0], "202")
 	ids, contexts := outbox(t, env.Pool)
 	require.Len(t, ids, 1)
-	assert.Equal(t, "{\n    \"order\": 42,\n    \"amount\": \"9.90\"\n  }", contexts[0], "as it stands on the page")
+	assert.Equal(t, []string{"{\n    \"order\": 42,\n    \"amount\": \"9.90\"\n  }"}, contexts, "as it stands on the page")
 	b.await(fmt.Sprintf(`document.querySelector("#publishEvents [aria-live]").textContent.includes(%q)`, ids[0]))
 	b.press("createUser", secrets[0], "201")
 	terminal := run(b, chromedp.Evaluate[string](`document.querySelector("#createUser .curl").textContent`))
