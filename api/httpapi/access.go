@@ -16,7 +16,7 @@ import (
 
 const (
 	headerAPIKey = "X-Api-Key" //nolint:gosec // the name of a header
-	callerField  = "caller" // of the echo context
+	callerField  = "caller"    // of the echo context
 	// forgetCaller is how long the rate of a silent caller is remembered.
 	forgetCaller = 3 * time.Minute
 )
