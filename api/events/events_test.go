@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -298,7 +299,9 @@ func TestLargeRequestsTakeHalfOfTheConnections(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	service := events.New(pool, "Local")
-	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error)
+	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	release := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release)
 	slow := request(6000, "")
 	slow.Source.(*source).next = func(i int) (events.NewEvent, error) {
 		if i == 5500 {
@@ -316,7 +319,7 @@ func TestLargeRequestsTakeHalfOfTheConnections(t *testing.T) {
 	require.ErrorIs(t, err, events.ErrBusy)
 	_, err = service.Accept(t.Context(), request(1, "key"))
 	require.NoError(t, err, "there is a connection for small ones")
-	close(goOn)
+	release()
 	require.NoError(t, <-done)
 	_, err = service.Accept(t.Context(), request(6000, ""))
 	require.NoError(t, err, "the place is free again")

@@ -80,7 +80,9 @@ func TestConcurrentRequestsWithOneKey(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	service := events.New(env.Pool, "Local")
-	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error)
+	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	release := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release)
 	slow := request(6000, "key")
 	slow.Source.(*source).next = func(i int) (events.NewEvent, error) {
 		if i == 5500 {
@@ -100,7 +102,7 @@ func TestConcurrentRequestsWithOneKey(t *testing.T) {
 		_, err := service.Accept(t.Context(), request(1, "key"))
 		return assert.ObjectsAreEqual(events.ErrKeyRunning, err)
 	}, 10*time.Second, time.Millisecond)
-	close(goOn)
+	release()
 	require.NoError(t, <-done)
 	again, err := service.Accept(t.Context(), request(6000, "key"))
 	require.NoError(t, err)
