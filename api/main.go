@@ -1,5 +1,8 @@
-// Command api creates users over HTTP. Each user's event is written to the
-// outbox in the same transaction.
+// Command api creates users and takes events over HTTP. Each user's event is
+// written to the outbox in the same transaction.
+//
+//	api             serves, configured by the environment
+//	api key [NAME]  prints a new key for a caller, and its hash for API_KEYS
 package main
 
 import (
@@ -11,21 +14,52 @@ import (
 	"time"
 
 	"diehard/api/config"
+	"diehard/api/events"
 	"diehard/api/httpapi"
+	"diehard/api/keys"
 	"diehard/api/users"
 	"diehard/shared/postgres"
 	"diehard/shared/run"
 	"diehard/shared/telemetry"
 )
 
-// flushTimeout bounds what Sentry may take at the end.
-const flushTimeout = 2 * time.Second
+const (
+	// flushTimeout bounds what Sentry may take at the end.
+	flushTimeout = 2 * time.Second
+	// cleanEvery is how often idempotency keys that are too old are looked for.
+	cleanEvery = time.Hour
+
+	exitUsage = 2
+)
 
 func main() {
+	switch arguments := os.Args[1:]; {
+	case len(arguments) == 0:
+		serveOrExit()
+	case arguments[0] == "key" && len(arguments) <= 2:
+		printKey(append(arguments, "")[1])
+	default:
+		fmt.Fprintln(os.Stderr, "usage: api             serve; see .env.example for the settings\n"+
+			"       api key [NAME]  print a new key for a caller, and its hash for API_KEYS")
+		os.Exit(exitUsage)
+	}
+}
+
+// printKey prints a new key for the caller name, which may be empty.
+func printKey(name string) {
+	secret, entry, err := keys.New(name)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "api key:", err)
+		os.Exit(exitUsage)
+	}
+	fmt.Printf("key for the caller, shown only now:  %s\nhash for API_KEYS:                   %s\n", secret, entry)
+}
+
+func serveOrExit() {
 	cfg, err := config.Parse()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(2)
+		os.Exit(exitUsage)
 	}
 	ctx, stop := run.Context(context.Background())
 	defer stop()
@@ -44,23 +78,37 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer flush(flushTimeout)
+	callers, err := keys.Parse(cfg.Access.Keys)
+	if err != nil {
+		return fmt.Errorf("API_KEYS: %w", err)
+	}
 	pool, err := postgres.NewPool(ctx, cfg.Postgres, "diehard-api")
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Addr)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Access.Addr)
 	if err != nil {
-		return fmt.Errorf("API_ADDR %s: %w (is another program there? choose another address)", cfg.Addr, err)
+		return fmt.Errorf("API_ADDR %s: %w (is another program there? choose another address)", cfg.Access.Addr, err)
 	}
+	timeouts := httpapi.Timeouts{Header: cfg.HeaderTimeout, Body: cfg.BodyTimeout, Request: cfg.RequestTimeout, Stream: cfg.StreamTimeout}
+	published := events.New(pool, cfg.Access.Environment)
 	handler := httpapi.New(httpapi.Deps{ //nolint:contextcheck // handlers use the context of their request
-		Users:    users.New(pool, cfg.Environment),
-		Ready:    pool.Ping,
-		Registry: telemetry.NewRegistry(),
-		Log:      log,
-		Timeout:  cfg.RequestTimeout,
+		Users:       users.New(pool, cfg.Access.Environment),
+		Events:      published,
+		Ready:       pool.Ping,
+		Registry:    telemetry.NewRegistry(),
+		Log:         log,
+		Timeouts:    timeouts,
+		MaxRequests: cfg.MaxRequests,
+		Keys:        callers,
+		RateLimit:   cfg.RateLimit,
 	})
-	log.Info("api ready", "address", "http://"+listener.Addr().String(), "environment", cfg.Environment,
+	log.Info("api ready", "address", "http://"+listener.Addr().String(), "environment", cfg.Access.Environment,
 		"database", postgres.RedactURL(cfg.Postgres.URL))
-	return httpapi.Serve(ctx, httpapi.NewServer(handler, cfg.RequestTimeout, log), listener, cfg.ShutdownTimeout)
+	if callers.Empty() && !cfg.Access.Loopback() {
+		log.Warn("everybody who reaches this address may write: set API_KEYS before you use it for more than trials")
+	}
+	go published.CleanKeys(ctx, cleanEvery, log)
+	return httpapi.Serve(ctx, httpapi.NewServer(handler, timeouts, log), listener, cfg.ShutdownTimeout)
 }

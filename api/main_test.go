@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,37 +30,64 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 type program struct {
 	*exec.Cmd
 	address string // http://host:port
+	log     *logbook
 }
 
-// start runs the api on a free port and waits until it listens.
-func start(t *testing.T, env *testenv.Env) *program {
+// logbook is a log that may be read while it is written.
+type logbook struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logbook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logbook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// start runs the api on a free port, with more environment variables, and waits
+// until it listens.
+func start(t *testing.T, env *testenv.Env, more ...string) *program {
 	t.Helper()
-	p := &program{Cmd: exec.CommandContext(t.Context(), testenv.Build(t, "api"))}
-	p.Env = append(env.Environ(), "API_ADDR=127.0.0.1:0", "LOG_FORMATTER=json")
+	p := &program{Cmd: exec.CommandContext(t.Context(), testenv.Build(t, "api")), log: &logbook{}}
+	p.Env = append(append(env.Environ(), "API_ADDR=127.0.0.1:0", "LOG_FORMATTER=json"), more...)
 	stderr, err := p.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, p.Start())
-	lines := bufio.NewScanner(stderr)
-	require.True(t, lines.Scan(), "the first line of the log")
+	log := bufio.NewReader(stderr)
+	line, err := log.ReadBytes('\n')
+	require.NoError(t, err, "the first line of the log")
 	var ready struct{ Address string }
-	require.NoError(t, json.Unmarshal(lines.Bytes(), &ready), lines.Text())
+	require.NoError(t, json.Unmarshal(line, &ready), string(line))
 	p.address = ready.Address
-	go func() { _, _ = io.Copy(io.Discard, stderr) }()
+	go func() { _, _ = io.Copy(p.log, log) }()
 	t.Cleanup(func() {
 		_ = p.Process.Kill()
 		_ = p.Wait()
+		if t.Failed() {
+			t.Log("log of the api:\n" + p.log.String())
+		}
 	})
 	return p
 }
 
 // createUser posts in the background; the answer's status comes on the channel.
-func (p *program) createUser(t *testing.T) <-chan int {
+func (p *program) createUser(t *testing.T, headers ...string) <-chan int {
 	t.Helper()
 	status := make(chan int, 1)
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.address+"/users",
 		strings.NewReader(`{"email":"test@example.com","first_name":"Test","last_name":"User"}`))
 	require.NoError(t, err)
 	request.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(headers); i += 2 {
+		request.Header.Set(headers[i], headers[i+1])
+	}
 	go func() {
 		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 		response, err := client.Do(request)
@@ -167,6 +196,16 @@ func TestMistakesStopTheProgramWithOneMessage(t *testing.T) {
 			2,
 			[]string{"DATABASE_URL is not set", `SHUTDOWN_TIMEOUT = "soon"`, `LOG_LEVEL = "loud"`},
 		},
+		"no keys": {
+			[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=:8080", "ENVIRONMENT=Production"},
+			2,
+			[]string{"API_KEYS is not set", `API_ADDR = ":8080" can be reached from elsewhere`, "api key NAME"},
+		},
+		"a key instead of its hash": {
+			[]string{"DATABASE_URL=postgres://app@db/app", "API_KEYS=shop:hunter2"},
+			2,
+			[]string{"API_KEYS: key 1 is not a SHA-256 hash", "api key NAME"},
+		},
 		"database": {[]string{"DATABASE_URL=postgres://app:hunter2@db:port/app"}, 1, []string{"DATABASE_URL"}},
 		"address": {
 			[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=" + listener.Addr().String()},
@@ -187,5 +226,28 @@ func TestMistakesStopTheProgramWithOneMessage(t *testing.T) {
 			}
 			assert.NotContains(t, string(out), "hunter2")
 		})
+	}
+}
+
+// A new key goes from the terminal into API_KEYS, and from there opens the api.
+func TestAKeyThatTheProgramMade(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "api"), "key", "shop").Output()
+	require.NoError(t, err)
+	found := regexp.MustCompile(`^key .*: +(dh_\S+)\nhash .*: +(shop:[0-9a-f]{64})\n$`).FindSubmatch(out)
+	require.NotNil(t, found, "%s", out)
+	p := start(t, testenv.New(t), "API_KEYS="+string(found[2]))
+	assert.Equal(t, http.StatusUnauthorized, <-p.createUser(t))
+	assert.Equal(t, http.StatusCreated, <-p.createUser(t, "Authorization", "Bearer "+string(found[1])))
+}
+
+func TestUnknownArgumentsAreExplained(t *testing.T) {
+	t.Parallel()
+	for _, arguments := range [][]string{{"serve"}, {"key", "a", "b"}, {"key", "two words"}} {
+		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "api"), arguments...).CombinedOutput()
+		var exit *exec.ExitError
+		require.ErrorAs(t, err, &exit)
+		assert.Equal(t, 2, exit.ExitCode())
+		assert.Regexp(t, "^(usage: api|api key: a name has)", string(out))
 	}
 }

@@ -53,6 +53,8 @@ func TestAPIRoleMayWriteEventsAndNothingElse(t *testing.T) {
 		"SELECT publish_event('t', '{}')", "SELECT publish_event('t', '{}', event_id => event_id_for('key'))",
 		`SELECT * FROM publish_events('[{"event_type": "t", "event_context": 1, "event_key": "key"}]')`,
 		"SELECT publish_event_message('t', '{}')", "SELECT publish_messages(ARRAY['x'])",
+		"SELECT key, request, first_id FROM idempotency_keys WHERE created_at > now()", "SELECT idempotency_keys_clean()",
+		"INSERT INTO idempotency_keys (key, request, first_id) VALUES (sha256(''), sha256(''), gen_random_uuid())",
 	} {
 		_, err := conn.Exec(t.Context(), statement)
 		assert.NoError(t, err, statement)
@@ -68,6 +70,8 @@ func TestAPIRoleMayWriteEventsAndNothingElse(t *testing.T) {
 		"UPDATE outbox SET event_type = 'x'", "DELETE FROM outbox", "TRUNCATE outbox",
 		"INSERT INTO outbox (event_type, event_context, created_at) VALUES ('t', '{}', '2000-01-01')",
 		"INSERT INTO outbox_default (event_type, event_context) VALUES ('t', '{}')",
+		"DELETE FROM idempotency_keys", "UPDATE idempotency_keys SET key = key", "TRUNCATE idempotency_keys_0",
+		"INSERT INTO idempotency_keys (key, request, first_id, created_at) VALUES (sha256(''), sha256(''), gen_random_uuid(), '2000-01-01')",
 		"UPDATE users SET email = 'x'", "DELETE FROM users", "TRUNCATE users",
 		"SELECT outbox_create_partitions(1)", "SELECT * FROM diehard_migrations",
 		"DROP PUBLICATION outbox_pub", "CREATE TABLE x ()", "DROP TABLE outbox_default",

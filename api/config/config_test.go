@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,9 +17,9 @@ func TestDefaults(t *testing.T) {
 	t.Parallel()
 	cfg, err := settings.ParseFrom[config.Config]("api", map[string]string{"DATABASE_URL": "postgres://db/app"})
 	require.NoError(t, err)
-	assert.Equal(t, "127.0.0.1:8080", cfg.Addr)
+	assert.Equal(t, "127.0.0.1:8080", cfg.Access.Addr)
 	assert.Equal(t, 5*time.Second, cfg.RequestTimeout)
-	assert.Equal(t, "Local", cfg.Environment)
+	assert.Equal(t, "Local", cfg.Access.Environment)
 	assert.Equal(t, 30*time.Second, cfg.ShutdownTimeout)
 	assert.Equal(t, "postgres://db/app", cfg.Postgres.URL)
 	assert.Equal(t, int32(16), cfg.Postgres.MaxConns)
@@ -34,5 +35,38 @@ func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
 		"DATABASE_URL", "API_REQUEST_TIMEOUT", "SHUTDOWN_TIMEOUT", "DATABASE_MAX_CONNS", "LOG_LEVEL", "LOG_FORMATTER",
 	} {
 		assert.ErrorContains(t, err, name)
+	}
+}
+
+func TestKeysAreNeededWhereOthersReachTheApi(t *testing.T) {
+	t.Parallel()
+	hash := strings.Repeat("a", 64)
+	for _, c := range []struct {
+		addr, environment, keys string
+		ok                      bool
+	}{
+		{"127.0.0.1:8080", "Production", "", true},
+		{"[::1]:8080", "Production", "", true},
+		{"localhost:8080", "Production", "", true},
+		{":8080", "Local", "", true},
+		{":8080", "Production", hash, true},
+		{"192.0.2.1:8080", "Production", "shop:" + hash + ",bank:" + hash, true},
+		{":8080", "Production", "", false},
+		{"0.0.0.0:8080", "Production", "", false},
+		{"[::]:8080", "Staging", "", false},
+		{"example.com:8080", "Production", "", false},
+		{":8080", "local", "", false},
+		{"127.0.0.1:8080", "Local", "hunter2", false},
+	} {
+		_, err := settings.ParseFrom[config.Config]("api", map[string]string{
+			"DATABASE_URL": "postgres://db/app", "API_ADDR": c.addr, "ENVIRONMENT": c.environment, "API_KEYS": c.keys,
+		})
+		if c.ok {
+			assert.NoError(t, err, c.addr)
+			continue
+		}
+		require.ErrorContains(t, err, "API_KEYS")
+		assert.ErrorContains(t, err, "api key NAME")
+		assert.NotContains(t, err.Error(), "hunter2")
 	}
 }

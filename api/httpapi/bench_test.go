@@ -7,7 +7,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -20,7 +19,7 @@ import (
 func BenchmarkCreateUser(b *testing.B) {
 	handler := httpapi.New(httpapi.Deps{
 		Users: stub{func(context.Context) error { return nil }}, Registry: telemetry.NewRegistry(),
-		Log: slog.New(slog.DiscardHandler), Timeout: time.Second,
+		Log: slog.New(slog.DiscardHandler), Timeouts: timeouts, MaxRequests: 100,
 	})
 	const body = `{"email":"test@example.com","first_name":"Test","last_name":"User"}`
 	b.ReportAllocs()

@@ -6,45 +6,96 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
 )
 
-const maxBodyBytes = 64 << 10
+const (
+	maxBodyBytes    = 64 << 10
+	headerEncoding  = "Content-Encoding"
+	detailInvalid   = "Some fields are not valid."
+	detailUnreached = "The body could not be read to its end."
+)
 
 // readJSON decodes the body into target, a pointer to a struct. Unknown fields
 // are ignored. Errors are problems: 415, 413, 400, or 422 for a field of the
 // wrong type.
 func readJSON(c echo.Context, target any) error {
 	request := c.Request()
-	mediaType, _, _ := strings.Cut(request.Header.Get(echo.HeaderContentType), ";")
-	if !strings.EqualFold(strings.TrimSpace(mediaType), echo.MIMEApplicationJSON) {
+	if mediaType(request) != echo.MIMEApplicationJSON {
 		return &Problem{Status: http.StatusUnsupportedMediaType, Detail: "Send the body as application/json."}
 	}
-	body, err := readBody(c.Response(), request)
+	if err := refuseEncoding(c); err != nil {
+		return err
+	}
+	body, err := readBody(c.Response(), request, maxBodyBytes)
 	if err != nil {
 		return err
 	}
 	return jsonProblem(json.Unmarshal(body, target))
 }
 
-func readBody(w http.ResponseWriter, request *http.Request) ([]byte, error) {
-	if request.ContentLength > maxBodyBytes {
-		return nil, tooLarge()
+// mediaType is the Content-Type without parameters, in lower case.
+func mediaType(request *http.Request) string {
+	name, _, _ := strings.Cut(request.Header.Get(echo.HeaderContentType), ";")
+	return strings.ToLower(strings.TrimSpace(name))
+}
+
+// refuseEncoding refuses compressed bodies: their size is only known afterwards.
+func refuseEncoding(c echo.Context) error {
+	encoding := strings.TrimSpace(strings.Join(c.Request().Header.Values(headerEncoding), ","))
+	if encoding == "" || strings.EqualFold(encoding, "identity") {
+		return nil
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, request.Body, maxBodyBytes))
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, tooLarge()
+	c.Response().Header().Set(echo.HeaderAcceptEncoding, "identity")
+	return &Problem{Status: http.StatusUnsupportedMediaType, Detail: "Send the body as it is, without Content-Encoding."}
+}
+
+// readBody returns a body of at most limit bytes, which is UTF-8.
+func readBody(w http.ResponseWriter, request *http.Request, limit int64) ([]byte, error) {
+	if request.ContentLength > limit {
+		return nil, tooLarge(limit)
 	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, request.Body, limit))
 	if err != nil {
-		return nil, &Problem{Status: http.StatusBadRequest, Detail: "The body could not be read to its end."}
+		return nil, readProblem(err)
+	}
+	if at := invalidUTF8(body); at >= 0 {
+		return nil, &Problem{Status: http.StatusBadRequest, Detail: fmt.Sprintf("The body is not UTF-8 (at byte %d).", at+1)}
 	}
 	return body, nil
 }
 
-func tooLarge() error {
-	return &Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("The body may have at most %d bytes.", maxBodyBytes)}
+// readProblem says why a body could not be read.
+func readProblem(err error) error {
+	if limit, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return tooLarge(limit.Limit)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &Problem{Status: http.StatusRequestTimeout, Detail: "The body came too slowly."}
+	}
+	return &Problem{Status: http.StatusBadRequest, Detail: detailUnreached}
+}
+
+// invalidUTF8 returns where text stops being UTF-8, -1 if nowhere.
+func invalidUTF8(text []byte) int {
+	if utf8.Valid(text) {
+		return -1
+	}
+	for at := 0; ; {
+		r, size := utf8.DecodeRune(text[at:])
+		if r == utf8.RuneError && size <= 1 {
+			return at
+		}
+		at += size
+	}
+}
+
+func tooLarge(limit int64) error {
+	return &Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("The body may have at most %d bytes.", limit)}
 }
 
 // jsonProblem says what is wrong with a body without repeating it.
@@ -55,7 +106,7 @@ func jsonProblem(err error) error {
 	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
 		return &Problem{
 			Status: http.StatusUnprocessableEntity,
-			Detail: "Some fields are not valid.",
+			Detail: detailInvalid,
 			Errors: []FieldError{{Field: wrong.Field, Message: "must be a " + wrong.Type.String()}},
 		}
 	}

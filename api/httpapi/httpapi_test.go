@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/api/events"
 	"diehard/api/httpapi"
 	"diehard/api/users"
 	"diehard/shared/postgres"
@@ -59,8 +60,8 @@ func start(t *testing.T, url string, change func(*httpapi.Deps)) *api {
 	t.Cleanup(pool.Close)
 	a := &api{log: &syncBuffer{}}
 	deps := httpapi.Deps{
-		Users: users.New(pool, "Local"), Ready: pool.Ping, Registry: telemetry.NewRegistry(),
-		Log: slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Timeout: 5 * time.Second,
+		Users: users.New(pool, "Local"), Events: events.New(pool, "Local"), Ready: pool.Ping, Registry: telemetry.NewRegistry(),
+		Log: slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Timeouts: timeouts, MaxRequests: 100,
 	}
 	if change != nil {
 		change(&deps)
@@ -69,6 +70,8 @@ func start(t *testing.T, url string, change func(*httpapi.Deps)) *api {
 	t.Cleanup(a.Close)
 	return a
 }
+
+var timeouts = httpapi.Timeouts{Header: 5 * time.Second, Body: 15 * time.Second, Request: 5 * time.Second, Stream: time.Minute}
 
 const away = "postgres://app:hunter2@127.0.0.1:1/app"
 
@@ -93,6 +96,7 @@ func (a *api) do(t *testing.T, method, path, body string, headers ...string) ans
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
+	requireAsDescribed(t, request, response, content)
 	return answer{response.StatusCode, response.Header, request.URL.Path, string(content)}
 }
 
@@ -310,7 +314,7 @@ func TestUnexpectedErrorStaysInTheLog(t *testing.T) {
 func TestRequestHasATimeLimit(t *testing.T) {
 	t.Parallel()
 	a := start(t, away, func(d *httpapi.Deps) {
-		d.Timeout = 50 * time.Millisecond
+		d.Timeouts.Request = 50 * time.Millisecond
 		d.Users = stub{func(ctx context.Context) error {
 			<-ctx.Done()
 			return ctx.Err()

@@ -18,13 +18,13 @@ const maxRequestID = 64
 
 // requestScope gives every request an id and a time limit, and logs it at level
 // debug.
-func requestScope(log *slog.Logger, timeout time.Duration) echo.MiddlewareFunc {
+func requestScope(log *slog.Logger, t Timeouts) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
 			start := time.Now()
 			request := c.Request()
 			c.Response().Header().Set(echo.HeaderXRequestID, acceptedID(request.Header.Get(echo.HeaderXRequestID)))
-			ctx, cancel := context.WithTimeout(request.Context(), timeout)
+			ctx, cancel := context.WithTimeout(request.Context(), t.of(c))
 			defer cancel()
 			c.SetRequest(request.WithContext(ctx))
 

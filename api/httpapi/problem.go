@@ -35,6 +35,8 @@ type Problem struct {
 	Instance  string       `json:"instance,omitempty"`
 	RequestID string       `json:"request_id,omitempty"`
 	Errors    []FieldError `json:"errors,omitempty"`
+
+	again bool // it passes by itself, though the status does not say so
 }
 
 // FieldError says what is wrong with one field of the body.
@@ -98,7 +100,7 @@ func (p Problem) send(c echo.Context) error {
 	p.Title = cmp.Or(p.Title, http.StatusText(p.Status))
 	p.Instance = c.Request().URL.Path
 	p.RequestID = requestID(c)
-	if p.Status == http.StatusServiceUnavailable {
+	if p.passes() {
 		c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(int(retryAfter.Seconds())))
 	}
 	if c.Request().Method == http.MethodHead {
@@ -109,6 +111,11 @@ func (p Problem) send(c echo.Context) error {
 		return err
 	}
 	return c.Blob(p.Status, mimeProblem, body)
+}
+
+// passes tells whether the same request may succeed in a while.
+func (p Problem) passes() bool {
+	return p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests || p.again
 }
 
 // logProblem logs what is not the client's fault.

@@ -8,24 +8,39 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/labstack/echo/v4"
 )
 
 const (
-	readHeaderTimeout = 5 * time.Second
-	readTimeout       = 15 * time.Second
-	idleTimeout       = 2 * time.Minute
-	writeMargin       = 10 * time.Second // for the answer, after the request's own time
-	maxHeaderBytes    = 64 << 10
+	idleTimeout    = 2 * time.Minute
+	writeMargin    = 10 * time.Second // for the answer, after the request's own time
+	maxHeaderBytes = 64 << 10
 )
 
+// Timeouts limit every wait for a client, and what a handler allows itself.
+type Timeouts struct {
+	Header  time.Duration // for the head of a request to arrive
+	Body    time.Duration // for its body; of NDJSON, the longest silence
+	Request time.Duration // of a request's work
+	Stream  time.Duration // of an NDJSON request in all
+}
+
+// of returns how long a request may take.
+func (t Timeouts) of(c echo.Context) time.Duration {
+	if c.Path() == pathEvents && mediaType(c.Request()) == mimeNDJSON {
+		return t.Stream
+	}
+	return t.Request
+}
+
 // NewServer returns a server for handler with a limit on every wait.
-// requestTimeout is what the handler allows itself.
-func NewServer(handler http.Handler, requestTimeout time.Duration, log *slog.Logger) *http.Server {
+func NewServer(handler http.Handler, t Timeouts, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      readTimeout + requestTimeout + writeMargin,
+		ReadHeaderTimeout: t.Header,
+		ReadTimeout:       t.Header + t.Body,
+		WriteTimeout:      t.Header + t.Body + t.Request + writeMargin,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug), // broken clients

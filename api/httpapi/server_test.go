@@ -27,7 +27,7 @@ func serve(t *testing.T, timeout time.Duration, release chan struct{}) (address 
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	server := httpapi.NewServer(handler, time.Second, slog.New(slog.DiscardHandler))
+	server := httpapi.NewServer(handler, timeouts, slog.New(slog.DiscardHandler))
 	go func() { done <- httpapi.Serve(ctx, server, listener, timeout) }()
 	return listener.Addr().String(), entered, func() error {
 		cancel()
@@ -91,16 +91,16 @@ func TestServeReportsABrokenListener(t *testing.T) {
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, listener.Close())
-	server := httpapi.NewServer(http.NotFoundHandler(), time.Second, slog.New(slog.DiscardHandler))
+	server := httpapi.NewServer(http.NotFoundHandler(), timeouts, slog.New(slog.DiscardHandler))
 	assert.ErrorContains(t, httpapi.Serve(t.Context(), server, listener, time.Second), "serve: ")
 }
 
 func TestEveryWaitHasALimit(t *testing.T) {
 	t.Parallel()
-	server := httpapi.NewServer(http.NotFoundHandler(), time.Second, slog.New(slog.DiscardHandler))
+	server := httpapi.NewServer(http.NotFoundHandler(), timeouts, slog.New(slog.DiscardHandler))
 	assert.Positive(t, server.ReadHeaderTimeout)
 	assert.Positive(t, server.ReadTimeout)
-	assert.Greater(t, server.WriteTimeout, server.ReadTimeout+time.Second, "there is time to answer")
+	assert.Greater(t, server.WriteTimeout, server.ReadTimeout+timeouts.Request, "there is time to answer")
 	assert.Positive(t, server.IdleTimeout)
 	assert.Positive(t, server.MaxHeaderBytes)
 }

@@ -10,13 +10,14 @@ import (
 	"diehard/api/users"
 )
 
-func createUser(service Users) echo.HandlerFunc {
+func createUser(service Users, m *published) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		var n users.NewUser
 		if err := readJSON(c, &n); err != nil {
 			return err
 		}
 		user, err := service.Create(c.Request().Context(), n)
+		m.user(err)
 		if err != nil {
 			return userProblem(err)
 		}
@@ -45,7 +46,7 @@ func getUser(service Users) echo.HandlerFunc {
 // stay as they are.
 func userProblem(err error) error {
 	if invalid, ok := errors.AsType[*users.InvalidError](err); ok {
-		return &Problem{Status: http.StatusUnprocessableEntity, Detail: "Some fields are not valid.", Errors: fieldErrors(invalid)}
+		return &Problem{Status: http.StatusUnprocessableEntity, Detail: detailInvalid, Errors: fieldErrors(invalid)}
 	}
 	switch {
 	case errors.Is(err, users.ErrEmailTaken):

@@ -1,0 +1,326 @@
+package events_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/api/events"
+	"diehard/shared/event"
+	"diehard/shared/postgres"
+	"diehard/shared/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// source is a source of n events that next makes.
+type source struct {
+	n    int
+	next func(i int) (events.NewEvent, error)
+	read int
+}
+
+func (s *source) Next() (events.NewEvent, error) {
+	if s.read == s.n {
+		return events.NewEvent{}, io.EOF
+	}
+	s.read++
+	return s.next(s.read - 1)
+}
+
+func plain(i int) (events.NewEvent, error) {
+	return events.NewEvent{Type: "t", Context: fmt.Appendf(nil, `{"n":%d}`, i)}, nil
+}
+
+// request has n plain events and is digested by their number.
+func request(n int, key string) events.Request {
+	return events.Request{
+		Source: &source{n: n, next: plain}, Caller: "test", Key: key,
+		Digest: func() [32]byte { return sha256.Sum256(fmt.Append(nil, n)) },
+	}
+}
+
+func one(n events.NewEvent) events.Request {
+	return events.Request{Source: &source{n: 1, next: func(int) (events.NewEvent, error) { return n, nil }}}
+}
+
+func count(t *testing.T, pool *pgxpool.Pool, table string) (n int) {
+	t.Helper()
+	require.NoError(t, pool.QueryRow(t.Context(), "SELECT count(*) FROM "+table).Scan(&n))
+	return n
+}
+
+func TestEveryFieldIsStored(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	const context = "{ \"b\" : 1,\t\"a\":[ 9007199254740993 ], \"a\":\"\\u0000\" }"
+	id, where, at := uuid.New(), "Elsewhere", time.Date(2031, 2, 3, 4, 5, 6, 789_012_000, time.UTC)
+	receipt, err := events.New(env.Pool, "Staging").Accept(t.Context(), one(events.NewEvent{
+		ID: id, Type: "order_paid", DateTime: at, Environment: &where, Context: json.RawMessage(context), MetadataVersion: 7,
+	}))
+	require.NoError(t, err)
+	assert.Equal(t, events.Receipt{IDs: []uuid.UUID{id}}, receipt)
+
+	var (
+		kind, environment, stored string
+		version                   int64
+		when                      time.Time
+	)
+	require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT event_type, environment, event_context::text, metadata_version,
+		event_date_time FROM outbox WHERE id = $1`, id).Scan(&kind, &environment, &stored, &version, &when))
+	assert.Equal(t, []any{"order_paid", where, context, int64(7)}, []any{kind, environment, stored, version})
+	assert.True(t, when.Equal(at))
+}
+
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	receipt, err := events.New(env.Pool, "Staging").Accept(t.Context(), request(1, ""))
+	require.NoError(t, err)
+	var good bool
+	require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT id = $1 AND environment = 'Staging' AND metadata_version = 1
+		AND trace_context IS NULL AND event_date_time > now() - interval '1 minute' FROM outbox`, receipt.IDs[0]).Scan(&good))
+	assert.True(t, good)
+	assert.Equal(t, uuid.Version(7), receipt.IDs[0].Version())
+}
+
+func TestManyEventsAreStoredInOrderWithIDsInOrder(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	const n = 12_345 // several chunks
+	receipt, err := events.New(env.Pool, "Local").Accept(t.Context(), request(n, ""))
+	require.NoError(t, err)
+	require.Len(t, receipt.IDs, n)
+	assert.IsIncreasing(t, texts(receipt.IDs))
+	for _, id := range []uuid.UUID{receipt.IDs[0], receipt.IDs[n-1]} {
+		assert.Equal(t, uuid.Version(7), id.Version())
+		assert.Equal(t, uuid.RFC4122, id.Variant())
+	}
+	var ids []uuid.UUID
+	var ordered, transactions int
+	require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT array_agg(id ORDER BY ctid),
+		count(*) FILTER (WHERE (event_context->>'n')::int = place), count(DISTINCT tx)
+		FROM (SELECT id, ctid, event_context, xmin::text AS tx, row_number() OVER (ORDER BY ctid) - 1 AS place FROM outbox)`).
+		Scan(&ids, &ordered, &transactions))
+	assert.Equal(t, receipt.IDs, ids)
+	assert.Equal(t, n, ordered)
+	assert.Equal(t, 1, transactions)
+}
+
+func texts(ids []uuid.UUID) []string {
+	list := make([]string, len(ids))
+	for i, id := range ids {
+		list[i] = id.String()
+	}
+	return list
+}
+
+func TestAllOrNone(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := events.New(env.Pool, "Local")
+	broken := errors.New("the client is gone")
+	for name, c := range map[string]struct {
+		last func() (events.NewEvent, error)
+		is   func(error) bool
+	}{
+		"source": {func() (events.NewEvent, error) { return events.NewEvent{}, broken }, func(err error) bool { return errors.Is(err, broken) }},
+		"invalid": {func() (events.NewEvent, error) { return events.NewEvent{}, nil }, func(err error) bool {
+			invalid, ok := errors.AsType[*events.InvalidError](err)
+			return ok && invalid.Fields[0].Field == "events[10999].event_type"
+		}},
+		"database": {func() (events.NewEvent, error) {
+			return events.NewEvent{Type: "closed", Context: json.RawMessage(`{}`)}, nil
+		}, func(err error) bool { return errors.Is(err, event.ErrPublish) }},
+	} {
+		if name == "database" {
+			_, err := env.Pool.Exec(t.Context(), "ALTER TABLE outbox ADD CONSTRAINT closed CHECK (event_type <> 'closed')")
+			require.NoError(t, err)
+		}
+		for _, key := range []string{"", "key"} {
+			r := request(11_000, key)
+			r.Source.(*source).next = func(i int) (events.NewEvent, error) {
+				if i == 10_999 {
+					return c.last()
+				}
+				return plain(i)
+			}
+			_, err := service.Accept(t.Context(), r)
+			assert.True(t, c.is(err), "%s: %v", name, err)
+		}
+	}
+	assert.Zero(t, count(t, env.Pool, "outbox"))
+	assert.Zero(t, count(t, env.Pool, "idempotency_keys"), "a failed request leaves its key free")
+}
+
+func TestTooManyEvents(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := events.New(env.Pool, "Local")
+	_, err := service.Accept(t.Context(), request(events.MaxEvents+1, ""))
+	require.ErrorIs(t, err, events.ErrTooMany)
+	assert.Zero(t, count(t, env.Pool, "outbox"))
+	_, err = service.Accept(t.Context(), request(events.MaxEvents, ""))
+	require.NoError(t, err)
+	assert.Equal(t, events.MaxEvents, count(t, env.Pool, "outbox"))
+}
+
+func TestInvalidFieldsAreNamed(t *testing.T) {
+	t.Parallel()
+	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: "postgres://app@127.0.0.1:1/app"}, "test")
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	long, text := strings.Repeat("x", 256), func(s string) *string { return &s }
+	valid, _ := plain(0)
+	for name, c := range map[string]struct {
+		change  func(n *events.NewEvent)
+		field   string
+		message string
+	}{
+		"no type":          {func(n *events.NewEvent) { n.Type = "" }, "event_type", "is required"},
+		"long type":        {func(n *events.NewEvent) { n.Type = long }, "event_type", "must have at most 255 bytes"},
+		"zero in type":     {func(n *events.NewEvent) { n.Type = "a\x00" }, "event_type", "must not contain control characters"},
+		"type not UTF-8":   {func(n *events.NewEvent) { n.Type = "\xff" }, "event_type", "must be UTF-8"},
+		"long environment": {func(n *events.NewEvent) { n.Environment = &long }, "environment", "must have at most 255 bytes"},
+		"line break":       {func(n *events.NewEvent) { n.Environment = text("a\r\nb") }, "environment", "must not contain control characters"},
+		"no context":       {func(n *events.NewEvent) { n.Context = nil }, "event_context", "is required"},
+		"not UTF-8":        {func(n *events.NewEvent) { n.Context = json.RawMessage("\"\xff\"") }, "event_context", "must be UTF-8"},
+		"too large":        {func(n *events.NewEvent) { n.Context = filled(event.MaxContextBytes + 1) }, "event_context", "must have at most 1048576 bytes"},
+		"too deep":         {func(n *events.NewEvent) { n.Context = nested(1001) }, "event_context", "must be nested at most 1000 deep"},
+		"long ago":         {func(n *events.NewEvent) { n.DateTime = time.Date(1899, 1, 1, 0, 0, 0, 0, time.UTC) }, "event_date_time", "must be between the years 1900 and 2299"},
+		"far away":         {func(n *events.NewEvent) { n.DateTime = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }, "event_date_time", "must be between the years 1900 and 2299"},
+		"negative version": {func(n *events.NewEvent) { n.MetadataVersion = -1 }, "metadata_version", "must be 1 or more"},
+		"broken": {func(n *events.NewEvent) {
+			n.Context, n.Broken = nil, []events.FieldError{{Field: "event_context", Message: "is odd"}}
+		}, "event_context", "is odd"},
+	} {
+		n := valid
+		c.change(&n)
+		_, err := events.New(pool, "Local").Accept(t.Context(), one(n))
+		var invalid *events.InvalidError
+		require.ErrorAs(t, err, &invalid, name)
+		assert.Equal(t, []events.FieldError{{Field: "events[0]." + c.field, Message: c.message}}, invalid.Fields, name)
+	}
+
+	_, err = events.New(pool, "Local").Accept(t.Context(), one(events.NewEvent{Type: "t", Context: json.RawMessage(`{"a":}`)}))
+	require.ErrorIs(t, err, event.ErrInvalid)
+
+	_, err = events.New(pool, "Local").Accept(t.Context(), request(0, ""))
+	require.ErrorContains(t, err, "events must not be empty")
+
+	r := request(1000, "")
+	r.Source.(*source).next = func(int) (events.NewEvent, error) { return events.NewEvent{}, nil }
+	_, err = events.New(pool, "Local").Accept(t.Context(), r)
+	var invalid *events.InvalidError
+	require.ErrorAs(t, err, &invalid)
+	assert.Len(t, invalid.Fields, 20, "the answer has an end")
+
+	id := uuid.New()
+	r.Source = &source{n: 3, next: func(i int) (events.NewEvent, error) {
+		n := valid
+		if i != 1 {
+			n.ID = id
+		}
+		return n, nil
+	}}
+	_, err = events.New(pool, "Local").Accept(t.Context(), r)
+	require.ErrorContains(t, err, "events[2].id is also the id of events[0]")
+}
+
+func filled(n int) json.RawMessage { return json.RawMessage(`"` + strings.Repeat("x", n-2) + `"`) }
+
+func nested(n int) json.RawMessage {
+	return json.RawMessage(strings.Repeat("[", n) + strings.Repeat("]", n))
+}
+
+func TestLargestAndDeepestContextsAreTaken(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	for _, context := range []json.RawMessage{filled(event.MaxContextBytes), nested(1000), json.RawMessage(`"[[\"[["`), json.RawMessage("null")} {
+		_, err := events.New(env.Pool, "Local").Accept(t.Context(), one(events.NewEvent{Type: "t", Context: context}))
+		require.NoError(t, err)
+	}
+	assert.Equal(t, 4, count(t, env.Pool, "outbox"))
+}
+
+// countingConn counts what goes to the server.
+type countingConn struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c countingConn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
+
+func TestAChunkNeedsOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	config, err := pgxpool.ParseConfig(testenv.New(t).PostgresURL)
+	require.NoError(t, err)
+	var writes atomic.Int64
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		return countingConn{conn, &writes}, err
+	}
+	config.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	defer pool.Close()
+	service := events.New(pool, "Local")
+	for _, n := range []int{1, 100} {
+		_, err = service.Accept(t.Context(), request(n, ""))
+		require.NoError(t, err, "prepares the statement")
+		writes.Store(0)
+		_, err = service.Accept(t.Context(), request(n, ""))
+		require.NoError(t, err)
+		assert.Equal(t, int64(1), writes.Load())
+	}
+}
+
+// A body that arrives slowly must not keep others from PostgreSQL.
+func TestLargeRequestsTakeHalfOfTheConnections(t *testing.T) {
+	t.Parallel()
+	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: testenv.New(t).PostgresURL, MaxConns: 2}, "test")
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	service := events.New(pool, "Local")
+	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	release := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release)
+	slow := request(6000, "")
+	slow.Source.(*source).next = func(i int) (events.NewEvent, error) {
+		if i == 5500 {
+			close(halfway)
+			<-goOn
+		}
+		return plain(i)
+	}
+	go func() {
+		_, err := service.Accept(t.Context(), slow)
+		done <- err
+	}()
+	<-halfway
+	_, err = service.Accept(t.Context(), request(6000, ""))
+	require.ErrorIs(t, err, events.ErrBusy)
+	_, err = service.Accept(t.Context(), request(1, "key"))
+	require.NoError(t, err, "there is a connection for small ones")
+	release()
+	require.NoError(t, <-done)
+	_, err = service.Accept(t.Context(), request(6000, ""))
+	require.NoError(t, err, "the place is free again")
+}

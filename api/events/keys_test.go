@@ -1,0 +1,228 @@
+package events_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/api/events"
+	"diehard/shared/testenv"
+)
+
+func TestAKeyStoresItsEventsOnce(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	for _, n := range []int{1, 3, 6000} {
+		before := count(t, env.Pool, "outbox")
+		key := uuid.NewString()
+		first, err := events.New(env.Pool, "Local").Accept(t.Context(), request(n, key))
+		require.NoError(t, err)
+		assert.False(t, first.Repeated)
+		for range 3 { // a service each: nothing is remembered in the process
+			again, err := events.New(env.Pool, "Local").Accept(t.Context(), request(n, key))
+			require.NoError(t, err)
+			assert.Equal(t, events.Receipt{IDs: first.IDs, Repeated: true}, again)
+		}
+		_, err = events.New(env.Pool, "Local").Accept(t.Context(), request(n+1, key))
+		require.ErrorIs(t, err, events.ErrKeyReused)
+		assert.Equal(t, before+n, count(t, env.Pool, "outbox"))
+	}
+}
+
+func TestIDsOfTheCallerAreInTheRepeatedReceipt(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	id := uuid.New()
+	own := func() events.Request {
+		r := request(3, "key")
+		r.Source.(*source).next = func(i int) (events.NewEvent, error) {
+			n, err := plain(i)
+			if i == 1 {
+				n.ID = id
+			}
+			return n, err
+		}
+		return r
+	}
+	service := events.New(env.Pool, "Local")
+	first, err := service.Accept(t.Context(), own())
+	require.NoError(t, err)
+	assert.Equal(t, id, first.IDs[1])
+	again, err := service.Accept(t.Context(), own())
+	require.NoError(t, err)
+	assert.Equal(t, first.IDs, again.IDs)
+}
+
+func TestCallersHaveTheirOwnKeys(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := events.New(env.Pool, "Local")
+	for _, c := range [][2]string{{"", "k"}, {"a", "k"}, {"a", "b k"}, {"a b", "k"}, {"a", "l"}} {
+		r := request(1, c[1])
+		r.Caller = c[0]
+		receipt, err := service.Accept(t.Context(), r)
+		require.NoError(t, err)
+		assert.False(t, receipt.Repeated, "%q", c)
+	}
+	assert.Equal(t, 5, count(t, env.Pool, "outbox"))
+}
+
+// While the first request runs the others are told so; afterwards they get its answer.
+func TestConcurrentRequestsWithOneKey(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := events.New(env.Pool, "Local")
+	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	release := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release)
+	slow := request(6000, "key")
+	slow.Source.(*source).next = func(i int) (events.NewEvent, error) {
+		if i == 5500 {
+			close(halfway)
+			<-goOn
+		}
+		return plain(i)
+	}
+	var first events.Receipt
+	go func() {
+		var err error
+		first, err = service.Accept(t.Context(), slow)
+		done <- err
+	}()
+	<-halfway
+	require.Eventually(t, func() bool { // the claim follows the first chunk
+		_, err := service.Accept(t.Context(), request(1, "key"))
+		return assert.ObjectsAreEqual(events.ErrKeyRunning, err)
+	}, 10*time.Second, time.Millisecond)
+	release()
+	require.NoError(t, <-done)
+	again, err := service.Accept(t.Context(), request(6000, "key"))
+	require.NoError(t, err)
+	assert.Equal(t, events.Receipt{IDs: first.IDs, Repeated: true}, again)
+	assert.Equal(t, 6000, count(t, env.Pool, "outbox"))
+}
+
+func TestARaceOfEqualRequestsStoresOne(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := events.New(env.Pool, "Local")
+	for range 20 {
+		key := uuid.NewString()
+		var (
+			all      sync.WaitGroup
+			mu       sync.Mutex
+			receipts []events.Receipt
+		)
+		before := count(t, env.Pool, "outbox")
+		for range 8 {
+			all.Go(func() {
+				for {
+					receipt, err := service.Accept(t.Context(), request(2, key))
+					if err == events.ErrKeyRunning { //nolint:errorlint // exactly this
+						continue
+					}
+					assert.NoError(t, err)
+					mu.Lock()
+					receipts = append(receipts, receipt)
+					mu.Unlock()
+					return
+				}
+			})
+		}
+		all.Wait()
+		stored := 0
+		for _, r := range receipts {
+			assert.Equal(t, receipts[0].IDs, r.IDs)
+			if !r.Repeated {
+				stored++
+			}
+		}
+		assert.Equal(t, 1, stored)
+		assert.Equal(t, before+2, count(t, env.Pool, "outbox"))
+	}
+}
+
+// age makes the keys older, as if they had been stored then.
+func age(t *testing.T, pool *pgxpool.Pool, by string) {
+	t.Helper()
+	_, err := pool.Exec(t.Context(), `WITH old AS (DELETE FROM idempotency_keys RETURNING *)
+		INSERT INTO idempotency_keys (key, request, first_id, created_at, turn)
+		SELECT key, request, first_id, created_at - $1::interval,
+			floor(extract(epoch FROM created_at - $1::interval) / 86400)::bigint % 3 FROM old`, by)
+	require.NoError(t, err)
+}
+
+func TestAKeyIsFreeAfterItsLifetime(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := events.New(env.Pool, "Local")
+	first, err := service.Accept(t.Context(), request(1, "key"))
+	require.NoError(t, err)
+	age(t, env.Pool, "23 hours 59 minutes")
+	again, err := service.Accept(t.Context(), request(1, "key"))
+	require.NoError(t, err)
+	assert.True(t, again.Repeated)
+	age(t, env.Pool, "2 minutes")
+	fresh, err := service.Accept(t.Context(), request(2, "key"))
+	require.NoError(t, err)
+	assert.False(t, fresh.Repeated)
+	assert.NotEqual(t, first.IDs[0], fresh.IDs[0], "ids are not given twice")
+	again, err = service.Accept(t.Context(), request(2, "key"))
+	require.NoError(t, err)
+	assert.Equal(t, fresh.IDs, again.IDs, "the newer use counts")
+}
+
+func TestOldKeysAreForgottenWithoutDeadRows(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	service := events.New(env.Pool, "Local")
+	clean := func() (used bool) {
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT idempotency_keys_clean()").Scan(&used))
+		return used
+	}
+	for day := range 3 { // two days ago, yesterday, today
+		if day > 0 {
+			age(t, env.Pool, "1 day")
+		}
+		_, err := service.Accept(t.Context(), request(1, strings.Repeat("k", day+1)))
+		require.NoError(t, err)
+	}
+	assert.True(t, clean())
+	assert.Equal(t, 2, count(t, env.Pool, "idempotency_keys"), "two days ago is gone")
+	assert.False(t, clean())
+	assert.Equal(t, 2, count(t, env.Pool, "idempotency_keys"))
+}
+
+func TestCleaningDoesNotWait(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	_, err := events.New(env.Pool, "Local").Accept(t.Context(), request(1, "key"))
+	require.NoError(t, err)
+	age(t, env.Pool, "2 days")
+	tx, err := env.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "SELECT FROM idempotency_keys")
+	require.NoError(t, err)
+	var used bool
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT idempotency_keys_clean()").Scan(&used))
+	assert.False(t, used)
+	require.NoError(t, tx.Rollback(t.Context()))
+
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		events.New(env.Pool, "Local").CleanKeys(ctx, time.Millisecond, slog.New(slog.DiscardHandler))
+	}()
+	require.Eventually(t, func() bool { return count(t, env.Pool, "idempotency_keys") == 0 }, 10*time.Second, 5*time.Millisecond)
+	cancel()
+	<-done
+}

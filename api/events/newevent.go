@@ -1,0 +1,152 @@
+package events
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"diehard/shared/event"
+)
+
+// maxDepth bounds the nesting of a context: PostgreSQL reads JSON with a stack.
+const maxDepth = 1000
+
+// NewEvent is what a caller gives to publish an event. That the context is JSON
+// is the caller's to check, who has read it; what is not is refused without a
+// field's name.
+type NewEvent struct {
+	ID              uuid.UUID       // zero: made when stored
+	Type            string          // 1 to 255 bytes
+	DateTime        time.Time       // when it happened; zero: now
+	Environment     *string         // at most 255 bytes; nil: that of the installation
+	Context         json.RawMessage // JSON of at most 1 MiB, stored byte for byte
+	MetadataVersion int64           // 1 or more; zero: 1
+
+	// Broken names the fields that could not even be read, the event itself by
+	// an empty name. They are reported along with those that break a rule.
+	Broken []FieldError
+}
+
+// FieldError says what is wrong with one field.
+type FieldError struct {
+	Field   string // as in JSON, with the event's place: events[3].event_type
+	Message string
+}
+
+// InvalidError names the fields that break a rule, [maxFieldErrors] at most.
+type InvalidError struct{ Fields []FieldError }
+
+// Error names the fields, never their values.
+func (e *InvalidError) Error() string {
+	parts := make([]string, len(e.Fields))
+	for i, f := range e.Fields {
+		parts[i] = f.Field + " " + f.Message
+	}
+	return "invalid events: " + strings.Join(parts, "; ")
+}
+
+var (
+	earliest = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
+	latest   = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) // exclusive
+)
+
+// problems returns what is wrong with n, by field.
+func (n *NewEvent) problems() []FieldError {
+	broken := map[string]bool{}
+	for _, b := range n.Broken {
+		broken[b.Field] = true
+	}
+	if broken[""] {
+		return n.Broken
+	}
+	found := n.Broken
+	check := func(field, message string) {
+		if message != "" && !broken[field] {
+			found = append(found, FieldError{field, message})
+		}
+	}
+	check("event_type", n.typeProblem())
+	check("event_context", contextProblem(n.Context))
+	if n.Environment != nil {
+		check("environment", textProblem(*n.Environment, event.MaxEnvironmentBytes))
+	}
+	if !n.DateTime.IsZero() && (n.DateTime.Before(earliest) || !n.DateTime.Before(latest)) {
+		check("event_date_time", "must be between the years 1900 and 2299")
+	}
+	if n.MetadataVersion < 0 {
+		check("metadata_version", "must be 1 or more")
+	}
+	return found
+}
+
+func (n *NewEvent) typeProblem() string {
+	if n.Type == "" {
+		return "is required"
+	}
+	return textProblem(n.Type, event.MaxTypeBytes)
+}
+
+func textProblem(text string, most int) string {
+	switch {
+	case len(text) > most:
+		return fmt.Sprintf("must have at most %d bytes", most)
+	case !utf8.ValidString(text):
+		return "must be UTF-8"
+	case strings.IndexFunc(text, unicode.IsControl) >= 0:
+		return "must not contain control characters"
+	default:
+		return ""
+	}
+}
+
+func contextProblem(context json.RawMessage) string {
+	switch {
+	case len(context) == 0:
+		return "is required"
+	case len(context) > event.MaxContextBytes:
+		return fmt.Sprintf("must have at most %d bytes", event.MaxContextBytes)
+	case !utf8.Valid(context):
+		return "must be UTF-8"
+	case depth(context) > maxDepth:
+		return fmt.Sprintf("must be nested at most %d deep", maxDepth)
+	default:
+		return ""
+	}
+}
+
+// depth is how deep text is nested, if it is JSON.
+func depth(text []byte) int {
+	var now, deepest int
+	quoted := false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			now++
+			deepest = max(deepest, now)
+		case c == '}' || c == ']':
+			now--
+		}
+	}
+	return deepest
+}
+
+// event returns n as it is stored.
+func (n *NewEvent) event(environment, traceparent string) event.Event {
+	if n.Environment != nil {
+		environment = *n.Environment
+	}
+	return event.Event{
+		ID: n.ID, Type: n.Type, DateTime: n.DateTime, Environment: environment,
+		Context: n.Context, MetadataVersion: n.MetadataVersion, TraceContext: traceparent,
+	}
+}

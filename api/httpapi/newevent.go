@@ -1,0 +1,153 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"diehard/api/events"
+)
+
+// eventFields read the fields of an event. Each returns what is wrong, or "".
+// A null stands for a field that is not given, except as a context.
+var eventFields = map[string]func(n *events.NewEvent, value json.RawMessage) string{
+	"id": func(n *events.NewEvent, value json.RawMessage) string {
+		const canonicalLength = 36
+		text, problem := readString(value)
+		if problem != "" || isNull(value) {
+			return problem
+		}
+		id, err := uuid.Parse(text)
+		if err != nil || len(text) != canonicalLength || id == uuid.Nil {
+			return "must be a UUID"
+		}
+		n.ID = id
+		return ""
+	},
+	"event_type": func(n *events.NewEvent, value json.RawMessage) (problem string) {
+		n.Type, problem = readString(value)
+		return problem
+	},
+	"event_date_time": func(n *events.NewEvent, value json.RawMessage) string {
+		text, problem := readString(value)
+		if problem != "" || isNull(value) {
+			return problem
+		}
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil || at.IsZero() {
+			return "must be a time such as 2026-11-24T20:15:00.123456Z"
+		}
+		n.DateTime = at
+		return ""
+	},
+	"environment": func(n *events.NewEvent, value json.RawMessage) string {
+		text, problem := readString(value)
+		if problem == "" && !isNull(value) {
+			n.Environment = &text
+		}
+		return problem
+	},
+	"event_context": func(n *events.NewEvent, value json.RawMessage) string {
+		n.Context = value
+		return ""
+	},
+	"metadata_version": func(n *events.NewEvent, value json.RawMessage) string {
+		if isNull(value) {
+			return ""
+		}
+		if err := json.Unmarshal(value, &n.MetadataVersion); err != nil || n.MetadataVersion < 1 {
+			return "must be a whole number, 1 or more"
+		}
+		return ""
+	},
+}
+
+func isNull(value json.RawMessage) bool { return string(value) == "null" }
+
+func readString(value json.RawMessage) (text, problem string) {
+	if err := json.Unmarshal(value, &text); err != nil {
+		return "", "must be a string"
+	}
+	return text, ""
+}
+
+// readEvent reads an event from text, which is valid JSON. Fields that nobody
+// knows are errors: what is misspelt here would be missing in the log for ever.
+func readEvent(text []byte) events.NewEvent {
+	var n events.NewEvent
+	broken := func(field, message string) {
+		n.Broken = append(n.Broken, events.FieldError{Field: field, Message: message})
+	}
+	rest := bytes.TrimLeft(text, jsonSpace)
+	if len(rest) == 0 || rest[0] != '{' {
+		broken("", "must be an object")
+		return n
+	}
+	seen := make(map[string]bool, len(eventFields))
+	for rest = rest[1:]; ; {
+		var quoted, value json.RawMessage
+		if quoted, rest = cutValue(rest); len(quoted) == 0 {
+			return n
+		}
+		value, rest = cutValue(rest)
+		name, _ := readString(quoted)
+		read, known := eventFields[name]
+		switch {
+		case !known:
+			broken(shortened(name), "is not a field of an event")
+		case seen[name]:
+			broken(name, "is given twice")
+		default:
+			if problem := read(&n, value); problem != "" {
+				broken(name, problem)
+			}
+		}
+		seen[name] = true
+	}
+}
+
+const (
+	jsonSpace      = " \t\r\n"
+	jsonSeparators = jsonSpace + ",:"
+)
+
+// cutValue cuts the next name or value off the inside of an object, as it stands.
+// value is empty at the end of the object. The object is valid JSON, so where one
+// ends is all there is to find out: a decoder would take several times as long.
+func cutValue(text []byte) (value json.RawMessage, rest []byte) {
+	text = bytes.TrimLeft(text, jsonSeparators)
+	depth, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+			if !quoted && depth == 0 {
+				return text[: i+1 : i+1], text[i+1:]
+			}
+		case quoted:
+		case c == '{' || c == '[':
+			depth++
+		case depth == 0 && (c == '}' || strings.IndexByte(jsonSeparators, c) >= 0):
+			return text[:i:i], text[i:]
+		case c == '}' || c == ']':
+			if depth--; depth == 0 {
+				return text[: i+1 : i+1], text[i+1:]
+			}
+		}
+	}
+	return nil, nil
+}
+
+// shortened keeps a name that a client made up readable in an answer.
+func shortened(name string) string {
+	const most = 40
+	if runes := []rune(name); len(runes) > most {
+		return string(runes[:most]) + "…"
+	}
+	return name
+}
