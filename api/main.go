@@ -29,6 +29,9 @@ func main() {
 	}
 	ctx, stop := run.Context(context.Background())
 	defer stop()
+	if len(os.Args) > 1 && os.Args[1] == "healthcheck" {
+		os.Exit(healthcheck(ctx, cfg.Addr, os.Args[2:], os.Stderr)) //nolint:gocritic // stop only releases the signals
+	}
 	log := telemetry.NewLogger(cfg.Log, os.Stderr, slog.String("program", "api"))
 	if err := serve(ctx, cfg, log); err != nil {
 		log.Error("api stopped", "error", postgres.Redact(err))
