@@ -22,6 +22,9 @@ import (
 const flushTimeout = 2 * time.Second
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "healthcheck" {
+		os.Exit(healthcheck(context.Background(), os.Args[2:], os.Stderr))
+	}
 	cfg, err := config.Parse()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -29,9 +32,6 @@ func main() {
 	}
 	ctx, stop := run.Context(context.Background())
 	defer stop()
-	if len(os.Args) > 1 && os.Args[1] == "healthcheck" {
-		os.Exit(healthcheck(ctx, cfg.Addr, os.Args[2:], os.Stderr)) //nolint:gocritic // stop only releases the signals
-	}
 	log := telemetry.NewLogger(cfg.Log, os.Stderr, slog.String("program", "api"))
 	if err := serve(ctx, cfg, log); err != nil {
 		log.Error("api stopped", "error", postgres.Redact(err))

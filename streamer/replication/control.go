@@ -33,7 +33,7 @@ func OpenControl(ctx context.Context, url, application, slot, publication string
 	cfg.RuntimeParams["application_name"] = application
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, classify(fmt.Errorf("connect to PostgreSQL: %w", postgres.Redact(err)))
+		return nil, classify(fmt.Errorf("connect to PostgreSQL: %w", postgres.Explain(err)))
 	}
 	return &Control{conn: conn, slot: slot, publication: publication}, nil
 }
