@@ -19,7 +19,6 @@ import (
 	"diehard/shared/settings"
 	"diehard/streamer/config"
 	"diehard/streamer/deadletter"
-	"diehard/streamer/sink"
 )
 
 func deadLetterCommand() *cobra.Command {

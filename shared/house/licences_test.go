@@ -21,7 +21,7 @@ var licences = []struct {
 	text *regexp.Regexp
 }{
 	{"Apache-2.0", regexp.MustCompile(`Apache License\s+Version 2\.0`)},
-	{"MIT", regexp.MustCompile(`Permission is hereby granted, free of charge, to any person obtaining a\s+copy`)},
+	{"MIT", regexp.MustCompile(`Permission is hereby granted, free of charge, to any\s+person\s+obtaining\s+a\s+copy`)},
 	{"BSD", regexp.MustCompile(`Redistribution and use in source and binary forms, with or without\s+modification`)},
 	{"ISC", regexp.MustCompile(`Permission to use, copy, modify, and/or distribute this software for any`)},
 	{"MPL-2.0", regexp.MustCompile(`Mozilla Public License,? [Vv]ersion 2\.0`)},

@@ -2,6 +2,7 @@ package ops_test
 
 import (
 	"encoding/json"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -33,6 +34,7 @@ func TestDashboardIsAboutMetricsThatExist(t *testing.T) {
 	require.Contains(t, string(source), "uid: "+dashboard.UID)
 
 	w := watch(t, testenv.New(t))
+	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	publish(t, w.env, 1)
 	eventually(t, func() bool { s := w.status(); return s.Lag.Flushed.Seconds != nil && s.Totals.Flushed == 1 }, "the row never lands")
 	families := w.metrics().families
