@@ -121,7 +121,7 @@ func TerminateTLS(t testing.TB, target string, config *tls.Config) (port uint16)
 			if err != nil {
 				return
 			}
-			server, err := net.Dial("tcp", target)
+			server, err := new(net.Dialer).DialContext(t.Context(), "tcp", target)
 			if err != nil {
 				_ = client.Close()
 				continue

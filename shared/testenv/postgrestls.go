@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,7 +46,7 @@ func writeAs(t testing.TB, other, path string, content []byte) {
 	info, err := os.Stat(other)
 	require.NoError(t, err)
 	owner, ok := info.Sys().(*syscall.Stat_t)
-	require.True(t, ok, fmt.Sprintf("%T", info.Sys()))
+	require.True(t, ok, "%T", info.Sys())
 	require.NoError(t, os.WriteFile(path, content, 0o600))
 	require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
 }

@@ -54,7 +54,7 @@ func TestTheServerIsAskedForTheQuorum(t *testing.T) {
 		cfg.InsertQuorum = quorum
 		conn, err := clickhouse.Open(t.Context(), cfg)
 		require.NoError(t, err)
-		defer conn.Close()
+		t.Cleanup(func() { _ = conn.Close() })
 		var have string
 		require.NoError(t, conn.QueryRow(t.Context(), `SELECT concat(toString(getSetting('insert_quorum')), ' ',
 			toString(toUInt8(getSetting('insert_quorum_parallel'))))`).Scan(&have))
