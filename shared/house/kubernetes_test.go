@@ -29,6 +29,10 @@ type serviceMonitor struct {
 		Endpoints []struct {
 			Port     string `json:"port"`
 			Interval string `json:"interval"`
+
+			Authorization struct {
+				Credentials corev1.SecretKeySelector `json:"credentials"`
+			} `json:"authorization"`
 		} `json:"endpoints"`
 	} `json:"spec"`
 }
@@ -173,12 +177,20 @@ func TestKubernetesSettingsExist(t *testing.T) {
 			assert.True(t, known[name], "config map %s sets %s, which nobody reads", c.Name, name)
 		}
 	}
+	keys := map[string]bool{} // that monitors want of secrets
+	for _, monitor := range m.monitors {
+		if c := monitor.Spec.Endpoints[0].Authorization.Credentials; c.Name != "" {
+			keys[c.Name+" "+c.Key] = true
+		}
+	}
 	for _, s := range m.secrets {
 		offered[s.Name] = true
 		for name := range s.StringData {
-			assert.True(t, known[name], "secret %s sets %s, which nobody reads", s.Name, name)
+			assert.True(t, known[name] || keys[s.Name+" "+name], "secret %s sets %s, which nobody reads", s.Name, name)
+			delete(keys, s.Name+" "+name)
 		}
 	}
+	assert.Empty(t, keys, "monitors want keys of secrets that are not there")
 	for name, pod := range m.pods() {
 		for _, from := range pod.Spec.Containers[0].EnvFrom {
 			if from.ConfigMapRef != nil {
