@@ -12,6 +12,9 @@ PACKAGES ?= ./...
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 30s
 CRASH_KILLS ?= 100
+POSTGRES_VERSIONS ?= 18
+VERSION ?= $(shell git describe --tags --always --dirty 2> /dev/null)
+COMMIT ?= $(shell git rev-parse HEAD 2> /dev/null)
 
 ##@ Try it
 
@@ -76,8 +79,18 @@ test-crash: $(DEVSTACK) ## Kill streamers and engines at random, then compare ro
 	  go test -v -count=1 -timeout 0 -run Crash ./streamer/e2e/crash
 
 .PHONY: test-containers
-test-containers: ## All tests on PostgreSQL and ClickHouse in Docker
-	@export TEST_BACKEND=containers; $(GOTEST) -tags containers $(PACKAGES)
+test-containers: ## All tests on servers in Docker (POSTGRES_VERSIONS="14 15 16 17 18")
+	@for version in $(POSTGRES_VERSIONS); do \
+	  echo "PostgreSQL $$version"; \
+	  ( export TEST_BACKEND=containers EMBEDDED_POSTGRES_VERSION=$$version; $(GOTEST) -tags containers $(PACKAGES) ); \
+	done
+
+.PHONY: images
+images: ## Build the container images diehard-api and diehard-streamer
+	@for target in api streamer; do \
+	  DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --target $$target --tag diehard-$$target \
+	    --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) $(BUILD_FLAGS) .; \
+	done
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)

@@ -36,11 +36,14 @@ func main() {
 	switch arguments := os.Args[1:]; {
 	case len(arguments) == 0:
 		serveOrExit()
+	case arguments[0] == "healthcheck":
+		os.Exit(healthcheck(context.Background(), arguments[1:], os.Stderr))
 	case arguments[0] == "key" && len(arguments) <= 2:
 		printKey(append(arguments, "")[1])
 	default:
-		fmt.Fprintln(os.Stderr, "usage: api             serve; see .env.example for the settings\n"+
-			"       api key [NAME]  print a new key for a caller, and its hash for API_KEYS")
+		fmt.Fprintln(os.Stderr, "usage: api                        serve; see .env.example for the settings\n"+
+			"       api key [NAME]             print a new key for a caller, and its hash for API_KEYS\n"+
+			"       api healthcheck [--ready]  ask the api at API_ADDR whether it lives, or can work")
 		os.Exit(exitUsage)
 	}
 }

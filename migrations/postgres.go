@@ -40,7 +40,7 @@ func StatusPostgres(ctx context.Context, url string) ([]Status, error) {
 	defer db.Close()
 	var versioned bool
 	if err := db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", postgresVersions).Scan(&versioned); err != nil {
-		return nil, postgres.Redact(fmt.Errorf("connect to PostgreSQL: %w", err))
+		return nil, postgres.Explain(fmt.Errorf("connect to PostgreSQL: %w", err))
 	}
 	provider, err := postgresProvider(db)
 	if err != nil {
@@ -91,7 +91,7 @@ func withLock(ctx context.Context, url string, do func(*sql.DB) error) error {
 	defer db.Close() // ends the session and with it the lock
 	holder, err := db.Conn(ctx)
 	if err != nil {
-		return postgres.Redact(fmt.Errorf("connect to PostgreSQL: %w", err))
+		return postgres.Explain(fmt.Errorf("connect to PostgreSQL: %w", err))
 	}
 	defer holder.Close()
 	if _, err := holder.ExecContext(ctx, "SELECT pg_advisory_lock($1)", int64(lockKey)); err != nil {

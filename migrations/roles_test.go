@@ -88,7 +88,7 @@ func TestStreamerRoleMayReadAndReplicateAndNothingElse(t *testing.T) {
 	config := login(t, env, "diehard_streamer", "REPLICATION")
 	conn := connectAs(t, config)
 	for _, statement := range []string{
-		"SELECT * FROM outbox", "SELECT * FROM slot_lag", "SELECT outbox_create_partitions(8)",
+		"SELECT * FROM outbox", "SELECT * FROM outbox_default", "SELECT * FROM slot_lag", "SELECT outbox_create_partitions(8)",
 		"SELECT * FROM pg_replication_slots", "SELECT pg_current_wal_lsn()",
 		"SELECT * FROM pg_publication_tables", "SELECT system_identifier FROM pg_control_system()",
 		"SELECT pg_create_logical_replication_slot('" + env.Slot + "', 'pgoutput')",
@@ -96,6 +96,10 @@ func TestStreamerRoleMayReadAndReplicateAndNothingElse(t *testing.T) {
 		"SELECT pg_replication_slot_advance('" + env.Slot + "', pg_current_wal_lsn())",
 		"SELECT pg_drop_replication_slot('" + env.Slot + "_copy')",
 		"UPDATE streamer_slot SET messages = true, messages_from = '0/1'",
+		"SELECT * FROM outbox_partitions", "SELECT * FROM outbox_retired", "SELECT outbox_retire_partitions('30 days')",
+		"INSERT INTO streamer_slot (slot_name, publication_oid) VALUES ('x', 1)",
+		"UPDATE streamer_slot SET delivered_since = now()", "DELETE FROM streamer_slot WHERE slot_name = 'x'",
+		"SELECT * FROM diehard_migrations",
 	} {
 		_, err := conn.Exec(t.Context(), statement)
 		assert.NoError(t, err, statement)
@@ -111,9 +115,33 @@ func TestStreamerRoleMayReadAndReplicateAndNothingElse(t *testing.T) {
 		"UPDATE outbox SET event_type = 'x'", "DELETE FROM outbox", "TRUNCATE outbox",
 		"SELECT * FROM users", "INSERT INTO users (email, first_name, last_name) VALUES ('a', 'b', 'c')",
 		"DROP PUBLICATION outbox_pub", "CREATE TABLE x ()", "DROP TABLE outbox_default",
+		"INSERT INTO outbox_default (event_type, event_context) VALUES ('t', '{}')", "ALTER TABLE outbox DISABLE TRIGGER ALL",
+		"UPDATE streamer_slot SET publication_oid = 1", "DELETE FROM outbox_retired", "UPDATE outbox_retired SET state = 'dropped'",
+		"INSERT INTO diehard_migrations (version_id, is_applied) VALUES (99, true)",
 	} {
 		_, err := conn.Exec(t.Context(), statement)
 		requireRefused(t, statement, err)
+	}
+}
+
+// What neither may, because it would be the whole server's undoing.
+func TestRolesAreNoAdministrators(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	for group, attributes := range map[string]string{"diehard_api": "", "diehard_streamer": "REPLICATION"} {
+		conn := connectAs(t, login(t, env, group, attributes))
+		for _, statement := range []string{
+			"CREATE ROLE intruder", "ALTER ROLE postgres PASSWORD 'x'", "GRANT pg_read_all_data TO " + group, "GRANT postgres TO " + group,
+			"SET ROLE postgres", "CREATE SCHEMA mine", "CREATE EXTENSION dblink", "ALTER SYSTEM SET fsync = off",
+			"SELECT pg_read_file('postgresql.conf')", "SELECT pg_ls_dir('.')", "SELECT lo_import('postgresql.conf')",
+			"COPY (SELECT 1) TO PROGRAM 'true'", "COPY (SELECT 1) TO '/tmp/intruder'", "SELECT rolpassword FROM pg_authid",
+			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
+			"CREATE OR REPLACE FUNCTION publish_event(text, jsonb, text, bigint, text, timestamptz, uuid) RETURNS uuid LANGUAGE sql AS 'SELECT NULL::uuid'",
+			"CREATE PUBLICATION mine FOR ALL TABLES", "ALTER PUBLICATION outbox_pub SET (publish = 'insert, delete')",
+		} {
+			_, err := conn.Exec(t.Context(), statement)
+			requireRefused(t, group+": "+statement, err)
+		}
 	}
 }
 

@@ -19,7 +19,6 @@ import (
 	"diehard/shared/settings"
 	"diehard/streamer/config"
 	"diehard/streamer/deadletter"
-	"diehard/streamer/sink"
 )
 
 func deadLetterCommand() *cobra.Command {
@@ -194,7 +193,7 @@ func deadLetterRetry() *cobra.Command {
 
 // retryLetters fails when a chosen event is not in event_log at the end.
 func retryLetters(ctx context.Context, out io.Writer, cfg config.Config, conn driver.Conn, filter deadletter.Filter) error {
-	tables := sink.Tables{EventLog: cfg.ClickHouse.EventLogTable, DeadLetter: cfg.ClickHouse.DeadLetterTable}
+	tables := cfg.Tables()
 	retrier, err := deadletter.NewRetrier(ctx, cfg.Postgres.URL, conn, tables)
 	if err != nil {
 		return err

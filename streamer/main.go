@@ -38,6 +38,6 @@ func root() *cobra.Command {
 		RunE:          start.RunE,
 	}
 	cmd.AddCommand(start, statusCommand(), doctorCommand(), migrateCommand(), slotCommand(), deadLetterCommand(),
-		bookmarkCommand(), replayCommand(), verifyCommand())
+		bookmarkCommand(), replayCommand(), verifyCommand(), healthcheckCommand())
 	return cmd
 }

@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"diehard/shared/certificate"
 )
 
 const (
@@ -39,6 +42,7 @@ type Config struct {
 	EventLogTable   string `env:"CLICKHOUSE_EVENT_LOG_TABLE_NAME" envDefault:"event_log" doc:"table of the events"`
 	DeadLetterTable string `env:"CLICKHOUSE_DEAD_LETTER_TABLE_NAME" envDefault:"event_dead_letter" doc:"table of the rows that could not be stored"`
 	Cluster         string `env:"CLICKHOUSE_CLUSTER" doc:"name of the cluster on which migrations create replicated tables; empty for one node"`
+	InsertQuorum    uint8  `env:"CLICKHOUSE_INSERT_QUORUM" envDefault:"0" doc:"replicas that must have the rows of an insert before it counts, 2 or more on a cluster; 0 for none"`
 
 	Secure             bool   `env:"CLICKHOUSE_SECURE" envDefault:"false" doc:"true for TLS"`
 	CAFile             string `env:"CLICKHOUSE_CA_FILE" doc:"PEM file of the authorities that may sign the server's certificate; empty for those of the system"`
@@ -78,6 +82,10 @@ func Options(c Config) (*clickhouse.Options, error) {
 		MaxOpenConns: maxOpenConns,
 		MaxIdleConns: maxOpenConns,
 	}
+	if c.InsertQuorum > 0 {
+		// One at a time: only then can a reader tell rows that wait for their quorum.
+		options.Settings = clickhouse.Settings{"insert_quorum": c.InsertQuorum, "insert_quorum_parallel": 0}
+	}
 	if !c.Secure {
 		return options, nil
 	}
@@ -116,6 +124,12 @@ func Explain(c Config, err error) error {
 func hintFor(c Config, err error) string {
 	if exception, ok := errors.AsType[*clickhouse.Exception](err); ok {
 		return hintForCode(c, exception.Code)
+	}
+	if hint := certificate.Hint(err, "CLICKHOUSE_CA_FILE", "CLICKHOUSE_SERVER_NAME"); hint != "" {
+		return hint
+	}
+	if c.Secure && strings.Contains(err.Error(), "remote error: tls") {
+		return "the server refuses our certificate, or wants one: check CLICKHOUSE_CERT_FILE and CLICKHOUSE_KEY_FILE"
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		return "check CLICKHOUSE_HOST"

@@ -32,6 +32,31 @@ type development struct {
 	TestBackend     string `env:"TEST_BACKEND" envDefault:"embedded" oneof:"embedded external containers" doc:"servers of the tests: embedded engines, those that DATABASE_URL and CLICKHOUSE_HOST name, or Docker"`
 }
 
+// containers is what docker-compose.yml reads, beside the programs' own settings.
+type containers struct {
+	PostgresImage   string `env:"POSTGRES_IMAGE" envDefault:"postgres:18" doc:"image of PostgreSQL; the tests in containers take EMBEDDED_POSTGRES_VERSION by default"`
+	ClickHouseImage string `env:"CLICKHOUSE_IMAGE" envDefault:"clickhouse/clickhouse-server:26.3" doc:"image of ClickHouse, of the tests in containers too"`
+	KeeperImage     string `env:"KEEPER_IMAGE" envDefault:"clickhouse/clickhouse-keeper:26.3" doc:"image of Keeper, for a cluster"`
+	APIImage        string `env:"API_IMAGE" envDefault:"diehard-api" doc:"image of the api"`
+	StreamerImage   string `env:"STREAMER_IMAGE" envDefault:"diehard-streamer" doc:"image of the streamer"`
+	PrometheusImage string `env:"PROMETHEUS_IMAGE" envDefault:"prom/prometheus:v3.5.0" doc:"image of Prometheus"`
+	GrafanaImage    string `env:"GRAFANA_IMAGE" envDefault:"grafana/grafana:12.2.0" doc:"image of Grafana"`
+
+	PostgresPassword           string `env:"POSTGRES_PASSWORD" envDefault:"diehard" secret:"true" doc:"password of PostgreSQL's superuser"`
+	MigratorDBPassword         string `env:"MIGRATOR_DB_PASSWORD" envDefault:"diehard" secret:"true" doc:"password in PostgreSQL of the owner of the tables"`
+	APIDBPassword              string `env:"API_DB_PASSWORD" envDefault:"diehard" secret:"true" doc:"password in PostgreSQL of the api"`
+	StreamerDBPassword         string `env:"STREAMER_DB_PASSWORD" envDefault:"diehard" secret:"true" doc:"password in PostgreSQL of the streamer"`
+	MigratorClickHousePassword string `env:"MIGRATOR_CLICKHOUSE_PASSWORD" envDefault:"diehard" secret:"true" doc:"password in ClickHouse of the owner of the tables"`
+	StreamerClickHousePassword string `env:"STREAMER_CLICKHOUSE_PASSWORD" envDefault:"diehard" secret:"true" doc:"password in ClickHouse of the streamer"`
+	ClusterSecret              string `env:"CLICKHOUSE_CLUSTER_SECRET" envDefault:"diehard" secret:"true" doc:"what the nodes of a ClickHouse cluster know each other by"`
+	GrafanaPassword            string `env:"GRAFANA_PASSWORD" envDefault:"diehard" secret:"true" doc:"password of Grafana's user admin"`
+
+	APIPublish     string `env:"API_PUBLISH" envDefault:"127.0.0.1:8080" doc:"where the api can be reached on this machine; 8080 is every address"`
+	StreamerPort   int    `env:"STREAMER_PORT" envDefault:"8081" doc:"port of the streamer's page on 127.0.0.1"`
+	PrometheusPort int    `env:"PROMETHEUS_PORT" envDefault:"9090" doc:"port of Prometheus on 127.0.0.1"`
+	GrafanaPort    int    `env:"GRAFANA_PORT" envDefault:"3000" doc:"port of Grafana on 127.0.0.1"`
+}
+
 // internal variables are between our own programs and not for users.
 var internal = map[string]bool{"PATH": true, "NO_COLOR": true, "DIEHARD_DEVSTACK": true, "DIEHARD_FAILPOINT": true}
 
@@ -44,7 +69,19 @@ func sections() []settings.Section {
 		{Title: "Logs and Sentry", Vars: append(settings.Vars[telemetry.LogConfig](), settings.Vars[telemetry.SentryConfig]()...)},
 		{Title: "Both programs", Vars: settings.Vars[apiconfig.Config]()},
 		{Title: "Development", Vars: settings.Vars[development]()},
+		{Title: "docker compose", Vars: settings.Vars[containers]()},
 	}
+}
+
+// known are the names of all settings.
+func known() map[string]bool {
+	names := map[string]bool{"API_KEYS": true}
+	for _, section := range sections() {
+		for _, v := range section.Vars {
+			names[v.Name] = true
+		}
+	}
+	return names
 }
 
 // only leaves out what the programs share.
@@ -128,12 +165,7 @@ func TestEverySettingIsExplained(t *testing.T) {
 }
 
 func TestNoVariableIsReadInSecret(t *testing.T) {
-	known := map[string]bool{}
-	for _, section := range sections() {
-		for _, v := range section.Vars {
-			known[v.Name] = true
-		}
-	}
+	known := known()
 	read := regexp.MustCompile(`os\.(?:Getenv|LookupEnv)\("([A-Z_0-9]+)"\)`)
 	for _, p := range packages(t) {
 		for _, name := range p.GoFiles {

@@ -1,8 +1,11 @@
 package postgres
 
 import (
+	"fmt"
 	"net/url"
 	"regexp"
+
+	"diehard/shared/certificate"
 )
 
 // hidden stands where a password was.
@@ -38,6 +41,16 @@ func Redact(err error) error {
 		return err
 	}
 	return &redacted{text: clean, err: err}
+}
+
+// Explain is Redact for errors of connecting: it adds what to do where the
+// server's certificate was refused.
+func Explain(err error) error {
+	hint := certificate.Hint(err, "sslrootcert in DATABASE_URL", "another host there")
+	if hint == "" {
+		return Redact(err)
+	}
+	return Redact(fmt.Errorf("%w (%s)", err, hint))
 }
 
 type redacted struct {

@@ -12,13 +12,20 @@ type BuildInfo struct {
 	Go      string // version of the compiler
 }
 
+// Set by the linker where there is no version control to read, as in docker/Dockerfile.
+var version, commit string
+
 // Build returns what the linker recorded about the running binary.
 var Build = sync.OnceValue(func() BuildInfo {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return BuildInfo{Version: "devel"}
 	}
-	return readBuild(info)
+	build := readBuild(info)
+	if version != "" {
+		build.Version, build.Commit = version, commit
+	}
+	return build
 })
 
 func readBuild(info *debug.BuildInfo) BuildInfo {

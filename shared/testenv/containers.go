@@ -3,9 +3,12 @@
 package testenv
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
+	"os"
+	"regexp"
 	"strconv"
 	"time"
 
@@ -17,17 +20,24 @@ import (
 )
 
 const (
-	clickhouseImage = "clickhouse/clickhouse-server:26.7"
-	imagePatience   = 5 * time.Minute // a first pull is slow
+	// As in docker-compose.yml.
+	defaultClickHouseImage = "clickhouse/clickhouse-server:26.3"
+
+	imagePatience  = 5 * time.Minute // a first pull is slow
+	dockerPatience = 30 * time.Second
 )
 
 // containersBackend runs both servers in Docker. All test programs of a go test
 // share them by name; Docker's reaper removes them after the last one.
 func containersBackend() (*backend, error) {
 	ctx := context.Background() // the containers are for all tests of this process
-	version := embedded.PostgresVersion()
-	postgres, err := testcontainers.Run(ctx, "postgres:"+version,
-		testcontainers.WithReuseByName("diehard-test-postgres-"+version),
+	if err := dockerAnswers(ctx); err != nil {
+		return nil, fmt.Errorf("TEST_BACKEND=containers needs Docker, which does not answer: "+
+			"start it, or set DOCKER_HOST; or leave TEST_BACKEND out for the embedded engines: %w", err)
+	}
+	postgresImage := cmp.Or(os.Getenv("POSTGRES_IMAGE"), "postgres:"+embedded.PostgresVersion())
+	postgres, err := testcontainers.Run(ctx, postgresImage,
+		testcontainers.WithReuseByName(containerName(postgresImage)),
 		testcontainers.WithEnv(map[string]string{"POSTGRES_HOST_AUTH_METHOD": "trust"}),
 		testcontainers.WithExposedPorts("5432/tcp"),
 		testcontainers.WithCmd(postgresCommand()...),
@@ -36,16 +46,17 @@ func containersBackend() (*backend, error) {
 			wait.ForLog("database system is ready to accept connections").WithOccurrence(2)),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("start PostgreSQL in Docker: %w", err)
+		return nil, fmt.Errorf("start %s in Docker (choose another with POSTGRES_IMAGE): %w", postgresImage, err)
 	}
+	clickhouseImage := cmp.Or(os.Getenv("CLICKHOUSE_IMAGE"), defaultClickHouseImage)
 	server, err := testcontainers.Run(ctx, clickhouseImage,
-		testcontainers.WithReuseByName("diehard-test-clickhouse"),
+		testcontainers.WithReuseByName(containerName(clickhouseImage)),
 		testcontainers.WithEnv(map[string]string{"CLICKHOUSE_SKIP_USER_SETUP": "1"}),
 		testcontainers.WithExposedPorts("9000/tcp"),
 		testcontainers.WithWaitStrategyAndDeadline(imagePatience, wait.ForListeningPort("9000/tcp")),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("start ClickHouse in Docker: %w", err)
+		return nil, fmt.Errorf("start %s in Docker (choose another with CLICKHOUSE_IMAGE): %w", clickhouseImage, err)
 	}
 	postgresHost, postgresPort, err := address(ctx, postgres, "5432/tcp")
 	if err != nil {
@@ -65,6 +76,30 @@ func containersBackend() (*backend, error) {
 			EventLogTable: "event_log", DeadLetterTable: "event_dead_letter",
 		},
 	}, nil
+}
+
+// dockerAnswers asks the engine before anything else does: the library has no
+// time limit of its own, and panics where it finds no engine at all.
+func dockerAnswers(ctx context.Context) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%v", cause)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, dockerPatience)
+	defer cancel()
+	provider, err := testcontainers.NewDockerProvider()
+	if err != nil {
+		return err
+	}
+	return provider.Health(ctx) // closes the provider
+}
+
+var noName = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)
+
+// containerName has the image in it, so that another image is another container.
+func containerName(image string) string {
+	return "diehard-test-" + noName.ReplaceAllString(image, "-")
 }
 
 func postgresCommand() []string {

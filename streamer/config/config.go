@@ -74,10 +74,18 @@ func (c Config) Pipeline() pipeline.Config {
 		Shard:         from.Shard,
 		Messages:      from.Messages,
 		SenderTimeout: c.Replication.SenderTimeout,
-		Tables:        sink.Tables{EventLog: c.ClickHouse.EventLogTable, DeadLetter: c.ClickHouse.DeadLetterTable},
+		Tables:        c.Tables(),
 		Limits:        batch.Limits{Rows: c.Batch.Rows, Bytes: int(c.Batch.Bytes)},
 		FlushInterval: c.Batch.FlushInterval,
 		InsertTimeout: c.Batch.InsertTimeout,
 		DrainTimeout:  c.ShutdownTimeout,
+	}
+}
+
+// Tables are those that a sink writes to.
+func (c Config) Tables() sink.Tables {
+	return sink.Tables{
+		EventLog: c.ClickHouse.EventLogTable, DeadLetter: c.ClickHouse.DeadLetterTable,
+		Quorum: c.ClickHouse.InsertQuorum > 1,
 	}
 }

@@ -4,10 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"time"
 
+	"diehard/shared/health"
 	"diehard/shared/telemetry"
 	"diehard/streamer/pipeline"
 )
@@ -26,7 +26,7 @@ const askTimeout = 2 * time.Second
 func AskStreamer(ctx context.Context, addr string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(addr)+"/status", http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+health.Reachable(addr)+"/status", http.NoBody)
 	if err != nil {
 		return Status{}, fmt.Errorf("ask the streamer: %w", err)
 	}
@@ -44,15 +44,6 @@ func AskStreamer(ctx context.Context, addr string) (Status, error) {
 		return s, fmt.Errorf("ask the streamer: %w", err)
 	}
 	return s, nil
-}
-
-// reachable turns an address to listen on into one to connect to.
-func reachable(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
-		return net.JoinHostPort("127.0.0.1", port)
-	}
-	return addr
 }
 
 // Status asks both databases, without a streamer. It takes a second, in which

@@ -72,7 +72,7 @@ func Connect(ctx context.Context, url, application string, senderTimeout time.Du
 	}
 	pg, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, classify(fmt.Errorf("connect for replication: %w", postgres.Redact(err)))
+		return nil, classify(fmt.Errorf("connect for replication: %w", postgres.Explain(err)))
 	}
 	return &Conn{pg: pg, wire: w, pid: pg.PID()}, nil
 }

@@ -42,7 +42,7 @@ func OpenControl(ctx context.Context, url, application string, from Origin) (*Co
 	cfg.RuntimeParams["application_name"] = application
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, classify(fmt.Errorf("connect to PostgreSQL: %w", postgres.Redact(err)))
+		return nil, classify(fmt.Errorf("connect to PostgreSQL: %w", postgres.Explain(err)))
 	}
 	return &Control{conn: conn, slot: from.Slot, publication: from.Publication, shard: from.Shard, messages: from.Messages}, nil
 }

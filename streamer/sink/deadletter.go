@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -62,7 +63,15 @@ func (s *Sink) rejectColumns(rejects []decode.Reject, failedAt time.Time) []any 
 
 // DeadLettersAfter returns the positions of this source's dead letters behind p.
 // Only those of the last batch can be there, so the set is small.
+//
+// Errors: errUnsettled, with Tables.Quorum.
 func (s *Sink) DeadLettersAfter(ctx context.Context, p decode.Position) (map[decode.Position]bool, error) {
+	return settled(ctx, s.quorum, func(ctx context.Context) (map[decode.Position]bool, error) {
+		return s.deadLettersAfter(ctx, p)
+	}, maps.Equal)
+}
+
+func (s *Sink) deadLettersAfter(ctx context.Context, p decode.Position) (map[decode.Position]bool, error) {
 	rows, err := s.conn.Query(ctx, `
 		SELECT commit_lsn, commit_seq FROM `+s.deadLetter+`
 		WHERE source = {source:String} AND (commit_lsn, commit_seq) > ({lsn:UInt64}, {seq:UInt32})`,

@@ -23,6 +23,7 @@ type Sink struct {
 	conn       driver.Conn
 	table      string // quoted
 	deadLetter string // quoted
+	quorum     bool
 	source     Source
 	timeline   uint32
 	encoder    *encoder
@@ -46,12 +47,14 @@ func (s Source) QueryPrefix() string { return "diehard-" + s.SystemID + "-" + s.
 type Tables struct {
 	EventLog   string
 	DeadLetter string
+	// Quorum says that inserts need several replicas (CLICKHOUSE_INSERT_QUORUM).
+	Quorum bool
 }
 
 // New returns a Sink for the rows of source. timeline is stored with each row.
 func New(conn driver.Conn, t Tables, source Source, timeline uint32) *Sink {
 	return &Sink{
-		conn: conn, table: quote(t.EventLog), deadLetter: quote(t.DeadLetter),
+		conn: conn, table: quote(t.EventLog), deadLetter: quote(t.DeadLetter), quorum: t.Quorum,
 		source: source, timeline: timeline, encoder: newEncoder(),
 	}
 }
@@ -155,7 +158,20 @@ func (s *Sink) CheckTables(ctx context.Context) error {
 
 // Position returns the last row of this source in event_log, and the timeline
 // it was written on; zeros when there is none.
+//
+// Errors: errUnsettled, with Tables.Quorum.
 func (s *Sink) Position(ctx context.Context) (decode.Position, uint32, error) {
+	end, err := settled(ctx, s.quorum, s.end, func(a, b tableEnd) bool { return a == b })
+	return end.Position, end.timeline, err
+}
+
+// tableEnd is the last row of a source.
+type tableEnd struct {
+	decode.Position
+	timeline uint32
+}
+
+func (s *Sink) end(ctx context.Context) (tableEnd, error) {
 	var lsn uint64
 	var seq, timeline uint32
 	err := s.conn.QueryRow(ctx, `
@@ -163,9 +179,9 @@ func (s *Sink) Position(ctx context.Context) (decode.Position, uint32, error) {
 		FROM (SELECT max((commit_lsn, commit_seq, timeline)) AS m FROM `+s.table+` WHERE source = {source:String})`,
 		clickhouse.Named("source", s.source.String())).Scan(&lsn, &seq, &timeline)
 	if err != nil {
-		return decode.Position{}, 0, fmt.Errorf("read position: %w", classify(err))
+		return tableEnd{}, fmt.Errorf("read position: %w", classify(err))
 	}
-	return decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq}, timeline, nil
+	return tableEnd{decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq}, timeline}, nil
 }
 
 // Fence ends every insert whose query id begins with prefix, and returns when

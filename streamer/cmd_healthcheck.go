@@ -1,0 +1,29 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"diehard/shared/health"
+	"diehard/shared/settings"
+)
+
+func healthcheckCommand() *cobra.Command {
+	var ready bool
+	cmd := &cobra.Command{
+		Use:   "healthcheck",
+		Short: "Ask the streamer at STREAMER_ADDR whether it lives, for containers",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// The address alone: a health check is no place to judge the other settings.
+			cfg, err := settings.Parse[struct {
+				Addr string `env:"STREAMER_ADDR" envDefault:"127.0.0.1:8081"`
+			}]("streamer healthcheck")
+			if err != nil {
+				return err
+			}
+			return health.Check(cmd.Context(), cfg.Addr, ready)
+		},
+	}
+	cmd.Flags().BoolVar(&ready, "ready", false, "ask whether it can work: /readyz instead of /healthz")
+	return cmd
+}
