@@ -47,6 +47,7 @@ type Decoder struct {
 	// messagesFrom is as in Messages; messages tells that of the open transaction.
 	messagesFrom pglogrepl.LSN
 	messages     bool
+	expected     pglogrepl.LSN // as in Expect; 0 once it has come
 
 	open       bool
 	pos        Position // of the last row
@@ -58,6 +59,25 @@ type Decoder struct {
 // NewDecoder returns a Decoder that skips every row up to and including resume.
 func NewDecoder(resume Position) *Decoder {
 	return &Decoder{relations: make(map[uint32]*relation), resume: resume}
+}
+
+// ErrHistory means that the server does not have a transaction whose rows have landed.
+var ErrHistory = errors.New("this server does not know a transaction whose events have landed")
+
+// Expect makes the stream begin with the transaction that was committed at lsn:
+// START_REPLICATION at the LSN of a commit sends this commit first. A server that
+// begins with a later one has another history, in which the places up to lsn may
+// belong to other events.
+func (d *Decoder) Expect(lsn pglogrepl.LSN) { d.expected = lsn }
+
+// Passed tells that the server has sent everything before lsn.
+//
+// Errors: ErrHistory when the expected transaction has not come by then.
+func (d *Decoder) Passed(lsn pglogrepl.LSN) error {
+	if d.expected == 0 || lsn <= d.expected {
+		return nil
+	}
+	return fmt.Errorf("%w: it was committed at %s, and the server has nothing before %s", ErrHistory, d.expected, lsn)
 }
 
 // InTransaction reports that a Begin has been seen and its Commit has not.
@@ -72,8 +92,8 @@ func (d *Decoder) Last() Position { return d.pos }
 // Decode reads one pgoutput message and appends its row, if it has one, to rows.
 // msg is not retained.
 //
-// Errors: malformed messages are failure.Transient (a new connection gets the
-// stream anew); what the publication or the table must not send is failure.Fatal.
+// Errors: ErrHistory, see Expect; malformed messages are failure.Transient (a new
+// connection gets the stream anew); what the publication or the table must not send is failure.Fatal.
 // A row whose values cannot be represented is no error: it becomes a Reject.
 func (d *Decoder) Decode(msg []byte, rows *Rows) (Kind, error) {
 	if len(msg) == 0 {
@@ -114,6 +134,12 @@ func (d *Decoder) begin(b []byte) error {
 	c.u32()                                          // xid
 	if c.err != nil {
 		return fmt.Errorf("begin: %w", c.err)
+	}
+	if err := d.Passed(lsn); err != nil {
+		return err
+	}
+	if lsn == d.expected {
+		d.expected = 0
 	}
 	d.open, d.pos, d.commitTime = true, Position{LSN: lsn}, t+pgEpoch
 	d.messages = d.messagesFrom != 0 && lsn >= d.messagesFrom

@@ -204,6 +204,22 @@ func TestRefusalOfAServerThatIsBehind(t *testing.T) {
 	delivered(t, env)
 }
 
+// The same, noticed late: meanwhile the WAL has grown beyond what has landed, with
+// other events in the places of those that were lost.
+func TestRefusalOfAServerThatHasCaughtUp(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	s := start(t, env)
+	publish(t, env, 5)
+	delivered(t, env)
+	s.stop()
+	var lost uint64
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint + 1").Scan(&lost))
+	command(t, env, fmt.Sprintf("INSERT INTO LOG SELECT * REPLACE (toUInt64(%d) AS commit_lsn) FROM LOG LIMIT 1", lost))
+	publish(t, env, 50)
+	says(t, launch(t, env).refusal(), append(rename, "does not know a transaction", "restored from a backup")...)
+}
+
 // A promotion goes on where the old server stopped; rows of a timeline that the
 // server has left before them are rows it does not know.
 func TestATimelineOfAnotherServer(t *testing.T) {

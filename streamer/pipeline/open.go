@@ -70,6 +70,9 @@ func (s *session) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if at == landed.LSN {
+		s.again = at
+	}
 	if s.slot.Active {
 		return s.standBy(ctx)
 	}
@@ -222,6 +225,9 @@ func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Posit
 		"confirmed_lsn", s.slot.ConfirmedFlush.String(), "resume_after", fmt.Sprintf("%s/%d", landed.LSN, landed.Seq))
 	decoder := decode.NewDecoder(landed)
 	decoder.Messages(messages)
+	if s.again > s.slot.ConfirmedFlush { // otherwise the server begins behind it
+		decoder.Expect(s.again)
+	}
 	return decoder, known, nil
 }
 

@@ -137,6 +137,7 @@ type session struct {
 	sink    *sink.Sink
 	source  sink.Source
 	slot    replication.Slot
+	again   pglogrepl.LSN // the commit that was asked for again because its rows have landed; 0 for none
 }
 
 func (p *Pipeline) session(ctx context.Context) error {

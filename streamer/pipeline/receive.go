@@ -86,6 +86,9 @@ func (r *receiver) run(reading, work context.Context) error {
 
 func (r *receiver) take(msg replication.Message) error {
 	if msg.Kind == replication.Keepalive {
+		if err := r.decoder.Passed(msg.WALEnd); err != nil {
+			return replication.RefuseHistory(err)
+		}
 		if !r.decoder.InTransaction() {
 			r.open.Idle(msg.WALEnd)
 			r.whole = max(r.whole, msg.WALEnd)
@@ -98,6 +101,9 @@ func (r *receiver) take(msg replication.Message) error {
 		return nil
 	}
 	kind, err := r.decoder.Decode(msg.Data, &r.open.Rows)
+	if errors.Is(err, decode.ErrHistory) {
+		return replication.RefuseHistory(err)
+	}
 	if err != nil {
 		return err
 	}

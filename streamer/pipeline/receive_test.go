@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/replication"
@@ -396,4 +397,40 @@ func TestNothingIsConfirmedBeforeItsRowsAreHandedOver(t *testing.T) {
 		rows, _ := r.progress.Read()
 		require.Equal(t, int64(sent), rows)
 	})
+}
+
+// The transaction that the server was asked for again must come first. Neither a
+// later one nor a keepalive behind it may be taken for progress.
+func TestAServerMustKnowWhatHasLanded(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		message replication.Message
+		refused bool
+	}{
+		"the transaction itself": {replication.Message{Kind: replication.Data, Data: beginOf(1000)}, false},
+		"a later transaction":    {replication.Message{Kind: replication.Data, Data: beginOf(1008)}, true},
+		"a keepalive before it":  {replication.Message{Kind: replication.Keepalive, WALEnd: 1000}, false},
+		"a keepalive behind it":  {replication.Message{Kind: replication.Keepalive, WALEnd: 1001}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newReception(t, roomy)
+			r.decoder.Expect(1000)
+			err := r.take(c.message)
+			if !c.refused {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorIs(t, err, decode.ErrHistory)
+			assert.Equal(t, failure.Fatal, failure.Of(err))
+			assert.LessOrEqual(t, r.open.Confirm, pglogrepl.LSN(1000))
+		})
+	}
+	r := newReception(t, roomy)
+	r.decoder.Expect(1000)
+	r.data(beginOf(1000))
+	r.data(commitOf(1000))
+	r.data(beginOf(1008))
+	r.data(commitOf(1008))
+	r.keepalive(2000, false)
 }

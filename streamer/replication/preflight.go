@@ -185,6 +185,12 @@ type Landed struct {
 const newSlot = "Check what it lost; then run `streamer slot drop`, set REPLICATION_SLOT to a new name, start the streamer " +
 	"and run `streamer replay --from-table`"
 
+// RefuseHistory says what to do when the stream shows that the server's history is
+// not the one that has landed, which CheckHistory cannot see once the WAL has grown.
+func RefuseHistory(err error) error {
+	return refuse("%w: it was restored from a backup or is a standby that was behind at its promotion. %s", err, newSlot)
+}
+
 // CheckHistory refuses a server whose WAL does not contain what has landed: one
 // restored from a backup, or a standby that was promoted too early. It reads the
 // end of the WAL itself and returns it: l must be older, because the streamer
