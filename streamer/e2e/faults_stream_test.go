@@ -38,7 +38,7 @@ func TestF07_NumbersGoThroughFloat64(t *testing.T) {
 	const exact = `{"n": 9007199254740993, "d": 0.1000000000000000055511151231257827, "e": 1E400}`
 	execute(t, env, `INSERT INTO outbox (event_type, event_context) VALUES ('json', $1::text::json)`, exact)
 	execute(t, env, `SELECT publish_event('jsonb', $1::text::jsonb)`, exact)
-	execute(t, env, `DROP FUNCTION publish_event`)
+	execute(t, env, `DROP FUNCTION publish_event, publish_events`)
 	execute(t, env, `ALTER TABLE outbox DROP CONSTRAINT outbox_event_context_check, ALTER COLUMN event_context TYPE jsonb`)
 	execute(t, env, `INSERT INTO outbox (event_type, event_context) VALUES ('jsonb column', $1::text::jsonb)`, exact)
 	delivered(t, env)

@@ -85,7 +85,7 @@ func (s Shard) All() []Shard {
 const rowFilters = 150000
 
 // checkShards demands that all shards have their publications, with the filters that
-// make them complete and disjoint, and that nobody divides the outbox in another way.
+// make them complete and disjoint.
 func (c *Control) checkShards(ctx context.Context) error {
 	if c.shard.Count > 0 {
 		version, err := c.ServerVersion(ctx)
