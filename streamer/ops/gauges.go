@@ -25,6 +25,8 @@ var allGauges = []gauge{
 		func(m *Monitor, _ sample, emit func(float64, ...string)) { n, _ := m.progress.Read(); emit(float64(n)) }),
 	newGauge("read_bytes_total", "Bytes of pgoutput that PostgreSQL sent for them.", prometheus.CounterValue,
 		func(m *Monitor, _ sample, emit func(float64, ...string)) { _, n := m.progress.Read(); emit(float64(n)) }),
+	newGauge("messages_dropped_total", "Events in messages outside of any transaction, which cannot be delivered exactly once and are dropped.", prometheus.CounterValue,
+		func(m *Monitor, _ sample, emit func(float64, ...string)) { emit(float64(m.progress.Strays())) }),
 	newGauge("events_flushed_total", "Rows that are durable in ClickHouse.", prometheus.CounterValue,
 		func(m *Monitor, _ sample, emit func(float64, ...string)) {
 			n, _, _ := m.progress.Landed()

@@ -72,6 +72,7 @@ func TestMetricsSayWhatTheDatabasesSay(t *testing.T) {
 	assert.Greater(t, m.value("read_bytes_total"), 50.0*transactions*rows)
 	assert.InDelta(t, 0, m.value("queue_rows"), 0)
 	assert.InDelta(t, 0, m.value("dead_letters_total"), 0)
+	assert.InDelta(t, 0, m.value("messages_dropped_total"), 0)
 	assert.InDelta(t, 0, m.value("retries_total", "transient"), 0)
 	assert.InDelta(t, 1, m.value("state", "streaming"), 0)
 	assert.InDelta(t, 0, m.value("state", "standby"), 0)
