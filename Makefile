@@ -104,6 +104,10 @@ bench: ## Measure beside others (BENCH=drain|latency|producer|api|growth|all BEN
 	@go build -o bin/bench ./streamer/bench
 	@bin/bench $(BENCH)
 
+.PHONY: bench-once
+bench-once: ## Every micro-benchmark that needs no engine, once, so that none rots
+	@go test -run '^$$' -bench . -benchtime 1x ./streamer/decode ./streamer/batch ./api/httpapi
+
 .PHONY: lint
 lint: $(GOLANGCI) ## Static checks, as configured in .golangci.yml
 	@$(GOLANGCI) run --allow-parallel-runners
