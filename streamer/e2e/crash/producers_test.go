@@ -57,7 +57,7 @@ type entry struct {
 type transaction struct {
 	outcome outcome
 	entries []entry
-	xid     string // of a transaction that leaves nothing in the outbox
+	witness uint32 // number of its first event, if it leaves nothing in the outbox
 }
 
 // crowd is all producers.

@@ -91,7 +91,7 @@ func (l *ledger) readOutbox(ctx context.Context, w *world, conn *pgx.Conn) {
 }
 
 // readJournals marks what must have been delivered. A transaction of unknown
-// outcome was committed if the outbox has its events, or PostgreSQL says so.
+// outcome was committed if the outbox has its events, or the witness.
 func (l *ledger) readJournals(ctx context.Context, w *world, conn *pgx.Conn, c *crowd, r *result) {
 	for _, p := range c.members {
 		for _, tx := range p.journal {
@@ -117,9 +117,10 @@ func (l *ledger) readJournals(ctx context.Context, w *world, conn *pgx.Conn, c *
 }
 
 func (l *ledger) resolve(ctx context.Context, w *world, conn *pgx.Conn, producer uint8, tx *transaction) outcome {
-	if tx.xid != "" {
+	if tx.witness != 0 {
 		var isCommitted bool
-		require.NoError(w.t, conn.QueryRow(ctx, "SELECT coalesce(pg_xact_status($1::text::xid8) = 'committed', false)", tx.xid).Scan(&isCommitted))
+		require.NoError(w.t, conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM witness WHERE producer = $1 AND number = $2)",
+			producer, tx.witness).Scan(&isCommitted))
 		if isCommitted {
 			return committed
 		}

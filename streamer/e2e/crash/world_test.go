@@ -2,6 +2,7 @@ package crash_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
@@ -116,6 +118,10 @@ func (w *world) startEngines(t *testing.T) {
 	w.clickhouseConfig = w.clickhouse.Config("default")
 	cfg := w.clickhouseConfig
 	require.NoError(t, migrations.Up(t.Context(), w.url, cfg, slog.New(slog.DiscardHandler)))
+	conn, err := pgx.Connect(t.Context(), w.url)
+	require.NoError(t, err)
+	_, err = conn.Exec(t.Context(), witnesses)
+	require.NoError(t, errors.Join(err, conn.Close(t.Context())))
 	w.ch, err = clickhouse.Open(t.Context(), cfg)
 	require.NoError(t, err)
 	for _, statement := range []string{
