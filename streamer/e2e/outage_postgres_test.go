@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -80,4 +81,18 @@ func TestBackendsAreTerminated(t *testing.T) {
 	delivered(t, env)
 	producersInOrder(t, env)
 	assert.Zero(t, s.seen.letters.Load())
+}
+
+// A walsender that works through a large transaction of which nothing is sent
+// answers late: that is no reason to give the session up, and to begin anew for ever.
+func TestALargeTransactionOfAnotherTable(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	execute(t, env, "CREATE TABLE noise (n int)")
+	s := start(t, env, func(c *setup) { c.SenderTimeout = 3 * time.Second })
+	execute(t, env, "INSERT INTO noise SELECT n FROM generate_series(1, 2000000) AS n")
+	end := walEnd(t, env)
+	eventually(t, func() bool { return s.pipeline.Progress().Confirmed() >= end }, "the position does not get past the transaction")
+	publish(t, env, 5)
+	delivered(t, env)
 }

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"testing"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -24,10 +25,11 @@ var (
 	create = `CREATE PUBLICATION outbox_pub FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)`
 )
 
-// The statement that the refusal gives is the cure.
+// The statement that the refusal gives mends the publication. What it did not send
+// meanwhile is known to be missing, and the table has it.
 func TestRefusalsOfAPublication(t *testing.T) {
 	t.Parallel()
-	for spoil, says := range map[string]string{
+	for spoil, problem := range map[string]string{
 		"SET (publish = 'insert, update')":         "inserts and nothing else",
 		"SET (publish = 'insert, truncate')":       "inserts and nothing else",
 		"SET (publish = 'delete')":                 "inserts and nothing else",
@@ -40,14 +42,21 @@ func TestRefusalsOfAPublication(t *testing.T) {
 			env := newEnv(t)
 			start(t, env).stop()
 			execute(t, env, "ALTER PUBLICATION outbox_pub "+spoil)
+			publish(t, env, 3)
 			err := launch(t, env).refusal()
-			require.ErrorContains(t, err, says)
+			require.ErrorContains(t, err, problem)
 			statement := cure.FindStringSubmatch(err.Error())
 			require.NotNil(t, statement, "%v", err)
 			execute(t, env, statement[1])
+			if spoil != "ADD TABLE users" { // which kept nothing of the outbox back
+				says(t, launch(t, env).refusal(), append(anew, "changed")...)
+				anewByCommand(t, env)
+			}
 			start(t, env)
 			publish(t, env, 5)
-			delivered(t, env)
+			replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
+			require.Zero(t, replay.exit(), replay.log.text())
+			assert.Equal(t, 8, delivered(t, env))
 		})
 	}
 }
@@ -83,7 +92,7 @@ func TestRefusalOfARecreatedPublication(t *testing.T) {
 	publish(t, env, 5)
 	execute(t, env, create)
 	before := slotLSN(t, env, "confirmed_flush_lsn")
-	says(t, launch(t, env).refusal(), append(anew, "dropped or recreated")...)
+	says(t, launch(t, env).refusal(), append(anew, "dropped, recreated or changed")...)
 	assert.Equal(t, before, slotLSN(t, env, "confirmed_flush_lsn"))
 
 	anewByCommand(t, env)
@@ -104,6 +113,35 @@ func TestRefusalOfAPublicationRecreatedWhileRunning(t *testing.T) {
 	execute(t, env, create)
 	trickle(t, env, 5)
 	says(t, s.refusal(), anew...)
+}
+
+// Nothing arrives that could be checked: only a position, which must not be confirmed.
+func TestRefusalOfAPublicationThatSendsNothing(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string][]string{
+		"dropped":                  {"DROP PUBLICATION outbox_pub"},
+		"changed":                  {"ALTER PUBLICATION outbox_pub SET TABLE users"},
+		"changed and changed back": {"ALTER PUBLICATION outbox_pub SET TABLE users", "ALTER PUBLICATION outbox_pub SET TABLE outbox"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := newEnv(t)
+			s := start(t, env)
+			publish(t, env, 5)
+			delivered(t, env)
+			execute(t, env, change[0])
+			var lost string
+			require.NoError(t, env.Pool.QueryRow(t.Context(), `WITH e AS (INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}'))
+				SELECT pg_current_wal_insert_lsn()::text`).Scan(&lost))
+			for _, statement := range change[1:] {
+				execute(t, env, statement)
+			}
+			says(t, s.refusal(), anew...)
+			at, err := pglogrepl.ParseLSN(lost)
+			require.NoError(t, err)
+			assert.Less(t, slotLSN(t, env, "confirmed_flush_lsn"), at, "the row that was not sent is not acknowledged")
+		})
+	}
 }
 
 func TestRefusalOfAnotherTableWhileRunning(t *testing.T) {

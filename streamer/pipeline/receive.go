@@ -16,8 +16,13 @@ import (
 	"diehard/streamer/replication"
 )
 
-// maxStep bounds one wait for the server, so that a stop is noticed.
-const maxStep = time.Second
+const (
+	// maxStep bounds one wait for the server, so that a stop is noticed.
+	maxStep = time.Second
+	// idleInterval is the shortest time between positions that come without rows:
+	// the writer asks PostgreSQL before it confirms one.
+	idleInterval = 100 * time.Millisecond
+)
 
 // receiver owns the reading side of the connection and the open batch.
 //
@@ -43,11 +48,11 @@ type receiver struct {
 	received int64         // bytes sent for them
 	rowSince time.Time     // since when open holds rows, as far as waits can tell; zero without rows
 	handed   time.Time     // when rows were last handed over
+	idle     time.Time     // when a position without rows was
 	urgent   bool          // the server waits for a confirmation, as at its shutdown
 	strayed  time.Time     // when the log last told of a stray event
 	heard    time.Time     // when the server was last heard of
 	fresh    bool          // a message came since the last wait
-	asked    bool
 }
 
 // run reads until reading ends, and then hands over what it has. Only work's
@@ -142,7 +147,7 @@ func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
 	}
 	r.publish()
 	if !r.open.Pending() {
-		return now.Add(maxStep), nil
+		return now.Add(r.step()), nil
 	}
 	due := r.due(now)
 	if due.After(now) {
@@ -151,7 +156,7 @@ func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
 	select {
 	case empty := <-r.free:
 		r.exchange(now, empty)
-		return now.Add(maxStep), nil
+		return now.Add(r.step()), nil
 	default: // the writer wakes us when it is done
 		r.waiting.Store(true)
 		return now.Add(min(maxStep, r.cfg.FlushInterval)), nil
@@ -160,8 +165,11 @@ func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
 
 // due is when the open batch should go out if nothing more arrives.
 func (r *receiver) due(now time.Time) time.Time {
-	if r.open.Empty() || r.urgent {
-		return now // a position alone costs no insert
+	switch {
+	case r.urgent:
+		return now
+	case r.open.Empty(): // a position alone costs no insert
+		return r.idle.Add(idleInterval)
 	}
 	if r.rowSince.IsZero() {
 		r.rowSince = now
@@ -191,6 +199,8 @@ func (r *receiver) exchange(now time.Time, empty *batch.Batch) {
 	held := measure(r.open)
 	if held.rows > 0 {
 		r.handed = now
+	} else {
+		r.idle = now
 	}
 	r.rows += held.rows
 	r.received += held.received
@@ -201,18 +211,23 @@ func (r *receiver) exchange(now time.Time, empty *batch.Batch) {
 	r.waiting.Store(false)
 }
 
-// checkServer asks a silent server for a sign of life, and gives it up when none comes.
+// step is how long to wait when nothing is due.
+func (r *receiver) step() time.Duration { return min(maxStep, r.cfg.SenderTimeout/5) }
+
+// checkServer asks a silent server for a sign of life, and gives it up when none
+// comes. A walsender that works through a large transaction of which nothing is
+// sent looks at our messages only now and then, twice in SenderTimeout, so it is asked often and
+// waited for twice as long. A standby does not wait for that: the server's own timeout frees the slot.
 func (r *receiver) checkServer(now time.Time) error {
 	if r.fresh {
-		r.heard, r.fresh, r.asked = now, false, false
+		r.heard, r.fresh = now, false
 		return nil
 	}
 	silence := now.Sub(r.heard)
-	if silence > r.cfg.SenderTimeout {
+	if silence > 2*r.cfg.SenderTimeout {
 		return fmt.Errorf("no sign of life from PostgreSQL for %s", silence.Round(time.Second))
 	}
-	if silence > r.cfg.SenderTimeout/2 && !r.asked {
-		r.asked = true
+	if silence > r.cfg.SenderTimeout/4 {
 		r.confirmed.ask.Store(true)
 		r.confirmed.signal()
 	}

@@ -35,10 +35,8 @@ type writer struct {
 
 func (w *writer) run(ctx context.Context) error {
 	for b := range w.ready {
-		if !b.Empty() {
-			if err := w.flush(ctx, b); err != nil {
-				return err
-			}
+		if err := w.land(ctx, b); err != nil {
+			return err
 		}
 		failpoint.Hit("before-confirm")
 		w.confirmed.raise(uint64(b.Confirm))
@@ -53,12 +51,21 @@ func (w *writer) run(ctx context.Context) error {
 	return nil
 }
 
+// land makes b durable. A position without rows is proved instead: it may be
+// confirmed if the publication has not changed, so that rows before it would have been sent.
+func (w *writer) land(ctx context.Context, b *batch.Batch) error {
+	if !b.Empty() {
+		return w.flush(ctx, b)
+	}
+	return w.within(ctx, w.verify)
+}
+
 // flush makes b durable, however long it takes.
 func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 	began := time.Now()
 	w.retries = 0
 	w.observer.FlushStarted(b)
-	err := w.land(ctx, b)
+	err := w.store(ctx, b)
 	f := Flush{
 		Rows: b.Len(), Bytes: b.Bytes(), DeadLetters: len(b.Rejects),
 		First: b.First(), Last: b.Last(), Took: time.Since(began), Retries: w.retries,
@@ -72,7 +79,7 @@ func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 	return err
 }
 
-func (w *writer) land(ctx context.Context, b *batch.Batch) error {
+func (w *writer) store(ctx context.Context, b *batch.Batch) error {
 	if len(b.Rejects) > 0 {
 		if err := w.setAside(ctx, b.Rejects); err != nil {
 			return err

@@ -22,6 +22,7 @@ type Control struct {
 	shard       Shard
 	messages    bool
 	publicOID   uint32
+	published   string // state of the publication, see publicationState
 }
 
 // Origin is what events are read from.
@@ -171,25 +172,37 @@ func (c *Control) DropSlot(ctx context.Context) error {
 // events from the slot's beginning on, or not before NoteMessages.
 func (c *Control) remember(ctx context.Context, messages bool) error {
 	_, err := c.conn.Exec(ctx, `
-		INSERT INTO streamer_slot (slot_name, publication_oid, messages, messages_from)
-		VALUES ($1, $2, $3, CASE WHEN $3 THEN '0/1'::pg_lsn END) ON CONFLICT (slot_name) DO NOTHING`, c.slot, c.publicOID, messages)
+		INSERT INTO public.streamer_slot AS s (slot_name, publication_oid, publication_state, messages, messages_from)
+		VALUES ($1, $2, $3, $4, CASE WHEN $4 THEN '0/1'::pg_lsn END)
+		ON CONFLICT (slot_name) DO UPDATE SET publication_state = excluded.publication_state WHERE s.publication_state IS NULL`,
+		c.slot, c.publicOID, c.published, messages)
 	if err != nil {
 		return classify(fmt.Errorf("remember slot %s (has `streamer migrate up` run?): %w", c.slot, err))
 	}
 	return nil
 }
 
-// remembered returns the publication the slot was made for, 0 when unknown.
-func (c *Control) remembered(ctx context.Context) (uint32, error) {
+// publicationState is an expression on p, a row of pg_publication: a text that
+// every change of the publication changes, also one that is taken back.
+const publicationState = `concat_ws(' ', p.oid, p.xmin, (
+	SELECT string_agg(concat_ws(',', r.oid, r.xmin, r.prrelid), ' ' ORDER BY r.oid) FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid))`
+
+// checkRemembered refuses a publication that is not as it was when the slot was
+// made. known tells that the slot was made by a streamer.
+func (c *Control) checkRemembered(ctx context.Context) (known bool, err error) {
 	var oid uint32
-	err := c.conn.QueryRow(ctx, `SELECT publication_oid FROM streamer_slot WHERE slot_name = $1`, c.slot).Scan(&oid)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, nil
+	var state string
+	err = c.conn.QueryRow(ctx, `SELECT publication_oid, coalesce(publication_state, $2) FROM public.streamer_slot WHERE slot_name = $1`,
+		c.slot, c.published).Scan(&oid, &state)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, classify(fmt.Errorf("read streamer_slot (has `streamer migrate up` run?): %w", err))
+	case oid != c.publicOID || state != c.published:
+		return true, errRecreated(c.publication)
 	}
-	if err != nil {
-		return 0, classify(fmt.Errorf("read streamer_slot (has `streamer migrate up` run?): %w", err))
-	}
-	return oid, nil
+	return true, nil
 }
 
 // ServerVersion returns server_version_num, for example 180004.
@@ -205,25 +218,26 @@ func (c *Control) ServerVersion(ctx context.Context) (int, error) {
 var ErrFenced = errors.New("another streamer has taken the slot over")
 
 // VerifyOwner proves that the session with this process id and application name
-// holds the slot, and that the publication is the one the session began with.
-// Both names are needed: process ids come around again.
+// holds the slot, and that the publication is as it was when the session began: so
+// everything that this session has read before was sent completely. Both names are
+// needed: process ids come around again.
 //
-// Errors: ErrFenced; failure.Fatal when the publication was dropped or recreated.
+// Errors: ErrFenced; failure.Fatal when the publication was dropped, recreated or changed.
 func (c *Control) VerifyOwner(ctx context.Context, pid uint32, application string) error {
 	var ours bool
-	var publication *uint32
+	var published *string
 	err := c.conn.QueryRow(ctx, `
 		SELECT coalesce((SELECT s.active_pid = $2::int AND a.application_name = $3
 		                 FROM pg_catalog.pg_replication_slots s, pg_catalog.pg_stat_get_activity($2::int) a
 		                 WHERE s.slot_name = $1), false),
-		       (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $4)`,
-		c.slot, int32(pid), application, c.publication).Scan(&ours, &publication) //nolint:gosec // process ids are small
+		       (SELECT `+publicationState+` FROM pg_catalog.pg_publication p WHERE pubname = $4)`,
+		c.slot, int32(pid), application, c.publication).Scan(&ours, &published) //nolint:gosec // process ids are small
 	switch {
 	case err != nil:
 		return classify(fmt.Errorf("verify that slot %s is ours: %w", c.slot, err))
 	case !ours:
 		return ErrFenced
-	case publication == nil || *publication != c.publicOID:
+	case published == nil || *published != c.published:
 		return errRecreated(c.publication)
 	}
 	return nil

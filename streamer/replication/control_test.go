@@ -105,10 +105,10 @@ func TestTheOwnerIsTheSessionThatHoldsTheSlot(t *testing.T) {
 
 	execute(t, env, "DROP PUBLICATION "+env.Publication)
 	err = c.VerifyOwner(t.Context(), conn.PID(), "holder")
-	require.ErrorContains(t, err, "dropped or recreated")
+	require.ErrorContains(t, err, "dropped, recreated or changed")
 	assert.Equal(t, failure.Fatal, failure.Of(err))
 	execute(t, env, "CREATE PUBLICATION "+env.Publication+" FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)")
-	require.ErrorContains(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"), "dropped or recreated")
+	require.ErrorContains(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"), "dropped, recreated or changed")
 
 	execute(t, env, "SELECT pg_terminate_backend($1::int, 10000)", conn.PID())
 	require.ErrorIs(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"), ErrFenced)

@@ -24,8 +24,8 @@ func isCode(err error, code string) bool {
 }
 
 func errRecreated(publication string) error {
-	return refuse("publication %s was dropped or recreated: rows committed in between were not sent. "+
-		"Make sure that it exists (`streamer migrate up` shows how), then run `streamer slot drop`, `streamer slot create` "+
+	return refuse("publication %s was dropped, recreated or changed: rows committed in between were not sent. "+
+		"Make sure that it is as it must be (`streamer doctor` tells), then run `streamer slot drop`, `streamer slot create` "+
 		"and `streamer replay --from-table`", publication)
 }
 
@@ -45,28 +45,33 @@ func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
 	if err := c.checkShards(ctx); err != nil {
 		return Slot{}, err
 	}
-	known, err := c.remembered(ctx)
-	if err != nil {
-		return Slot{}, err
-	}
 	slot, err := c.Slot(ctx)
 	if errors.Is(err, ErrNoSlot) {
-		if known != 0 || landed {
-			return Slot{}, refuse("slot %s is gone, and with it the place in the WAL: events may be missing in ClickHouse. "+
-				"Run `streamer slot create`, then `streamer replay --from-table` to fill the gap", c.slot)
-		}
-		return Slot{}, ErrNoSlot
+		return Slot{}, c.checkGone(ctx, landed)
 	}
 	if err != nil {
 		return Slot{}, err
 	}
-	if known != 0 && known != c.publicOID {
-		return Slot{}, errRecreated(c.publication)
+	if _, err := c.checkRemembered(ctx); err != nil {
+		return Slot{}, err
 	}
 	if err := c.checkSlot(ctx, slot); err != nil {
 		return Slot{}, err
 	}
 	return slot, c.remember(ctx, false)
+}
+
+// checkGone tells a slot that was lost from one that never was, which is ErrNoSlot.
+func (c *Control) checkGone(ctx context.Context, landed bool) error {
+	known, err := c.checkRemembered(ctx)
+	if known || landed {
+		return refuse("slot %s is gone, and with it the place in the WAL: events may be missing in ClickHouse. "+
+			"Run `streamer slot create`, then `streamer replay --from-table` to fill the gap", c.slot)
+	}
+	if err != nil {
+		return err
+	}
+	return ErrNoSlot
 }
 
 // EnsureSlot is Preflight for a slot of which nothing has landed, and FirstSlot when there is none.
@@ -113,40 +118,40 @@ func (c *Control) CheckServer(ctx context.Context) error {
 	return nil
 }
 
-// checkPublication returns the oid of a shard's publication.
-func (c *Control) checkPublication(ctx context.Context, shard Shard) (oid uint32, err error) {
+// checkPublication returns the oid and the state of a shard's publication.
+func (c *Control) checkPublication(ctx context.Context, shard Shard) (oid uint32, state string, err error) {
 	name := shard.Name(strings.TrimSuffix(c.publication, c.shard.suffix()))
 	var insert, others, root bool
 	var tables, filters []string
 	// Row filters are newer than PostgreSQL 14.
 	err = c.conn.QueryRow(ctx, `
-		SELECT oid, pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot, tables, filters
+		SELECT oid, `+publicationState+`, pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot, tables, filters
 		FROM pg_catalog.pg_publication p, LATERAL (
 			SELECT coalesce(array_agg(t.tablename::text), '{}') AS tables, coalesce(array_agg(coalesce(to_jsonb(t) ->> 'rowfilter', '')), '{}') AS filters
 			FROM pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname) t
-		WHERE pubname = $1`, name).Scan(&oid, &insert, &others, &root, &tables, &filters)
+		WHERE pubname = $1`, name).Scan(&oid, &state, &insert, &others, &root, &tables, &filters)
 	p := quoteIdent(name)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows) && shard.Count > 0:
-		return 0, refuse("publication %s is missing: run `streamer migrate up` with STREAMER_SHARD = %s, which makes those of all shards", name, c.shard)
+		return 0, "", refuse("publication %s is missing: run `streamer migrate up` with STREAMER_SHARD = %s, which makes those of all shards", name, c.shard)
 	case errors.Is(err, pgx.ErrNoRows):
-		return 0, refuse("publication %s is missing: run `streamer migrate up`, or CREATE PUBLICATION %s FOR TABLE %s "+
+		return 0, "", refuse("publication %s is missing: run `streamer migrate up`, or CREATE PUBLICATION %s FOR TABLE %s "+
 			"WITH (publish = 'insert', publish_via_partition_root = true)", name, p, event.Table)
 	case err != nil:
-		return 0, classify(fmt.Errorf("read publication %s: %w", name, err))
+		return 0, "", classify(fmt.Errorf("read publication %s: %w", name, err))
 	case !insert || others:
-		return 0, refuse("publication %s must publish inserts and nothing else: run ALTER PUBLICATION %s SET (publish = 'insert')", name, p)
+		return 0, "", refuse("publication %s must publish inserts and nothing else: run ALTER PUBLICATION %s SET (publish = 'insert')", name, p)
 	case !root:
-		return 0, refuse("publication %s must publish through the partition root: run ALTER PUBLICATION %s SET (publish_via_partition_root = true)", name, p)
+		return 0, "", refuse("publication %s must publish through the partition root: run ALTER PUBLICATION %s SET (publish_via_partition_root = true)", name, p)
 	case len(tables) != 1 || tables[0] != event.Table:
-		return 0, refuse("publication %s must hold the table %s alone and holds %s: run ALTER PUBLICATION %s SET TABLE %s",
+		return 0, "", refuse("publication %s must hold the table %s alone and holds %s: run ALTER PUBLICATION %s SET TABLE %s",
 			name, event.Table, strings.Join(tables, ", "), p, setTable(shard))
 	case filters[0] != shard.Filter():
-		return 0, refuse("publication %s has the row filter %q and must have %q, or events go to two shards or to none: "+
+		return 0, "", refuse("publication %s has the row filter %q and must have %q, or events go to two shards or to none: "+
 			"run ALTER PUBLICATION %s SET TABLE %s; rows committed meanwhile need `streamer replay --from-table`",
 			name, filters[0], shard.Filter(), p, setTable(shard))
 	}
-	return oid, nil
+	return oid, state, nil
 }
 
 // setTable is what follows SET TABLE.

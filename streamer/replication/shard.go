@@ -98,12 +98,12 @@ func (c *Control) checkShards(ctx context.Context) error {
 		}
 	}
 	for _, other := range c.shard.All() {
-		oid, err := c.checkPublication(ctx, other)
+		oid, state, err := c.checkPublication(ctx, other)
 		if err != nil {
 			return err
 		}
 		if other == c.shard {
-			c.publicOID = oid
+			c.publicOID, c.published = oid, state
 		}
 	}
 	return nil
