@@ -204,10 +204,17 @@ func TestF13_ThePositionOfAnIdleSlot(t *testing.T) {
 func TestF15_AZeroPositionAcknowledgesWhatWasReceived(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env, abrupt, func(c *setup) { c.SenderTimeout = time.Second })
+	often := func(c *setup) { c.SenderTimeout = time.Second }
+	s := start(t, env, abrupt, often)
 	hold(t, env)
 	trickle(t, env, 10)
 	eventually(t, func() bool { return s.seen.retries.Load() > 3 }, "ClickHouse is not asked") // several statuses long
+	s.crash()
+	require.Equal(t, 10, pending(t, env))
+	s = start(t, env, abrupt, often)
+	eventually(t, func() bool { return s.seen.retries.Load() > 3 }, "ClickHouse is not asked")
+	flushed := lsn(t, env, "SELECT coalesce(flush_lsn, '0/0')::text FROM pg_stat_replication WHERE pid = $1", walsender(t, env))
+	assert.Equal(t, slotLSN(t, env, "confirmed_flush_lsn"), flushed, "a session begins with what the slot has confirmed")
 	s.crash()
 	require.Equal(t, 10, pending(t, env))
 	release(t, env)

@@ -107,6 +107,22 @@ func TestAStopConfirmsAllThatWasSent(t *testing.T) {
 	assert.GreaterOrEqual(t, slotLSN(t, env, "confirmed_flush_lsn"), end)
 }
 
+// Rows that wait for others when a stop comes do not come again: they land.
+func TestAStopLandsWhatWasRead(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	s := start(t, env, func(c *setup) { c.FlushInterval = time.Hour })
+	publish(t, env, 1) // goes out at once; the next would after an hour
+	delivered(t, env)
+	publish(t, env, 5)
+	end := walEnd(t, env)
+	eventually(t, func() bool { return s.pipeline.Progress().Decoded() >= end }, "the rows are not read")
+	require.Equal(t, 1, countRows(t, env))
+	s.stop()
+	require.Equal(t, 6, delivered(t, env))
+	assert.GreaterOrEqual(t, slotLSN(t, env, "confirmed_flush_lsn"), end)
+}
+
 func TestKillNineLosesAndDoublesNothing(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)

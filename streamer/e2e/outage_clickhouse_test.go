@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/testenv"
 	"diehard/streamer/pipeline"
 )
 
@@ -98,6 +99,62 @@ func TestClickHouseAnswersLate(t *testing.T) {
 		require.NoError(t, engine.Resume())
 		delivered(t, env)
 	}
+}
+
+// slow makes every insert into the event log take half a second a row before
+// its part is written, until quick. KILL QUERY does not shorten that.
+func slow(t testing.TB, env *testenv.Env) {
+	t.Helper()
+	command(t, env, "ALTER TABLE LOG ADD CONSTRAINT slow CHECK sleepEachRow(0.5) = 0")
+}
+
+func quick(t testing.TB, env *testenv.Env) {
+	t.Helper()
+	command(t, env, "ALTER TABLE LOG DROP CONSTRAINT slow")
+}
+
+// running is how many inserts of the slot ClickHouse has been working on for so long.
+func running(t testing.TB, env *testenv.Env, seconds float64) int {
+	t.Helper()
+	var n uint64
+	query := "SELECT count() FROM system.processes WHERE position(query_id, $1) > 0 AND elapsed >= $2"
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), query, env.Slot, seconds).Scan(&n))
+	return int(n)
+}
+
+// A try that is given up while ClickHouse works on it is ended, and what it left
+// is read back, before the next one. Here the table has no window: no token helps.
+func TestATryThatWasGivenUpIsEndedBeforeTheNext(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	command(t, env, "ALTER TABLE LOG MODIFY SETTING non_replicated_deduplication_window = 0")
+	s := start(t, env, func(c *setup) { c.InsertTimeout = 2 * time.Second })
+	slow(t, env)
+	publish(t, env, 5)
+	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "a slow insert is waited for")
+	quick(t, env)
+	publish(t, env, 5)
+	eventually(t, func() bool { return countRows(t, env) >= 10 && running(t, env, 0) == 0 }, "inserts run for ever")
+	delivered(t, env)
+}
+
+// An insert lands, its answer is lost, and so are the rows, but not the token: to
+// the next try ClickHouse says that all is well.
+func TestATokenThatHasOutlivedItsRowsIsReplaced(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	n, through := toClickHouse(t, env)
+	start(t, env, through, func(c *setup) { c.InsertTimeout = 3 * time.Second })
+	slow(t, env)
+	publish(t, env, 5)
+	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
+	n.silence("downstream")
+	landedRows(t, env, 5)
+	quick(t, env)
+	command(t, env, "ALTER TABLE LOG DELETE WHERE true SETTINGS mutations_sync = 2")
+	require.Zero(t, countRows(t, env))
+	n.heal()
+	delivered(t, env)
 }
 
 // What ClickHouse refuses for now is tried again until it is taken.

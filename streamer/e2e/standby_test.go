@@ -1,14 +1,19 @@
 package e2e
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	ch "github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/testenv"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/sink"
 )
 
 func TestAStandbyWaitsAndTakesOverAfterADeath(t *testing.T) {
@@ -96,4 +101,82 @@ func TestAFrozenStreamerWithAPendingInsertIsReplaced(t *testing.T) {
 	delivered(t, env)
 	first.signal(syscall.SIGTERM)
 	require.Zero(t, first.exit())
+}
+
+// A predecessor is frozen between the registration of an insert and its data:
+// before a streamer streams, it has ended that insert.
+func TestAnInsertThatAPredecessorHasRegisteredIsEnded(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	s := start(t, env)
+	publish(t, env, 5)
+	delivered(t, env)
+	s.stop()
+	ctx := ch.Context(t.Context(), ch.WithQueryID(queryPrefix(t, env)+"predecessor-1-1"))
+	late, err := env.ClickHouse.PrepareBatch(ctx, "INSERT INTO "+env.ClickHouseConfig.EventLogTable+" (event_type)")
+	require.NoError(t, err)
+	require.NoError(t, late.Append("late"))
+	start(t, env)
+	require.Error(t, late.Send())
+	publish(t, env, 5)
+	require.Equal(t, 10, delivered(t, env))
+}
+
+// A predecessor dies while ClickHouse works on its insert: where the table ends
+// is read when that has come to an end, and not before.
+func TestAnInsertThatAPredecessorLeftRunningIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	s := start(t, env, abrupt)
+	slow(t, env)
+	publish(t, env, 5)
+	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
+	s.crash()
+	start(t, env)
+	quick(t, env)
+	publish(t, env, 5)
+	require.Equal(t, 10, delivered(t, env))
+	assert.Zero(t, running(t, env, 0))
+}
+
+// Between the registration of an insert and its data stands the proof that the
+// slot is ours: while PostgreSQL does not answer, nothing lands.
+func TestNothingLandsBeforeTheSlotIsProvedToBeOurs(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	s := start(t, env)
+	publish(t, env, 5)
+	delivered(t, env)
+	lock, err := pgx.Connect(t.Context(), env.PostgresURL)
+	require.NoError(t, err)
+	defer lock.Close(t.Context())
+	tx, err := lock.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "LOCK TABLE pg_publication IN ACCESS EXCLUSIVE MODE")
+	require.NoError(t, err)
+	publish(t, env, 5)
+	eventually(t, func() bool {
+		var waiting bool
+		query := "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND backend_type = 'client backend' AND wait_event_type = 'Lock')"
+		require.NoError(t, env.Pool.QueryRow(t.Context(), query, s.pipeline.Progress().Session()).Scan(&waiting))
+		return waiting
+	}, "no proof is asked for")
+	var registered uint64
+	query := "SELECT count() FROM system.processes WHERE startsWith(query_id, $1)"
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), query, queryPrefix(t, env)).Scan(&registered))
+	assert.EqualValues(t, 1, registered, "ClickHouse knows the insert")
+	assert.Equal(t, 5, countRows(t, env), "and has not got its rows")
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.Equal(t, 10, delivered(t, env))
+	assert.Zero(t, s.seen.sessions.Load())
+}
+
+// queryPrefix begins the id of every insert of env's slot, of which rows have landed.
+func queryPrefix(t testing.TB, env *testenv.Env) string {
+	t.Helper()
+	var source string
+	query := "SELECT DISTINCT source FROM " + env.ClickHouseConfig.EventLogTable
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), query).Scan(&source))
+	systemID, slot, _ := strings.Cut(source, "/")
+	return sink.Source{SystemID: systemID, Slot: slot}.QueryPrefix()
 }
