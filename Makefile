@@ -39,6 +39,10 @@ query: export QUERY = $(value SQL)
 query: $(DEVSTACK) ## Query ClickHouse: make query SQL="SELECT * FROM event_log"
 	@$(DEVSTACK) query "$$QUERY"
 
+.PHONY: streamer
+streamer: build ## A command of the streamer on these engines: make streamer DO="status"
+	@exec $(DEVSTACK) streamer $(DO)
+
 ##@ Work on it
 
 .PHONY: build

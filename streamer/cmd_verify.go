@@ -78,7 +78,7 @@ func closeVerify(out io.Writer, v replay.Verdict) error {
 		_, _ = fmt.Fprintf(out, "and %d more: see --limit\n", all-int64(len(v.First)))
 	}
 	if v.Missing > 0 {
-		_, _ = fmt.Fprintln(out, "`streamer replay` over the same range fills what is missing")
+		_, _ = fmt.Fprintln(out, "`streamer replay --from-table`, or `--from-bookmark`, fills what is missing")
 	}
 	return exitCode(1)
 }

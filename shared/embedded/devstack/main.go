@@ -30,13 +30,13 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(runCommand(), upCommand(), downCommand(), statusCommand(), queryCommand(), cleanCommand(), clickhouseServerCommand())
+	cmd.AddCommand(runCommand(), upCommand(), downCommand(), statusCommand(), queryCommand(), streamerCommand(), cleanCommand(), clickhouseServerCommand())
 	return cmd
 }
 
-// onSignal returns a context that ends with the next SIGINT or SIGTERM.
+// onSignal returns a context that ends with the next SIGINT or SIGTERM, or when the terminal is closed.
 func onSignal(parent context.Context) (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
+	return signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 }
 
 // say tells the user what is going on.

@@ -79,3 +79,13 @@ func TestQueryErrorsSayWhatIsWrong(t *testing.T) {
 		require.ErrorContains(t, query(t.Context(), &bytes.Buffer{}, "SELECT 1"), "ClickHouse is not up: start it with make up")
 	})
 }
+
+func TestStreamerNeedsEngines(t *testing.T) {
+	for _, name := range []string{"DATABASE_URL", "CLICKHOUSE_HOST"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("DIEHARD_DEV_DIR", t.TempDir())
+	cmd := root()
+	cmd.SetArgs([]string{"streamer", "status", "--json"})
+	require.ErrorContains(t, cmd.Execute(), "make up")
+}

@@ -95,6 +95,7 @@ Ready. In another terminal:
 		fmt.Fprintf(out, "\n  psql -h %s -p %d -U postgres %s -c 'table slot_lag'\n",
 			embedded.Host, stack.Postgres.Port(), embedded.DevDatabase)
 	}
-	fmt.Fprintf(out, "\n  http://%s/ shows the streamer at work.\n", streamerAddress())
+	fmt.Fprintf(out, "\n  make streamer DO=\"status --watch\"   (also doctor, verify, bookmark, replay, deadletter)\n"+
+		"\n  http://%s/ shows the streamer at work, http://%s/docs tries the api.\n", streamerAddress(), apiAddress())
 	fmt.Fprint(out, "\nCtrl-C stops everything; data stays in .dev.\n\n")
 }
