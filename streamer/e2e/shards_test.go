@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
@@ -130,6 +134,109 @@ func TestGoingFromOneStreamerToShards(t *testing.T) {
 	producersInOrderPerShard(t, env)
 	again := launch(t, env)
 	require.ErrorContains(t, again.refusal(), "divides the outbox differently")
+}
+
+// The streamer before has delivered a part of a transaction, and confirmed nothing of it.
+func TestGoingToShardsInTheMiddleOfATransaction(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	whole := start(t, env, abrupt, func(c *setup) { c.Limits.Rows = 100 })
+	publish(t, env, 10)
+	delivered(t, env)
+	divide(t, env, 2)
+	holdAfter(t, env, 3)
+	publish(t, env, 10_000)
+	eventually(t, func() bool { return whole.seen.retries.Load() > 0 }, "ClickHouse takes everything")
+	whole.crash()
+	releaseParts(t, env)
+	some := countRows(t, env)
+	require.Less(t, some, 10_010)
+	require.Greater(t, some, 10, "the transaction is in event_log in part")
+
+	for _, at := range []pglogrepl.LSN{0, slotLSN(t, env, "confirmed_flush_lsn")} {
+		err := launch(t, env, shard(1, 2), func(c *setup) { c.StartLSN = at }).refusal()
+		require.ErrorContains(t, err, "start its streamer again")
+	}
+	whole = start(t, env)
+	delivered(t, env)
+	eventually(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= walEndBefore(t, env)+1 }, "all is confirmed")
+	whole.stop()
+
+	for _, index := range []int{1, 2} {
+		c := advised(t, launch(t, env, shard(index, 2)).refusal())
+		start(t, env, shard(index, 2), c)
+	}
+	publish(t, env, 100)
+	require.Equal(t, 10_110, delivered(t, env))
+}
+
+// What was skipped once must not come again, as long as nothing has landed that tells.
+func TestShardsThatForgetWhereToBeginAreRefused(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	whole := start(t, env)
+	divide(t, env, 2)
+	publish(t, env, 100)
+	delivered(t, env)
+	end := walEnd(t, env)
+	eventually(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "all is confirmed")
+	whole.stop()
+	from := advised(t, launch(t, env, shard(1, 2)).refusal())
+	execute(t, env, "SELECT pg_drop_replication_slot($1)", env.Slot)
+	gone := launch(t, env, shard(2, 2)).refusal()
+	require.ErrorContains(t, gone, "streamer replay --from-table")
+	start(t, env, shard(1, 2), from)
+	start(t, env, shard(2, 2), advised(t, gone))
+	publish(t, env, 100)
+	require.Equal(t, 200, delivered(t, env))
+}
+
+// Both have looked before either has its slot.
+func TestDivisionsThatStartTogetherSeeEachOther(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	needRowFilters(t, env)
+	start(t, env).stop()
+	divide(t, env, 2)
+	publish(t, env, 10)
+	lock, err := env.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = lock.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = lock.Exec(t.Context(), "LOCK TABLE streamer_slot") // which is read between the look and the slot
+	require.NoError(t, err)
+	both := []*streamer{launch(t, env), launch(t, env, shard(1, 2))}
+	eventually(t, func() bool {
+		var waiting int
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'streamer_slot'::regclass").Scan(&waiting))
+		return waiting == len(both)
+	}, "they do not wait")
+	require.NoError(t, lock.Rollback(t.Context()))
+	select {
+	case <-both[0].done:
+	case <-both[1].done:
+	case <-time.After(patience):
+		require.Fail(t, "both run")
+	}
+	for _, s := range both {
+		s.cancel()
+		<-s.done
+	}
+	require.ErrorContains(t, errors.Join(both[0].err, both[1].err), "divide")
+	require.LessOrEqual(t, countRows(t, env), 10)
+}
+
+var startLSN = regexp.MustCompile(`streamer run --start-lsn ([0-9A-F]+/[0-9A-F]+)`)
+
+// advised follows what a refusal says.
+func advised(t testing.TB, refusal error) func(*setup) {
+	t.Helper()
+	found := startLSN.FindStringSubmatch(refusal.Error())
+	require.NotNil(t, found, "%v", refusal)
+	at, err := pglogrepl.ParseLSN(found[1])
+	require.NoError(t, err)
+	return func(c *setup) { c.StartLSN = at }
 }
 
 // producersInOrderPerShard: without keys the order is that of each shard.

@@ -76,7 +76,12 @@ func (s *session) start(ctx context.Context) error {
 	if s.slot.Active {
 		return s.standBy(ctx)
 	}
-	err = s.within(ctx, func(ctx context.Context) error { return s.takeSlot(ctx, at) })
+	err = s.within(ctx, func(ctx context.Context) error {
+		if err := s.checkLanded(ctx, at); err != nil {
+			return err
+		}
+		return s.takeSlot(ctx, at)
+	})
 	if errors.Is(err, replication.ErrSlotActive) {
 		return s.standBy(ctx)
 	}
@@ -185,6 +190,16 @@ func (s *session) standBy(ctx context.Context) error {
 // was checked may have changed while it waited.
 var errSlotFree = errors.New("the slot is free")
 
+// checkLanded refuses a stream of what has landed by other slots, when the outbox was
+// divided differently. The server begins at what the slot has confirmed, or at at behind it.
+func (s *session) checkLanded(ctx context.Context, at pglogrepl.LSN) error {
+	commits, err := s.sink.Commits(ctx)
+	if err != nil {
+		return err
+	}
+	return s.control.CheckLanded(ctx, max(at, s.slot.ConfirmedFlush), commits)
+}
+
 // resume ends what a predecessor left running in ClickHouse and reads where the
 // tables end. Nothing but our own inserts changes that from here on.
 func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Position]bool, error) {
@@ -203,7 +218,14 @@ func (s *session) resume(ctx context.Context) (*decode.Decoder, map[decode.Posit
 	var known map[decode.Position]bool
 	var messages pglogrepl.LSN
 	err = s.within(ctx, func(ctx context.Context) (err error) {
+		// Again, now that the slot is ours: of two that began together, one sees the other.
+		if err = s.control.CheckDivision(ctx); err != nil {
+			return err
+		}
 		if landed, _, err = s.sink.Position(ctx); err != nil {
+			return err
+		}
+		if err = s.checkLanded(ctx, max(landed.LSN, s.cfg.StartLSN)); err != nil {
 			return err
 		}
 		if known, err = s.sink.DeadLettersAfter(ctx, landed); err != nil {

@@ -52,6 +52,27 @@ func TestFiltersAreCompleteAndDisjoint(t *testing.T) {
 	}
 }
 
+func TestOnlyRowsOfAnotherDivisionStandInTheWay(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		shard  Shard
+		landed map[string]pglogrepl.LSN
+		other  string
+		slots  []string
+	}{
+		"nothing":          {Shard{1, 2}, nil, "", nil},
+		"ours":             {Shard{1, 2}, map[string]pglogrepl.LSN{"s_1_of_2": 200, "s_2_of_2": 300}, "", nil},
+		"before":           {Shard{1, 2}, map[string]pglogrepl.LSN{"s": 99}, "", nil},
+		"at the beginning": {Shard{1, 2}, map[string]pglogrepl.LSN{"s": 100}, "s", []string{"s"}},
+		"others":           {Shard{}, map[string]pglogrepl.LSN{"s2": 200, "as": 200, "s/table": 200, "s_1_of_2/table": 200, "s_old": 200, "s": 300}, "", nil},
+		"shards":           {Shard{}, map[string]pglogrepl.LSN{"s_1_of_2": 50, "s_2_of_2": 200}, "s_2_of_2", []string{"s_1_of_2", "s_2_of_2"}},
+	} {
+		other, slots := (&Control{slot: test.shard.Name("s"), shard: test.shard}).otherDivision(100, test.landed)
+		assert.Equal(t, test.other, other, name)
+		assert.Equal(t, test.slots, slots, name)
+	}
+}
+
 func TestNotesOfMessages(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)

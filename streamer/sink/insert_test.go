@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -131,22 +132,39 @@ func TestPositionIsTheLastRowOfTheSource(t *testing.T) {
 	expect(other, decode.Position{}, 0)
 }
 
+func TestCommitsAreTheLastOfEachSlotOfTheServer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	require.NoError(t, f.insert(sample(1<<40, 3), 0, 3))
+	require.NoError(t, f.insert(sample(7, 3), 0, 3))
+	for _, s := range []Source{{f.source.SystemID, "other"}, {f.source.SystemID + "1", "elsewhere"}} {
+		require.NoError(t, f.as(s).Insert(t.Context(), sample(1<<41, 1), 0, 1, f.attempt()))
+	}
+	commits, err := f.Commits(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, map[string]pglogrepl.LSN{f.source.Slot: 1 << 40, "other": 1 << 41}, commits)
+}
+
 // Where to go on must not cost a scan of a table that grows for years.
 func TestPositionIsReadFromTheProjection(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	require.NoError(t, f.insert(sample(1, 1000), 0, 1000))
-	rows, err := f.ClickHouse.Query(t.Context(),
-		"EXPLAIN SELECT max((commit_lsn, commit_seq, timeline)) FROM event_log WHERE source = {source:String} SETTINGS optimize_use_projections = 1, force_optimize_projection = 1",
-		named("source", f.source.String()))
-	require.NoError(t, err)
-	defer rows.Close()
-	plan := ""
-	for rows.Next() {
-		var line string
-		require.NoError(t, rows.Scan(&line))
-		plan += line + "\n"
+	for _, query := range []string{
+		"SELECT max((commit_lsn, commit_seq, timeline)) FROM event_log WHERE source = {source:String}",
+		"SELECT source, tupleElement(max((commit_lsn, commit_seq, timeline)), 1) FROM event_log WHERE startsWith(source, {source:String}) GROUP BY source",
+	} {
+		rows, err := f.ClickHouse.Query(t.Context(), "EXPLAIN "+query+" SETTINGS optimize_use_projections = 1, force_optimize_projection = 1",
+			named("source", f.source.String()))
+		require.NoError(t, err)
+		plan := ""
+		for rows.Next() {
+			var line string
+			require.NoError(t, rows.Scan(&line))
+			plan += line + "\n"
+		}
+		require.NoError(t, rows.Err())
+		require.NoError(t, rows.Close())
+		assert.Contains(t, plan, "p_resume")
 	}
-	require.NoError(t, rows.Err())
-	assert.Contains(t, plan, "p_resume")
 }

@@ -5,6 +5,7 @@ package sink
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -182,6 +183,38 @@ func (s *Sink) end(ctx context.Context) (tableEnd, error) {
 		return tableEnd{}, fmt.Errorf("read position: %w", classify(err))
 	}
 	return tableEnd{decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq}, timeline}, nil
+}
+
+// Commits returns the last commit of each slot of this server of which rows are in
+// event_log, under its slot's name.
+//
+// Errors: errUnsettled, with Tables.Quorum.
+func (s *Sink) Commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
+	return settled(ctx, s.quorum, s.commits, maps.Equal)
+}
+
+func (s *Sink) commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
+	server := Source{SystemID: s.source.SystemID}.String()
+	rows, err := s.conn.Query(ctx, `
+		SELECT source, tupleElement(max((commit_lsn, commit_seq, timeline)), 1) FROM `+s.table+`
+		WHERE startsWith(source, {server:String}) GROUP BY source`, clickhouse.Named("server", server))
+	if err != nil {
+		return nil, fmt.Errorf("read positions of other slots: %w", classify(err))
+	}
+	defer func() { _ = rows.Close() }()
+	commits := make(map[string]pglogrepl.LSN)
+	for rows.Next() {
+		var source string
+		var lsn uint64
+		if err := rows.Scan(&source, &lsn); err != nil {
+			return nil, fmt.Errorf("read positions of other slots: %w", err)
+		}
+		commits[strings.TrimPrefix(source, server)] = pglogrepl.LSN(lsn)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read positions of other slots: %w", classify(err))
+	}
+	return commits, nil
 }
 
 // Fence ends every insert whose query id begins with prefix, and returns when
