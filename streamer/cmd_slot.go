@@ -28,23 +28,36 @@ func slotCommand() *cobra.Command {
 				return err
 			})
 		},
-	}, &cobra.Command{
+	}, dropSlotCommand())
+	return cmd
+}
+
+func dropSlotCommand() *cobra.Command {
+	var forGood bool
+	cmd := &cobra.Command{
 		Use:   "drop",
 		Short: "Drop the slot, letting PostgreSQL remove the WAL it holds; the streamer must be stopped",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
-				err := c.DropSlot(ctx)
-				switch {
-				case errors.Is(err, replication.ErrNoSlot):
-					_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s did not exist\n", slot)
-				case err == nil:
-					_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s dropped\n", slot)
+				done := "dropped"
+				if err := c.DropSlot(ctx); errors.Is(err, replication.ErrNoSlot) {
+					done = "did not exist"
+				} else if err != nil {
+					return err
 				}
+				if forGood {
+					if err := c.Forget(ctx); err != nil {
+						return err
+					}
+				}
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "slot %s %s\n", slot, done)
 				return err
 			})
 		},
-	})
+	}
+	cmd.Flags().BoolVar(&forGood, "for-good", false,
+		"the slot will not come back: retention no longer waits for it and drops old partitions, delivered to it or not")
 	return cmd
 }
 

@@ -62,6 +62,34 @@ func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 	assert.Equal(t, rows, events, "no duplicates")
 }
 
+func TestASlotIsGivenUpForGood(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	known := func() (known bool) {
+		t.Helper()
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM streamer_slot)").Scan(&known))
+		return known
+	}
+	for _, step := range []struct {
+		args  []string
+		says  string
+		known bool
+	}{
+		{[]string{"slot", "create"}, "starts at", true},
+		{[]string{"slot", "drop"}, "dropped", true},
+		{[]string{"slot", "create"}, "starts at", true},
+		{[]string{"slot", "drop", "--for-good"}, "dropped", false},
+		{[]string{"slot", "create"}, "starts at", true},
+		{[]string{"slot", "drop"}, "dropped", true},
+		{[]string{"slot", "drop", "--for-good"}, "did not exist", false},
+	} {
+		out, err := command(t, step.args...)
+		require.NoError(t, err)
+		assert.Contains(t, out, step.says)
+		assert.Equal(t, step.known, known(), step.args)
+	}
+}
+
 // produceEvents publishes one event after the other until stop is called.
 func produceEvents(t *testing.T, env *testenv.Env) (stop func()) {
 	t.Helper()

@@ -159,6 +159,6 @@ func TestDoctorsExitCodeIsTheWorstFinding(t *testing.T) {
 	require.NoError(t, err)
 	out, err = command(t, "doctor", "--json")
 	require.ErrorIs(t, err, exitCode(doctor.Error))
-	assert.Contains(t, out, `CREATE PUBLICATION \"outbox_pub\" FOR TABLE outbox`)
+	assert.Contains(t, out, `CREATE PUBLICATION \"outbox_pub\" FOR TABLE public.outbox`)
 	assert.Contains(t, out, `"level": "error"`)
 }

@@ -27,10 +27,12 @@ CREATE TABLE outbox_default PARTITION OF outbox DEFAULT;
 -- returns how many are new. Safe to call as often as you like.
 -- A day of which rows already lie in outbox_default keeps its rows there:
 -- moving them would publish them a second time.
+-- Here and in all our functions: what is in schema public is named with it, and
+-- public is not searched, or whoever may create there could lend us a function.
 -- +goose StatementBegin
 CREATE FUNCTION outbox_create_partitions(days_ahead int DEFAULT 7) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '5s'
 AS $$
 DECLARE

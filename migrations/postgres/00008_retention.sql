@@ -47,17 +47,17 @@ SELECT partition,
        state,
        wal_end,
        reltuples::bigint                                                            AS estimated_rows,
-       pg_total_relation_size(oid)                                                  AS bytes
+       pg_total_relation_size(oid::regclass)                                                  AS bytes
 FROM parts;
 GRANT SELECT ON outbox_partitions TO diehard_streamer;
 
 -- What every known slot has confirmed; NULL when one is gone, or none is known.
 CREATE FUNCTION outbox_confirmed() RETURNS pg_lsn
 LANGUAGE sql STABLE
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN count(*) > 0 AND bool_and(r.confirmed_flush_lsn IS NOT NULL) THEN min(r.confirmed_flush_lsn) END
-    FROM streamer_slot AS s LEFT JOIN pg_replication_slots AS r ON r.slot_name = s.slot_name
+    FROM public.streamer_slot AS s LEFT JOIN pg_replication_slots AS r ON r.slot_name = s.slot_name
 $$;
 
 -- Moves partitions that ended more than retention ago on, oldest first, and
@@ -69,12 +69,12 @@ $$;
 CREATE FUNCTION outbox_retire_partitions(retention interval)
 RETURNS TABLE (retired text, step text)
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
 AS $$
 DECLARE
     p           record;
-    confirmed   pg_lsn := outbox_confirmed();
+    confirmed   pg_lsn := public.outbox_confirmed();
     since       timestamptz;
     undelivered boolean;
 BEGIN
@@ -84,9 +84,9 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('outbox_retire_partitions')) THEN
         RETURN; -- another streamer is at it
     END IF;
-    DELETE FROM outbox_retired WHERE state = 'dropped' AND changed_at < now() - interval '90 days';
-    SELECT max(delivered_since) INTO since FROM streamer_slot;
-    FOR p IN SELECT * FROM outbox_partitions WHERE ends_at < now() - retention ORDER BY ends_at LOOP
+    DELETE FROM public.outbox_retired WHERE state = 'dropped' AND changed_at < now() - interval '90 days';
+    SELECT max(delivered_since) INTO since FROM public.streamer_slot;
+    FOR p IN SELECT * FROM public.outbox_partitions WHERE ends_at < now() - retention ORDER BY ends_at LOOP
         retired := p.partition;
         IF p.starts_at < since THEN
             EXECUTE format('SELECT EXISTS (SELECT FROM public.%I WHERE created_at < $1)', p.partition) INTO undelivered USING since;
@@ -94,7 +94,7 @@ BEGIN
         END IF;
         IF p.state = 'attached' THEN
             step := 'expired';
-            INSERT INTO outbox_retired (partition, state, wal_end) VALUES (p.partition, step, pg_current_wal_insert_lsn())
+            INSERT INTO public.outbox_retired (partition, state, wal_end) VALUES (p.partition, step, pg_current_wal_insert_lsn())
             ON CONFLICT (partition) DO UPDATE
             SET state = excluded.state, wal_end = excluded.wal_end, changed_at = clock_timestamp();
             RETURN NEXT;
@@ -106,11 +106,13 @@ BEGIN
                 -- Last the lock that producers wait for; they do not need these two.
                 EXECUTE format('LOCK TABLE ONLY public.%I, ONLY public.outbox_default IN ACCESS EXCLUSIVE MODE', p.partition);
                 EXECUTE format('ALTER TABLE public.outbox DETACH PARTITION public.%I', p.partition);
+                -- `streamer replay --from-table` reads it until it is dropped.
+                EXECUTE format('GRANT SELECT ON public.%I TO diehard_streamer', p.partition);
             ELSE
                 step := 'dropped';
                 EXECUTE format('DROP TABLE public.%I', p.partition);
             END IF;
-            UPDATE outbox_retired SET state = step, wal_end = pg_current_wal_insert_lsn(), changed_at = clock_timestamp()
+            UPDATE public.outbox_retired SET state = step, wal_end = pg_current_wal_insert_lsn(), changed_at = clock_timestamp()
             WHERE partition = p.partition;
         EXCEPTION WHEN lock_not_available THEN
             step := 'busy';

@@ -28,15 +28,20 @@ COMMENT ON TABLE idempotency_keys IS 'Requests to the api that had an Idempotenc
 -- +goose StatementBegin
 CREATE FUNCTION idempotency_keys_clean() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
 AS $$
 DECLARE
-    tomorrow text := 'idempotency_keys_' || (floor(extract(epoch FROM now()) / 86400)::bigint + 1) % 3;
+    today    bigint := floor(extract(epoch FROM clock_timestamp()) / 86400);
+    tomorrow text := 'idempotency_keys_' || (today + 1) % 3;
     used     boolean;
 BEGIN
     EXECUTE format('SELECT EXISTS (SELECT FROM public.%I)', tomorrow) INTO used;
     IF used THEN
+        EXECUTE format('LOCK TABLE public.%I IN ACCESS EXCLUSIVE MODE', tomorrow);
+        IF floor(extract(epoch FROM clock_timestamp()) / 86400) > today THEN
+            RETURN false; -- it waited beyond midnight, and the table is today's
+        END IF;
         EXECUTE format('TRUNCATE public.%I', tomorrow);
     END IF;
     RETURN used;

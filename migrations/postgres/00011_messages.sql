@@ -18,6 +18,7 @@ GRANT SELECT (messages) ON streamer_slot TO diehard_api;
 -- +goose StatementBegin
 CREATE FUNCTION publish_messages(messages text[]) RETURNS void
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM public.streamer_slot AS s WHERE s.messages) THEN
@@ -42,6 +43,7 @@ CREATE FUNCTION publish_event_message(
     event_id         uuid        DEFAULT gen_random_uuid()
 ) RETURNS uuid
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     content text := event_context;

@@ -164,7 +164,7 @@ var togetherChecks = []check[together]{
 		if landed > end {
 			return broken(fmt.Sprintf("ClickHouse holds events up to %s, and this server's WAL ends at %s: it was restored from a backup, or a standby was promoted too early", landed, end),
 				"what has landed lies within the WAL",
-				"check what PostgreSQL has lost, then streamer slot drop, set REPLICATION_SLOT to a new name, start the streamer, streamer replay --from-table")
+				"check what PostgreSQL has lost, then streamer slot drop --for-good, set REPLICATION_SLOT to a new name, start the streamer, streamer replay --from-table")
 		}
 		if landed != 0 && f.postgres.slot == nil && !f.postgres.slotKnown {
 			return broken("events of slot "+f.postgres.slotName+" are in ClickHouse, and the slot is gone", "the slot", cure)

@@ -53,6 +53,7 @@ var elsewhere = map[string]bool{
 func TestFreshDatabasesAreWell(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
+	execute(t, env, "postgresql", "REVOKE CREATE ON SCHEMA public FROM PUBLIC") // PostgreSQL 14 grants it
 	findings := doctor.Examine(t.Context(), patient(t, env, env.PostgresURL))
 	assert.Greater(t, len(findings), 25)
 	for _, f := range findings {
@@ -79,6 +80,7 @@ func TestTheMendMends(t *testing.T) {
 		{"postgresql", "publication", doctor.Error, "ALTER PUBLICATION outbox_pub SET (publish_via_partition_root = false)"},
 		{"postgresql", "publication", doctor.Error, "ALTER PUBLICATION outbox_pub ADD TABLE users"},
 		{"postgresql", "publication", doctor.Error, "DROP PUBLICATION outbox_pub"},
+		{"postgresql", "schema public", doctor.Warning, "GRANT CREATE ON SCHEMA public TO PUBLIC"},
 		{"postgresql", "outbox_default", doctor.Warning, "INSERT INTO outbox (event_type, event_context, created_at) VALUES ('t', '{}', now() - interval '30 days')"},
 		{"postgresql", "partitions ahead", doctor.Warning, `DO $$ DECLARE p text; BEGIN
 			FOR p IN SELECT partition FROM outbox_partitions WHERE starts_at > now() LOOP EXECUTE 'DROP TABLE ' || p; END LOOP; END $$`},

@@ -61,6 +61,13 @@ var postgresChecks = []check[postgresFacts]{
 		}
 		return ok(f.user + " has them all")
 	}},
+	{"schema public", func(f *postgresFacts) verdict {
+		if f.openPublic {
+			return warn("every user may create tables and functions in it", "closed, as it is made since PostgreSQL 15",
+				"REVOKE CREATE ON SCHEMA public FROM PUBLIC;")
+		}
+		return ok("not open for everyone to create in")
+	}},
 	{"migrations", func(f *postgresFacts) verdict {
 		switch {
 		case f.migrationsErr != nil:
@@ -117,7 +124,7 @@ var postgresChecks = []check[postgresFacts]{
 	{"outbox_default", func(f *postgresFacts) verdict {
 		if f.outbox != nil && f.outbox.Default {
 			return warn("holds rows, which no retention removes", "empty",
-				"DELETE FROM outbox_default WHERE created_at < now() - interval '7 days'; -- once they are delivered")
+				"DELETE FROM public.outbox_default WHERE created_at < now() - interval '7 days'; -- once they are delivered")
 		}
 		return ok("empty")
 	}},
@@ -163,7 +170,7 @@ func judgeColumns(f *postgresFacts) verdict {
 	}
 	if len(wrong) > 0 {
 		slices.Sort(wrong)
-		return broken(strings.Join(wrong, "; "), "as the migrations make them", "ALTER TABLE outbox …: give the columns their names and types back")
+		return broken(strings.Join(wrong, "; "), "as the migrations make them", "ALTER TABLE public.outbox …: give the columns their names and types back")
 	}
 	return ok(fmt.Sprintf("%d, as they should be", len(f.columns)))
 }
@@ -172,7 +179,7 @@ func judgePublication(f *postgresFacts) verdict {
 	switch {
 	case f.Publication == "missing":
 		return broken(f.publication+" is missing", "there, before the slot", fmt.Sprintf(
-			"CREATE PUBLICATION %q FOR TABLE %s WITH (publish = 'insert', publish_via_partition_root = true);", f.publication, event.Table))
+			"CREATE PUBLICATION %q FOR TABLE public.%s WITH (publish = 'insert', publish_via_partition_root = true);", f.publication, event.Table))
 	case f.Publication != "ok":
 		return broken(f.publication+" "+f.Publication, "inserts, via the partition root", fmt.Sprintf(
 			"ALTER PUBLICATION %q SET (publish = 'insert', publish_via_partition_root = true);", f.publication))
@@ -262,9 +269,9 @@ func judgePartitions(f *postgresFacts) verdict {
 	case f.outboxErr != nil:
 		return broken(f.outboxErr.Error(), "readable", "streamer migrate up")
 	case f.outbox.Ahead < 0:
-		return warn("today has none; its rows go to outbox_default", "a week ahead", "SELECT outbox_create_partitions(7);")
+		return warn("today has none; its rows go to outbox_default", "a week ahead", "SELECT public.outbox_create_partitions(7);")
 	case f.outbox.Ahead < 2:
-		return warn(fmt.Sprintf("%d days", f.outbox.Ahead), "a week; a running streamer makes them", "SELECT outbox_create_partitions(7);")
+		return warn(fmt.Sprintf("%d days", f.outbox.Ahead), "a week; a running streamer makes them", "SELECT public.outbox_create_partitions(7);")
 	}
 	return ok(fmt.Sprintf("%d days", f.outbox.Ahead))
 }

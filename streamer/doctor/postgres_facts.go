@@ -32,6 +32,7 @@ type postgresFacts struct {
 	senders, slots   int // in use
 	standbys         int // physical ones that are connected
 	mayReplicate     bool
+	openPublic       bool     // PUBLIC may create in schema public
 	missing          []string // privileges
 	tables           []string // of the publication
 	publicationOID   uint32
@@ -93,11 +94,12 @@ func (f *postgresFacts) askServer(ctx context.Context, p *ops.Probe) error {
 	return p.Postgres.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int, current_database(), current_user,
 		       (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
+		       coalesce((SELECT has_schema_privilege('public', oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = 'public'), false),
 		       (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walsender'),
 		       (SELECT count(*) FROM pg_catalog.pg_replication_slots),
 		       (SELECT count(*) FROM pg_catalog.pg_stat_replication r WHERE NOT EXISTS (
 		           SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))`).
-		Scan(&f.number, &f.database, &f.user, &f.mayReplicate, &f.senders, &f.slots, &f.standbys)
+		Scan(&f.number, &f.database, &f.user, &f.mayReplicate, &f.openPublic, &f.senders, &f.slots, &f.standbys)
 }
 
 // askPrivileges lists what the user lacks. A table or function that is missing

@@ -3,6 +3,7 @@ package replay
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -30,7 +31,6 @@ type outbox struct {
 	progress func(done, total uint64)
 
 	done, total uint64
-	day         pgtype.Timestamptz // up to where everything has been handed over
 }
 
 // each hands the rows in pieces over, together with a position in the WAL that
@@ -42,15 +42,44 @@ func (o *outbox) each(ctx context.Context, do func(ctx context.Context, rows *de
 	if err != nil {
 		return err
 	}
+	detached, err := o.detached(ctx)
+	if err != nil {
+		return err
+	}
 	b := batch.New(o.limits)
-	for i := 1; i < len(days); i++ {
-		o.day = days[i-1]
-		if err := o.one(ctx, b, days[i-1], days[i], do); err != nil {
+	for _, table := range detached {
+		err := o.one(ctx, b, table, days[0], days[len(days)-1], do)
+		if err != nil && !isDropped(err) {
 			return err
 		}
-		o.day = days[i]
+	}
+	for i := 1; i < len(days); i++ {
+		if err := o.one(ctx, b, "public."+event.Table, days[i-1], days[i], do); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// detached lists what retention has taken out of the outbox already and not yet
+// dropped: a slot that was lost since then may not have delivered it. Retention
+// takes out nothing that may be undelivered, so the list does not grow by such.
+func (o *outbox) detached(ctx context.Context) ([]string, error) {
+	rows, err := o.conn.Query(ctx, `SELECT format('public.%I', partition) FROM public.outbox_partitions WHERE state = 'detached' ORDER BY starts_at`)
+	if err != nil {
+		return nil, fmt.Errorf("read the outbox's detached partitions: %w", err)
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read the outbox's detached partitions: %w", err)
+	}
+	return tables, nil
+}
+
+// isDropped tells that retention has dropped the table meanwhile: then it was delivered.
+func isDropped(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "42P01" // undefined_table
 }
 
 // days cuts the span where partitions begin and end. The default partition has a
@@ -59,8 +88,8 @@ func (o *outbox) days(ctx context.Context) ([]pgtype.Timestamptz, error) {
 	low, high := bound(o.span.Since, pgtype.NegativeInfinity), bound(o.span.Until, pgtype.Infinity)
 	rows, err := o.conn.Query(ctx, `
 		SELECT day FROM (
-			SELECT starts_at FROM outbox_partitions WHERE state <> 'detached'
-			UNION SELECT ends_at FROM outbox_partitions WHERE state <> 'detached') AS edges (day)
+			SELECT starts_at FROM public.outbox_partitions WHERE state <> 'detached'
+			UNION SELECT ends_at FROM public.outbox_partitions WHERE state <> 'detached') AS edges (day)
 		WHERE day > $1 AND day < $2 ORDER BY day`, low, high)
 	if err != nil {
 		return nil, fmt.Errorf("read the outbox's partitions: %w", err)
@@ -72,7 +101,7 @@ func (o *outbox) days(ctx context.Context) ([]pgtype.Timestamptz, error) {
 	if o.span == (Span{}) {
 		err = o.conn.QueryRow(ctx, `SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
 			FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-			WHERE i.inhparent = '`+event.Table+`'::regclass`).Scan(&o.total)
+			WHERE i.inhparent = 'public.`+event.Table+`'::regclass`).Scan(&o.total)
 		if err != nil {
 			return nil, fmt.Errorf("estimate the outbox's rows: %w", err)
 		}
@@ -87,8 +116,8 @@ func bound(t time.Time, otherwise pgtype.InfinityModifier) pgtype.Timestamptz {
 	return pgtype.Timestamptz{Time: t, Valid: true}
 }
 
-// one reads the rows of one day.
-func (o *outbox) one(ctx context.Context, b *batch.Batch, low, high pgtype.Timestamptz,
+// one reads the rows of one day, or of a partition that is detached.
+func (o *outbox) one(ctx context.Context, b *batch.Batch, table string, low, high pgtype.Timestamptz,
 	do func(context.Context, *decode.Rows, pglogrepl.LSN) error,
 ) error {
 	tx, err := o.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
@@ -96,7 +125,7 @@ func (o *outbox) one(ctx context.Context, b *batch.Batch, low, high pgtype.Times
 		return fmt.Errorf("read the outbox: %w", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	from := ` FROM ` + event.Table + ` WHERE created_at >= $1 AND created_at < $2`
+	from := ` FROM ` + table + ` WHERE created_at >= $1 AND created_at < $2`
 	if o.filter != "" {
 		from += ` AND ` + o.filter
 	}

@@ -65,7 +65,7 @@ func (s *session) delivered(ctx context.Context, span Span) error {
 	if !span.Until.IsZero() {
 		return nil
 	}
-	_, err := s.guard.conn.Exec(ctx, `UPDATE streamer_slot SET delivered_since = least(delivered_since, $2) WHERE slot_name = $1`,
+	_, err := s.guard.conn.Exec(ctx, `UPDATE public.streamer_slot SET delivered_since = least(delivered_since, $2) WHERE slot_name = $1`,
 		s.Slot, bound(span.Since, pgtype.NegativeInfinity))
 	if err != nil {
 		return fmt.Errorf("note what is delivered: %w", err)

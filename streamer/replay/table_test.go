@@ -165,3 +165,61 @@ func TestATableReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 	assert.Equal(t, int64(700), report.Filled)
 	f.complete()
 }
+
+// Retention has taken the partition out when the slot is lost, and waits for the replay to drop it.
+func TestADetachedPartitionIsReplayed(t *testing.T) {
+	f := newFixture(t)
+	f.exec(`CREATE TABLE outbox_p20200101 PARTITION OF outbox FOR VALUES FROM ('2020-01-01 00:00:00+00') TO ('2020-01-02 00:00:00+00')`)
+	stop := f.stream()
+	f.exec(`UPDATE streamer_slot SET delivered_since = '-infinity'`)
+	f.exec(`INSERT INTO outbox (event_type, event_context, created_at) SELECT 'old', '{}', '2020-01-01 12:00:00+00' FROM generate_series(1, 150)`)
+	f.confirmed(f.walEnd())
+	state := func() (state string) {
+		require.NoError(t, f.Pool.QueryRow(t.Context(), `SELECT state FROM outbox_retired`).Scan(&state))
+		return state
+	}
+	retire := func(wanted string) {
+		t.Helper()
+		f.eventually(func() bool {
+			f.exec(`SELECT outbox_retire_partitions('30 days')`)
+			f.confirmed(f.walEnd())
+			return state() == wanted
+		}, "the partition is "+wanted)
+	}
+	f.exec(`SELECT outbox_retire_partitions('30 days')`)
+	f.confirmed(f.walEnd())
+	retire("detached")
+	f.exec(`UPDATE streamer_slot SET delivered_since = now()`) // as for a slot that is made anew
+	require.Equal(t, 150, f.remove("true"))
+
+	report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(150), report.Filled)
+	verdict, err := VerifyTable(t.Context(), f.config(), Span{}, 10)
+	require.NoError(t, err)
+	assert.Equal(t, int64(150), verdict.Equal)
+	report, err = FromTable(t.Context(), f.config(), Span{Since: time.Date(2020, 1, 2, 0, 0, 0, 0, time.UTC)}, Mode{DryRun: true})
+	require.NoError(t, err)
+	assert.Zero(t, report.Read, "it is not in the span")
+	var may bool
+	require.NoError(t, f.Pool.QueryRow(t.Context(), `SELECT has_table_privilege('diehard_streamer', 'outbox_p20200101', 'SELECT')`).Scan(&may))
+	assert.True(t, may)
+	retire("dropped")
+	stop()
+}
+
+// Our tables are in schema public, wherever sessions look first.
+func TestADatabaseWithASearchPathOfItsOwn(t *testing.T) {
+	f := newFixture(t)
+	f.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = app', current_database()); END $$`)
+	f.stream()
+	f.exec(`INSERT INTO public.outbox (event_type, event_context) SELECT 'a', '{}' FROM generate_series(1, 50)`)
+	f.confirmed(f.walEnd())
+	require.Equal(t, 20, f.remove("commit_seq <= 20"))
+	report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(20), report.Filled)
+	verdict, err := VerifyTable(t.Context(), f.config(), Span{}, 10)
+	require.NoError(t, err)
+	assert.Equal(t, int64(50), verdict.Equal)
+}

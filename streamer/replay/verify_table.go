@@ -92,7 +92,7 @@ func (v *verifier) outboxRows(ctx context.Context, rows *decode.Rows, _ pglogrep
 // sort their ids, so that walking through them side by side takes no memory.
 func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span Span) error {
 	var oldest *time.Time
-	err := conn.QueryRow(ctx, `SELECT min(starts_at) FROM outbox_partitions WHERE state <> 'detached'`).Scan(&oldest)
+	err := conn.QueryRow(ctx, `SELECT min(starts_at) FROM public.outbox_partitions WHERE state <> 'detached'`).Scan(&oldest)
 	if err != nil || oldest == nil {
 		return wrap(err)
 	}
@@ -110,7 +110,7 @@ func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span 
 	}
 	defer log.Close()
 	// After the query above, so that it shows every event of the other end.
-	outbox, err := conn.Query(ctx, `SELECT id FROM `+event.Table+` WHERE created_at >= $1 AND created_at < $2 ORDER BY id`,
+	outbox, err := conn.Query(ctx, `SELECT id FROM public.`+event.Table+` WHERE created_at >= $1 AND created_at < $2 ORDER BY id`,
 		bound(span.Since, pgtype.NegativeInfinity), bound(span.Until, pgtype.Infinity))
 	if err != nil {
 		return wrap(err)
@@ -176,7 +176,7 @@ func (v *verifier) judge(ctx context.Context, s *session, suspects []uuid.UUID) 
 	if len(suspects) == 0 {
 		return nil
 	}
-	rows, err := s.guard.conn.Query(ctx, `SELECT DISTINCT id FROM `+event.Table+` WHERE id = ANY($1)`, suspects)
+	rows, err := s.guard.conn.Query(ctx, `SELECT DISTINCT id FROM public.`+event.Table+` WHERE id = ANY($1)`, suspects)
 	if err != nil {
 		return wrap(err)
 	}

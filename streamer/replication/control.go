@@ -121,8 +121,8 @@ func (c *Control) CreateSlot(ctx context.Context) error {
 	return c.remember(ctx, c.readsMessages())
 }
 
-// Recreate makes the slot anew, at the present end of the WAL, and forgets the one before.
-// It is the operator's word that what lies between is dealt with otherwise.
+// Recreate makes the slot anew, at the present end of the WAL. It is the operator's
+// word that what lies between is dealt with otherwise; until then retention keeps it.
 //
 // Errors: failure.Fatal when the slot exists or the publication is not as it must be.
 func (c *Control) Recreate(ctx context.Context) (Slot, error) {
@@ -138,23 +138,44 @@ func (c *Control) Recreate(ctx context.Context) (Slot, error) {
 		}
 		return Slot{}, refuse("slot %s exists: drop it first with `streamer slot drop`", c.slot)
 	}
-	if err := c.forget(ctx); err != nil {
-		return Slot{}, err
+	// Until the new slot is noted, nothing counts as delivered.
+	if _, err := c.conn.Exec(ctx, `UPDATE public.streamer_slot SET delivered_since = 'infinity' WHERE slot_name = $1`, c.slot); err != nil {
+		return Slot{}, classify(fmt.Errorf("renew slot %s: %w", c.slot, err))
 	}
 	if err := c.CreateSlot(ctx); err != nil {
+		return Slot{}, err
+	}
+	if err := c.renew(ctx); err != nil {
 		return Slot{}, err
 	}
 	return c.Slot(ctx)
 }
 
-func (c *Control) forget(ctx context.Context) error {
-	if _, err := c.conn.Exec(ctx, `DELETE FROM streamer_slot WHERE slot_name = $1`, c.slot); err != nil {
+// renew replaces what is remembered of the slot before. There is no moment at which
+// nothing is: retention would go on without this slot.
+func (c *Control) renew(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, c.conn, func(pgx.Tx) error {
+		if err := c.Forget(ctx); err != nil {
+			return err
+		}
+		return c.remember(ctx, c.readsMessages())
+	})
+	if err != nil {
+		return fmt.Errorf("renew slot %s: %w", c.slot, err)
+	}
+	return nil
+}
+
+// Forget lets retention go on without the slot, which must be given up for good.
+func (c *Control) Forget(ctx context.Context) error {
+	if _, err := c.conn.Exec(ctx, `DELETE FROM public.streamer_slot WHERE slot_name = $1`, c.slot); err != nil {
 		return classify(fmt.Errorf("forget slot %s: %w", c.slot, err))
 	}
 	return nil
 }
 
-// DropSlot removes the slot and then what is remembered of it.
+// DropSlot removes the slot and closes the door for messages. That it existed stays
+// known: retention waits for Recreate, or for Forget.
 //
 // Errors: ErrSlotActive, ErrNoSlot.
 func (c *Control) DropSlot(ctx context.Context) error {
@@ -165,7 +186,10 @@ func (c *Control) DropSlot(ctx context.Context) error {
 	if err != nil {
 		return classify(fmt.Errorf("drop slot %s: %w", c.slot, err))
 	}
-	return c.forget(ctx)
+	if _, err := c.conn.Exec(ctx, `UPDATE public.streamer_slot SET messages = false, delivered_since = 'infinity' WHERE slot_name = $1`, c.slot); err != nil {
+		return classify(fmt.Errorf("note that slot %s is dropped: %w", c.slot, err))
+	}
+	return nil
 }
 
 // remember notes which publication the slot was made for, once; messages are

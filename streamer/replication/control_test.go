@@ -90,6 +90,67 @@ func TestTheLifeOfASlot(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// A slot that was dropped holds retention up: what it had not delivered is in the outbox alone.
+func TestADroppedSlotIsRememberedUntilItIsGivenUp(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c, err := OpenControl(t.Context(), env.PostgresURL, "tester", Origin{Slot: env.Slot, Publication: env.Publication, Messages: true})
+	require.NoError(t, err)
+	defer c.Close(t.Context())
+	execute(t, env, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot+"_other")
+	execute(t, env, "INSERT INTO streamer_slot (slot_name, publication_oid, delivered_since) VALUES ($1, 1, '-infinity')", env.Slot+"_other")
+	is := func(condition string) (holds bool) {
+		t.Helper()
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT "+condition).Scan(&holds))
+		return holds
+	}
+	of := func(condition string) bool {
+		t.Helper()
+		return is("EXISTS (SELECT FROM streamer_slot WHERE slot_name = '" + env.Slot + "' AND " + condition + ")")
+	}
+	_, err = c.EnsureSlot(t.Context())
+	require.NoError(t, err)
+	require.True(t, is("outbox_confirmed() IS NOT NULL"))
+
+	require.NoError(t, c.DropSlot(t.Context()))
+	assert.True(t, is("outbox_confirmed() IS NULL"), "retention waits")
+	assert.True(t, of("NOT messages"), "a message would be lost")
+	assert.True(t, of("delivered_since = 'infinity'"), "whoever makes the slot")
+	for _, landed := range []bool{false, true} {
+		_, err = c.Preflight(t.Context(), landed)
+		require.ErrorContains(t, err, "streamer slot create")
+		assert.Equal(t, failure.Fatal, failure.Of(err))
+	}
+
+	execute(t, env, "DROP PUBLICATION "+env.Publication)
+	execute(t, env, "CREATE PUBLICATION "+env.Publication+" FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)")
+	var before time.Time
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT now()").Scan(&before))
+	_, err = c.Recreate(t.Context())
+	require.NoError(t, err)
+	_, err = c.Preflight(t.Context(), true)
+	require.NoError(t, err, "the new publication is the slot's")
+	assert.True(t, of("messages AND messages_from = '0/1'"))
+	var since time.Time
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT delivered_since FROM streamer_slot WHERE slot_name = $1", env.Slot).Scan(&since))
+	assert.True(t, since.After(before))
+	assert.True(t, is("outbox_confirmed() IS NOT NULL"))
+
+	require.NoError(t, c.DropSlot(t.Context()))
+	require.NoError(t, c.Forget(t.Context()))
+	assert.True(t, is("outbox_confirmed() IS NOT NULL"), "of the other slot")
+}
+
+// Waiting does not make a table.
+func TestAMissingTableIsFatal(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	execute(t, env, "DROP TABLE streamer_slot")
+	_, err := control(t, env).Preflight(t.Context(), false)
+	require.ErrorContains(t, err, "streamer migrate up")
+	assert.Equal(t, failure.Fatal, failure.Of(err))
+}
+
 // The slot is ours if our process holds it under our name: process ids come around again.
 func TestTheOwnerIsTheSessionThatHoldsTheSlot(t *testing.T) {
 	t.Parallel()

@@ -23,6 +23,7 @@ const (
 	codePrivilege           = "42501"
 	codeFeature             = "0A000"
 	codeDuplicateObject     = "42710"
+	codeUndefinedTable      = "42P01"
 )
 
 // classify gives a PostgreSQL error its class. Errors without a SQLSTATE are
@@ -37,7 +38,7 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", ErrSlotActive, err)
 	case codePrivilege:
 		return failure.Wrap(failure.Fatal, fmt.Errorf("%w (the role needs the attribute REPLICATION and membership in diehard_streamer)", err))
-	case codeInvalidPassword, codeInvalidAuthorizaton, codeInvalidCatalog, codeFeature:
+	case codeInvalidPassword, codeInvalidAuthorizaton, codeInvalidCatalog, codeFeature, codeUndefinedTable:
 		return failure.Wrap(failure.Fatal, err)
 	case codeUndefinedObject:
 		return failure.Wrap(failure.Fatal, fmt.Errorf("%w: %w", errGone, err))

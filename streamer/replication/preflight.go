@@ -94,7 +94,7 @@ func (c *Control) FirstSlot(ctx context.Context) (Slot, error) {
 	if err != nil {
 		return Slot{}, err
 	}
-	if err := c.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM outbox)`).Scan(&slot.Late); err != nil {
+	if err := c.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM public.outbox)`).Scan(&slot.Late); err != nil {
 		return Slot{}, classify(fmt.Errorf("look into the outbox: %w", err))
 	}
 	return slot, nil
@@ -135,7 +135,7 @@ func (c *Control) checkPublication(ctx context.Context, shard Shard) (oid uint32
 	case errors.Is(err, pgx.ErrNoRows) && shard.Count > 0:
 		return 0, "", refuse("publication %s is missing: run `streamer migrate up` with STREAMER_SHARD = %s, which makes those of all shards", name, c.shard)
 	case errors.Is(err, pgx.ErrNoRows):
-		return 0, "", refuse("publication %s is missing: run `streamer migrate up`, or CREATE PUBLICATION %s FOR TABLE %s "+
+		return 0, "", refuse("publication %s is missing: run `streamer migrate up`, or CREATE PUBLICATION %s FOR TABLE public.%s "+
 			"WITH (publish = 'insert', publish_via_partition_root = true)", name, p, event.Table)
 	case err != nil:
 		return 0, "", classify(fmt.Errorf("read publication %s: %w", name, err))
@@ -157,9 +157,9 @@ func (c *Control) checkPublication(ctx context.Context, shard Shard) (oid uint32
 // setTable is what follows SET TABLE.
 func setTable(shard Shard) string {
 	if shard.Count == 0 {
-		return event.Table
+		return "public." + event.Table
 	}
-	return event.Table + " WHERE " + shard.Filter()
+	return "public." + event.Table + " WHERE " + shard.Filter()
 }
 
 func (c *Control) checkSlot(ctx context.Context, s Slot) error {
@@ -187,7 +187,7 @@ type Landed struct {
 
 // newSlot is what to do about a server that has forgotten events which have landed:
 // its WAL takes their places a second time, so that the rows to come need another source.
-const newSlot = "Check what it lost; then run `streamer slot drop`, set REPLICATION_SLOT to a new name, start the streamer " +
+const newSlot = "Check what it lost; then run `streamer slot drop --for-good`, set REPLICATION_SLOT to a new name, start the streamer " +
 	"and run `streamer replay --from-table`"
 
 // RefuseHistory says what to do when the stream shows that the server's history is

@@ -108,6 +108,7 @@ func TestNotesOfMessages(t *testing.T) {
 		assert.Equal(t, step.door, door)
 	}
 	require.NoError(t, on.DropSlot(t.Context()))
+	require.NoError(t, on.Forget(t.Context()))
 	_, err = on.EnsureSlot(t.Context())
 	require.NoError(t, err)
 	from, err := on.MessagesFrom(t.Context())
