@@ -232,7 +232,8 @@ func (r *Retrier) land(ctx context.Context, b *attempt, from, to int) error {
 	id := fmt.Sprintf("%s%s-%d", queryPrefix(b.source), r.nonce, r.inserts)
 	began := time.Now()
 	refusal := b.sink.Insert(ctx, &b.rows, from, to, sink.Attempt{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.verify})
-	if refusal != nil && failure.Of(refusal) != failure.Poison {
+	// A letter that is refused stays a letter: a code that no list has may be taken for a refusal at once.
+	if refusal != nil && failure.Of(refusal) != failure.Poison && sink.Unknown(refusal) == 0 {
 		return fmt.Errorf("retry dead letters: %w; try again, what has landed is recognised", refusal)
 	}
 	// Success is believed when it is seen. And a failing materialized view
@@ -250,7 +251,7 @@ func (r *Retrier) land(ctx context.Context, b *attempt, from, to int) error {
 	case refusal == nil || len(there) > 0:
 		return errIncomplete
 	case len(letters) == 1:
-		b.settle(letters[0], Refused, refusal.Error())
+		b.settle(letters[0], Refused, sink.Reason(refusal))
 		return nil
 	}
 	middle := from + (to-from)/2

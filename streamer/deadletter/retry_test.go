@@ -145,6 +145,19 @@ func TestRowsThatClickHouseRefusesAreIsolated(t *testing.T) {
 	}
 }
 
+// One that meets a code that no list has does not keep the others from landing.
+func TestARowWithAnUnknownCodeIsIsolated(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.land(at(900, 1), event(99, "later"))
+	f.exec("ALTER TABLE event_log ADD COLUMN n UInt64 MATERIALIZED toUInt64(if(event_type = 'bad', '', '7'))")
+	f.setAside(time.Now(), reject(at(500, 1), event(1, "bad")), reject(at(500, 2), event(2, "good")))
+	outcomes := f.retry(Filter{})
+	assert.Equal(t, Refused, outcomes[id(1)].Result)
+	assert.Contains(t, outcomes[id(1)].Cause, "code: 32")
+	assert.Equal(t, Landed, outcomes[id(2)].Result)
+}
+
 // The streamer would take a row that landed too early for the end of what has landed.
 func TestALetterAheadOfTheStreamerWaits(t *testing.T) {
 	t.Parallel()

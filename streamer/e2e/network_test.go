@@ -72,6 +72,23 @@ func TestTheNetworkIsSilentAtTheStart(t *testing.T) {
 	}
 }
 
+// While ClickHouse refuses, the writer asks PostgreSQL whether the slot is still
+// ours, and does not wait for that answer for ever either.
+func TestTheNetworkToPostgresIsSilentWhileClickHouseRefuses(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	n, through := toPostgres(t, env)
+	s := start(t, env, through, func(c *setup) { c.SenderTimeout, c.InsertTimeout = 10*time.Minute, 3*time.Second })
+	command(t, env, "ALTER TABLE LOG MODIFY SETTING table_readonly = 1")
+	publish(t, env, 5)
+	s.await(pipeline.Retrying)
+	n.silence("downstream")
+	eventually(t, func() bool { return s.seen.sessions.Load() > 0 }, "the silence is not noticed")
+	n.heal()
+	command(t, env, "ALTER TABLE LOG MODIFY SETTING table_readonly = 0")
+	delivered(t, env)
+}
+
 func TestTheNetworkToPostgresIsSlow(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)

@@ -12,6 +12,7 @@ import (
 
 	"diehard/shared/testenv"
 	"diehard/streamer/decode"
+	"diehard/streamer/pipeline"
 )
 
 // letter is a row of event_dead_letter.
@@ -180,7 +181,7 @@ func TestAMaterializedViewThatThrows(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	command(t, env, `CREATE MATERIALIZED VIEW watch ENGINE = Null AS SELECT CAST(throwIf(toString(event_type) = 'poison'), 'UInt8') AS x FROM LOG`)
-	start(t, env)
+	s := start(t, env)
 	execute(t, env, `INSERT INTO outbox (event_type, event_context)
 		SELECT CASE WHEN n % 100 = 7 THEN 'poison' ELSE 'fine' END, json_build_object('n', n) FROM generate_series(1, 300) AS n`)
 	confirmedPast(t, env)
@@ -189,6 +190,63 @@ func TestAMaterializedViewThatThrows(t *testing.T) {
 	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM "+env.ClickHouseConfig.DeadLetterTable).Scan(&set))
 	assert.EqualValues(t, 300, uint64(countRows(t, env))+set, "every row is in one of the tables, once")
 	assert.Equal(t, countRows(t, env), count(t, env, "uniqExact(event_id)", ""))
+	if count(t, env, "count()", "WHERE event_type = 'poison'") > 0 {
+		assert.Positive(t, s.seen.views.Load(), "a view failed in silence")
+		assert.Contains(t, s.log.text(), "code 395 (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)")
+	}
+}
+
+// A derived column is evaluated when a row lands. What ClickHouse raises then may be
+// in our lists or not; either way the row is isolated, and its value in no log.
+func TestADerivedColumnThatRowsDoNotFit(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		column, bad, good string
+		code              int32
+	}{
+		"known code":   {"u UUID MATERIALIZED toUUID(JSONExtractString(event_context, 'v'))", "my-secret", "01a20f75-044c-7c2e-94ce-f32c3b0285f2", 376},
+		"unknown code": {"u UInt64 MATERIALIZED toUInt64(JSONExtractString(event_context, 'v'))", "", "7", 32},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := newEnv(t)
+			s := start(t, env)
+			command(t, env, "ALTER TABLE LOG ADD COLUMN "+c.column)
+			execute(t, env, fmt.Sprintf(`INSERT INTO outbox (event_type, event_context)
+				SELECT 'x', json_build_object('v', CASE WHEN n IN (1, 2, 30, 31, 40) THEN '%s' ELSE '%s' END, 'hidden', 'my-secret') FROM generate_series(1, 40) AS n`, c.bad, c.good))
+			landedRows(t, env, 35)
+			confirmedPast(t, env)
+			for i, l := range letters(t, env, 5) {
+				assert.Equal(t, []uint32{1, 2, 30, 31, 40}[i], l.CommitSeq)
+				assert.Equal(t, c.code, l.Code)
+				assert.Contains(t, l.Reason, fmt.Sprintf("code: %d, message: ", c.code))
+				assert.Contains(t, l.Reason, c.bad, "the whole reason is kept")
+			}
+			last, _ := s.pipeline.Progress().LastError()
+			assert.NotContains(t, fmt.Sprint(s.log.text(), last, s.seen.retried()), "my-secret")
+			assert.Contains(t, s.log.text(), fmt.Sprintf("code %d (", c.code))
+		})
+	}
+}
+
+// A code that no list has and that every row meets is the server's trouble: it is
+// waited for, and hardly a row is set aside meanwhile.
+func TestAnUnknownCodeForEveryRow(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	s := start(t, env)
+	command(t, env, "ALTER TABLE LOG ADD COLUMN u UInt64 MATERIALIZED toUInt64(substring(event_context, 1, 0))")
+	publish(t, env, 50)
+	eventually(t, func() bool { return s.seen.letters.Load() > 0 }, "a row that never lands is never set aside")
+	retries := s.seen.retries.Load()
+	eventually(t, func() bool { return s.seen.retries.Load() > retries+4 }, "it is not tried again")
+	assert.EqualValues(t, 1, s.seen.letters.Load(), "the next row is tried longer")
+	assert.Zero(t, countRows(t, env))
+	assert.Equal(t, pipeline.Retrying, s.pipeline.Progress().State())
+	command(t, env, "ALTER TABLE LOG DROP COLUMN u")
+	confirmedPast(t, env)
+	assert.Equal(t, 50, countRows(t, env)+int(s.seen.letters.Load()), "every row is in one of the tables, once")
+	assert.LessOrEqual(t, s.seen.letters.Load(), int64(2))
 }
 
 // The dead-letter table is away: what belongs into it waits, and so does the

@@ -146,7 +146,7 @@ func (s *streamer) crash() {
 
 // observer counts what a pipeline tells.
 type observer struct {
-	retries, sessions, letters atomic.Int64
+	retries, sessions, letters, views atomic.Int64
 
 	mu      sync.Mutex
 	flushes []pipeline.Flush
@@ -188,6 +188,7 @@ func (o *observer) Retry(_ failure.Class, err error) {
 	o.retries.Add(1)
 }
 
+func (o *observer) ViewFailed(error)         { o.views.Add(1) }
 func (o *observer) DeadLetter(decode.Reject) { o.letters.Add(1) }
 func (o *observer) SessionEnded(error)       { o.sessions.Add(1) }
 

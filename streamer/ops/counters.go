@@ -12,6 +12,7 @@ const namespace, subsystem = "diehard", "streamer"
 type counters struct {
 	retries       *prometheus.CounterVec
 	deadLetters   prometheus.Counter
+	viewFailures  prometheus.Counter
 	reconnects    prometheus.Counter
 	failedFlushes prometheus.Counter
 	batchRows     prometheus.Histogram
@@ -34,6 +35,7 @@ func newCounters() *counters {
 			Help: "Tries at ClickHouse that failed and were repeated, by class of the error.",
 		}, []string{"class"}),
 		deadLetters:   counter("dead_letters_total", "Rows set aside in the dead-letter table."),
+		viewFailures:  counter("view_failures_total", "Inserts that landed and that a materialized view on event_log failed to take."),
 		reconnects:    counter("reconnects_total", "Connections that ended with an error and were opened again."),
 		failedFlushes: counter("failed_flushes_total", "Batches given up with their connection; their rows come again."),
 		batchRows:     histogram("batch_rows", "Rows of a batch.", prometheus.ExponentialBuckets(1, 4, 10)),
@@ -48,5 +50,5 @@ func newCounters() *counters {
 }
 
 func (c *counters) register(r prometheus.Registerer) {
-	r.MustRegister(c.retries, c.deadLetters, c.reconnects, c.failedFlushes, c.batchRows, c.batchBytes, c.batchAge, c.flushSeconds)
+	r.MustRegister(c.retries, c.deadLetters, c.viewFailures, c.reconnects, c.failedFlushes, c.batchRows, c.batchBytes, c.batchAge, c.flushSeconds)
 }

@@ -35,6 +35,7 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	assert.InDelta(t, 2, m.value("dead_letters_open"), 0)
 	assert.True(t, s.Ready, "the others go on: %v", s.Reasons)
 	assert.Equal(t, "paid", s.ClickHouse.DeadLetters.Recent[0].Type)
+	assert.Equal(t, "ClickHouse refused it with code 469 (VIOLATED_CONSTRAINT)", s.ClickHouse.DeadLetters.Recent[0].Reason)
 	assert.Equal(t, "dead letter", s.Failures[0].Kind)
 	assert.Equal(t, 1, s.Failures[0].Count)
 	for _, f := range s.Failures {
@@ -52,6 +53,27 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	require.Len(t, events, 1, "one report for all rows of a flush")
 	assert.Equal(t, []any{"dead letter", "poison"}, events[0]["fingerprint"])
 	value := events[0]["exception"].([]any)[0].(map[string]any)["value"]
-	assert.Regexp(t, `^2 rows set aside in one flush; the first: row [0-9A-F/]+/3 of type "paid" was refused by ClickHouse \(code 469\)`, value)
+	assert.Regexp(t, `^2 rows set aside in one flush; the first: row [0-9A-F/]+/3 of type "paid" was refused by ClickHouse with code 469 \(VIOLATED_CONSTRAINT\)`, value)
 	assert.NotContains(t, server.Raw(), "payload")
+}
+
+func TestAFailingViewIsSeen(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	w := watch(t, env)
+	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), `CREATE MATERIALIZED VIEW watcher ENGINE = Null AS
+		SELECT throwIf(position(event_context, '4111') > 0) AS x FROM event_log`))
+	_, err := env.Pool.Exec(t.Context(), `INSERT INTO outbox (event_type, event_context) VALUES ('paid', '["4111-payload"]')`)
+	require.NoError(t, err)
+	eventually(t, func() bool {
+		m := w.metrics()
+		return m.value("view_failures_total")+m.value("dead_letters_total") == 1
+	}, "nothing tells of the view")
+	if w.metrics().value("view_failures_total") == 1 { // else the server has refused the row with its view
+		eventually(t, func() bool { return w.metrics().value("events_flushed_total") == 1 }, "the row is there")
+		failed := w.status().Failures[0]
+		assert.Equal(t, "materialized view", failed.Kind)
+		assert.Contains(t, failed.Text, "code 395 (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)")
+	}
 }

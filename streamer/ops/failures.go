@@ -13,7 +13,7 @@ const maxFailures = 20
 
 // Failure is an error that was retried, or a row that was set aside.
 type Failure struct {
-	Kind  string    `json:"kind"` // clickhouse, session or dead letter
+	Kind  string    `json:"kind"` // clickhouse, session, dead letter or materialized view
 	Class string    `json:"class"`
 	Text  string    `json:"text"` // without secrets and payloads
 	Count int       `json:"count"`

@@ -44,6 +44,13 @@ func (m *Monitor) Retry(class failure.Class, err error) {
 	m.reports.retry(err)
 }
 
+// ViewFailed implements pipeline.Observer.
+func (m *Monitor) ViewFailed(err error) {
+	m.counters.viewFailures.Inc()
+	m.failures.note("materialized view", failure.Of(err), err)
+	m.reports.viewFailed(err)
+}
+
 // DeadLetter implements pipeline.Observer.
 func (m *Monitor) DeadLetter(r decode.Reject) {
 	m.counters.deadLetters.Inc()

@@ -10,6 +10,7 @@ import (
 
 	chconfig "diehard/shared/clickhouse"
 	"diehard/shared/telemetry"
+	"diehard/streamer/sink"
 )
 
 // maxDeadLetters is how many of the last dead letters are shown.
@@ -99,7 +100,7 @@ func (p *Probe) askDeadLetters(ctx context.Context, source string, c *ClickHouse
 		return err
 	}
 	rows, err := p.ClickHouse.Query(ctx, `
-		SELECT commit_lsn, commit_seq, toString(event_id), event_type, reason, failed_at, count() OVER ()
+		SELECT commit_lsn, commit_seq, toString(event_id), event_type, reason, error_code, failed_at, count() OVER ()
 		FROM `+table+` FINAL WHERE source = {source:String} AND toUnixTimestamp(retried_at) = 0
 		ORDER BY failed_at DESC, commit_lsn DESC, commit_seq DESC LIMIT {limit:UInt8}`,
 		clickhouse.Named("source", source), clickhouse.Named("limit", fmt.Sprint(maxDeadLetters)))
@@ -110,10 +111,11 @@ func (p *Probe) askDeadLetters(ctx context.Context, source string, c *ClickHouse
 	for rows.Next() {
 		var d DeadLetter
 		var lsn uint64
-		if err := rows.Scan(&lsn, &d.Seq, &d.EventID, &d.Type, &d.Reason, &d.FailedAt, &c.DeadLetters.Open); err != nil {
+		var code int32
+		if err := rows.Scan(&lsn, &d.Seq, &d.EventID, &d.Type, &d.Reason, &code, &d.FailedAt, &c.DeadLetters.Open); err != nil {
 			return err
 		}
-		d.LSN, d.Reason = pglogrepl.LSN(lsn).String(), telemetry.Scrub(d.Reason)
+		d.LSN, d.Reason = pglogrepl.LSN(lsn).String(), telemetry.Scrub(sink.Loggable(d.Reason, code))
 		c.DeadLetters.Recent = append(c.DeadLetters.Recent, d)
 	}
 	return rows.Err()

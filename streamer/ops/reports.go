@@ -10,6 +10,7 @@ import (
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/sink"
 )
 
 // transaction is the name of a flush in Sentry.
@@ -20,19 +21,23 @@ const transaction = "process_outbox_events"
 type reports struct {
 	clickhouse *telemetry.Outage
 	session    *telemetry.Outage
+	view       *telemetry.Outage
 
 	flush  *telemetry.Flush
 	data   telemetry.FlushData
 	traces []string
 	dead   []decode.Reject // set aside in this flush
+	viewed bool            // a materialized view failed in this flush
 }
 
 func newReports() *reports {
-	return &reports{clickhouse: telemetry.NewOutage("clickhouse"), session: telemetry.NewOutage("session")}
+	return &reports{
+		clickhouse: telemetry.NewOutage("clickhouse"), session: telemetry.NewOutage("session"), view: telemetry.NewOutage("materialized view"),
+	}
 }
 
 func (r *reports) flushStarted(b *batch.Batch, queued int) {
-	r.dead = r.dead[:0]
+	r.dead, r.viewed = r.dead[:0], false
 	if !telemetry.Tracing(context.Background()) {
 		return
 	}
@@ -70,12 +75,20 @@ func (r *reports) flushEnded(f pipeline.Flush, err error) {
 	r.flush, r.data, r.traces = nil, telemetry.FlushData{}, nil
 	if err == nil {
 		r.clickhouse.Recovered(context.Background())
+		if !r.viewed {
+			r.view.Recovered(context.Background())
+		}
 	}
 	if n := len(r.dead); n > 0 {
 		told := fmt.Errorf("%d rows set aside in one flush; the first: %w", n, deadLetterError(r.dead[0]))
 		telemetry.Report(context.Background(), "dead letter", failure.Wrap(failure.Poison, told))
 		r.dead = r.dead[:0]
 	}
+}
+
+func (r *reports) viewFailed(err error) {
+	r.viewed = true
+	r.view.Failed(context.Background(), err)
 }
 
 func (r *reports) sessionFailed(err error) { r.session.Failed(context.Background(), err) }
@@ -87,7 +100,7 @@ func (r *reports) sessionRecovered() { r.session.Recovered(context.Background())
 func deadLetterError(r decode.Reject) error {
 	by := "could not be decoded"
 	if r.Code != 0 {
-		by = fmt.Sprintf("was refused by ClickHouse (code %d)", r.Code)
+		by = "was refused by ClickHouse with " + sink.Name(r.Code)
 	}
 	return fmt.Errorf("row %s/%d of type %q %s: see `streamer deadletter list`", r.LSN, r.Seq, r.Type, by)
 }

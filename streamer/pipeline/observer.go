@@ -25,6 +25,8 @@ type Observer interface {
 	FlushEnded(b *batch.Batch, f Flush, err error)
 	// Retry is called for every try that failed and will be repeated.
 	Retry(class failure.Class, err error)
+	// ViewFailed is called when rows have landed and err tells that a materialized view did not take them.
+	ViewFailed(err error)
 	// DeadLetter is called for every row set aside.
 	DeadLetter(r decode.Reject)
 	// SessionEnded is called when a connection ended with an error and a new one is about to begin.
@@ -36,5 +38,6 @@ type nobody struct{}
 func (nobody) FlushStarted(*batch.Batch)             {}
 func (nobody) FlushEnded(*batch.Batch, Flush, error) {}
 func (nobody) Retry(failure.Class, error)            {}
+func (nobody) ViewFailed(error)                      {}
 func (nobody) DeadLetter(decode.Reject)              {}
 func (nobody) SessionEnded(error)                    {}

@@ -30,7 +30,10 @@ type writer struct {
 	dead      map[decode.Position]bool // dead letters that landed before this session, behind the resume position
 
 	inserts int
-	retries int // of the current batch
+	retries int  // of the current batch
+	took    bool // rows of the current batch have landed
+	suspect bool // the current batch is halved for a code that no list has
+	doubted int  // rows set aside for such codes since anything landed
 }
 
 func (w *writer) run(ctx context.Context) error {
@@ -63,7 +66,7 @@ func (w *writer) land(ctx context.Context, b *batch.Batch) error {
 // flush makes b durable, however long it takes.
 func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 	began := time.Now()
-	w.retries = 0
+	w.retries, w.took, w.suspect = 0, false, false
 	w.observer.FlushStarted(b)
 	err := w.store(ctx, b)
 	f := Flush{
@@ -98,7 +101,11 @@ func (w *writer) rows(ctx context.Context, b *batch.Batch, from, to int) error {
 	if failure.Of(err) != failure.Poison {
 		return err
 	}
+	w.suspect = sink.Unknown(err) != 0
 	if to-from == 1 {
+		if w.suspect {
+			w.doubted++
+		}
 		return w.setAside(ctx, []decode.Reject{poison(b, from, err)})
 	}
 	failpoint.Hit("bisecting")
@@ -114,19 +121,40 @@ func poison(b *batch.Batch, i int, err error) decode.Reject {
 	return decode.Reject{
 		Position: b.Position(i), CommitTime: b.CommitTime[i],
 		ID: b.IDAt(i), Type: b.Type.Values[b.Type.Keys[i]],
-		Raw: b.TupleAt(i).Encode(), Reason: err.Error(), Code: sink.Code(err),
+		Raw: b.TupleAt(i).Encode(), Reason: sink.Reason(err), Code: sink.Code(err),
 	}
 }
 
 // insert lands [from, to) as one part.
 func (w *writer) insert(ctx context.Context, b *batch.Batch, from, to int) error {
 	last := b.Position(to - 1)
-	return w.persist(ctx, "rows", func(ctx context.Context, a sink.Attempt) error {
-		return w.sink.Insert(ctx, &b.Rows, from, to, a)
+	doubt := sink.Doubt{Limit: w.patience(to - from)}
+	err := w.persist(ctx, "rows", func(ctx context.Context, a sink.Attempt) error {
+		return doubt.Judge(w.sink.Insert(ctx, &b.Rows, from, to, a))
 	}, func(ctx context.Context) (bool, error) {
 		at, _, err := w.sink.Position(ctx)
 		return !last.After(at), err
 	})
+	if err == nil {
+		w.took, w.doubted = true, 0
+	}
+	return err
+}
+
+// patience is how often rows must meet a code that no list has until they are
+// blamed. Rows land in order, so the first of a batch cannot be compared with
+// those behind it: it is tried longer, and the longer, the more rows were set aside
+// with nothing landing in between. If the server is to blame after all, few rows
+// become dead letters, and none is lost.
+func (w *writer) patience(rows int) int {
+	switch {
+	case rows > 1 && w.suspect:
+		return 1 // halving blames no one
+	case rows > 1 || w.took:
+		return 3
+	default:
+		return 6 + 2*w.doubted
+	}
 }
 
 // setAside lands rejects in the dead-letter table, without those that a session before has landed.
@@ -155,18 +183,9 @@ func (w *writer) setAside(ctx context.Context, rejects []decode.Reject) error {
 	for _, r := range fresh {
 		w.observer.DeadLetter(r)
 		w.log.Error("row set aside in the dead-letter table", "event_id", r.ID, "event_type", r.Type,
-			"commit_lsn", r.LSN.String(), "commit_seq", r.Seq, "reason", loggable(r))
+			"commit_lsn", r.LSN.String(), "commit_seq", r.Seq, "reason", sink.Loggable(r.Reason, r.Code))
 	}
 	return nil
-}
-
-// loggable is the reason without what ClickHouse says of a row it refused: that
-// quotes the row's values. `streamer deadletter list` shows all of it.
-func loggable(r decode.Reject) string {
-	if r.Code == 0 {
-		return r.Reason
-	}
-	return fmt.Sprintf("ClickHouse refused it with code %d", r.Code)
 }
 
 // persist tries an insert until it has landed, or until it is refused for good.
@@ -200,6 +219,7 @@ func (w *writer) persist(ctx context.Context, what string, insert func(context.C
 		case settleErr != nil:
 			return settleErr
 		case there:
+			w.landedAnyway(err)
 			return nil
 		case failure.Of(err) == failure.Poison:
 			return err
@@ -208,6 +228,15 @@ func (w *writer) persist(ctx context.Context, what string, insert func(context.C
 			a.Token = a.QueryID
 		}
 	}
+}
+
+// landedAnyway tells of rows that are there although ClickHouse refused them: what it refused is not event_log's.
+func (w *writer) landedAnyway(err error) {
+	if failure.Of(err) != failure.Poison && sink.Unknown(err) == 0 {
+		return
+	}
+	w.observer.ViewFailed(err)
+	w.log.Warn("ClickHouse reported an error although the rows are there: a materialized view on event_log failed, and lacks what it makes of them", "error", err)
 }
 
 // final tells errors that no further try and no read-back can help. Poison is
@@ -283,7 +312,7 @@ func (w *writer) pause(ctx context.Context, d time.Duration) error {
 		if err := sleep(ctx, step); err != nil {
 			return err
 		}
-		if err := w.verify(ctx); err != nil {
+		if err := w.within(ctx, w.verify); err != nil {
 			return err
 		}
 		d -= step

@@ -95,6 +95,11 @@ type attempt struct {
 	counted bool
 	missing int64
 	refused int64
+
+	suspect bool // rows are halved for a code that no list has
+	took    bool // rows of the piece have landed
+	fronts  int  // times that a first row has met such a code
+	doubt   sink.Doubt
 }
 
 func (p *attempt) try(ctx context.Context) error {
@@ -181,22 +186,49 @@ func (p *attempt) within(ctx context.Context, insert func(context.Context) error
 // land inserts rows [from, to) of the subset as one block. When ClickHouse
 // refuses the data, the halves are tried, until the rows that it refuses stand alone.
 func (p *attempt) land(ctx context.Context, from, to int) error {
-	refusal := p.within(ctx, func(ctx context.Context) error { return p.sink.Insert(ctx, &p.subset, from, to, p.next()) })
+	answer := p.within(ctx, func(ctx context.Context) error { return p.sink.Insert(ctx, &p.subset, from, to, p.next()) })
+	p.took = p.took || answer == nil
+	refusal := p.judge(answer)
 	if failure.Of(refusal) != failure.Poison {
 		return refusal
 	}
 	landed, err := p.landed(ctx, from, to)
 	switch {
-	case err != nil || landed: // a failing materialized view reports an error although the rows have landed
+	case err != nil:
 		return err
-	case to-from == 1:
+	case landed:
+		p.logger.Warn("ClickHouse reported an error although the rows are there: a materialized view failed", "error", refusal)
+		return nil
+	case to-from > 1:
+		middle := from + (to-from)/2
+		if err := p.land(ctx, from, middle); err != nil {
+			return err
+		}
+		return p.land(ctx, middle, to)
+	case p.suspect && !p.took && p.wait():
+		return answer // nothing has landed beside it yet: it may be the server
+	default:
 		return p.refuse(ctx, from, refusal)
 	}
-	middle := from + (to-from)/2
-	if err := p.land(ctx, from, middle); err != nil {
-		return err
+}
+
+// judge takes a code that no list has for a refusal when three tries have met it.
+func (p *attempt) judge(answer error) error {
+	p.doubt.Limit = 3
+	if p.suspect {
+		p.doubt.Limit = 1
 	}
-	return p.land(ctx, middle, to)
+	refusal := p.doubt.Judge(answer)
+	if failure.Of(refusal) == failure.Poison {
+		p.suspect = sink.Unknown(refusal) != 0
+	}
+	return refusal
+}
+
+// wait says whether a first row is tried once more. Each costs more tries than the one before.
+func (p *attempt) wait() bool {
+	p.fronts++
+	return p.fronts < 6+2*int(p.refused)
 }
 
 // landed tells whether rows [from, to) of the subset are in the table. A block lands as a whole or not at all.
@@ -218,7 +250,7 @@ func (p *attempt) refuse(ctx context.Context, i int, cause error) error {
 	s := &p.subset
 	return p.setAside(ctx, []decode.Reject{{
 		Position: s.Position(i), CommitTime: s.CommitTime[i], ID: s.IDAt(i), Type: s.Type.Values[s.Type.Keys[i]],
-		Raw: s.TupleAt(i).Encode(), Reason: cause.Error(), Code: sink.Code(cause),
+		Raw: s.TupleAt(i).Encode(), Reason: sink.Reason(cause), Code: sink.Code(cause),
 	}})
 }
 
@@ -242,9 +274,10 @@ func (p *attempt) setAside(ctx context.Context, rejects []decode.Reject) error {
 		}
 	}
 	p.refused += int64(len(rejects))
+	p.fronts = 0
 	for _, r := range rejects {
 		p.logger.Error("row refused", "event_id", r.ID, "event_type", r.Type, "commit_lsn", r.LSN.String(), "commit_seq", r.Seq,
-			"dead_letter", p.letters, "reason", r.Reason)
+			"dead_letter", p.letters, "reason", sink.Loggable(r.Reason, r.Code))
 	}
 	return nil
 }

@@ -144,6 +144,22 @@ func TestTheTablesRefusedRowsAreSetAsideOnce(t *testing.T) {
 	assert.Equal(t, Report{Read: 93, There: 90, SetAside: 3, Took: report.Took}, report)
 }
 
+// A code that no list has is doubted for some tries, and then isolated like any other.
+func TestTheTablesRowsWithAnUnknownCodeAreSetAside(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.exec("INSERT INTO outbox (event_type, event_context) VALUES ('bad', '{}')")
+	f.publish("good", 40)
+	f.confirmed(f.publish("bad", 1))
+	f.remove("true")
+	f.command("ALTER TABLE event_log ADD COLUMN n UInt64 MATERIALIZED toUInt64(if(event_type = 'bad', '', '7'))")
+	report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, Report{Read: 42, Missing: 42, Filled: 40, Refused: 2, Took: report.Took}, report)
+	assert.Equal(t, 2, f.count("event_dead_letter FINAL", "event_type = 'bad' AND error_code = 32"))
+	assert.Equal(t, 40, f.count("event_log", "true"))
+}
+
 func TestATableReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 	f := newFixture(t)
 	f.stream()

@@ -23,8 +23,11 @@ func TestCodesHaveTheirClass(t *testing.T) {
 			3, 23, 32, 33, 101, 159, 160, 201, 202, 203, 209, 210, 216, 225, 236, 241, 242, 243, 244, 254, 265, 279, 285, 286, 289, 319,
 			364, 373, 394, 415, 416, 425, 439, 473, 499, 574, 692, 733, 735, 745, 749, 999, 100_000,
 		},
-		failure.Fatal:  {16, 20, 49, 53, 60, 62, 81, 115, 164, 192, 193, 194, 195, 218, 497, 516},
-		failure.Poison: {6, 25, 26, 27, 38, 41, 43, 69, 70, 72, 117, 131, 321, 349, 395, 407, 469, 691},
+		failure.Fatal: {16, 20, 49, 53, 60, 62, 81, 115, 164, 192, 193, 194, 195, 218, 497, 516},
+		failure.Poison: {
+			6, 25, 26, 27, 38, 41, 43, 69, 70, 72, 117, 128, 130, 131, 153, 190, 306, 321, 349, 376, 395, 407, 441, 467, 469, 563, 621, 632, 645,
+			675, 676, 691,
+		},
 	} {
 		for _, code := range list {
 			err := classify(fmt.Errorf("send: %w", &clickhouse.Exception{Code: code, Message: "message"}))
@@ -65,4 +68,50 @@ func TestFatalErrorsSayWhatToDo(t *testing.T) {
 	} {
 		require.ErrorContains(t, classify(&clickhouse.Exception{Code: code}), want)
 	}
+}
+
+func TestACodeHasOneClass(t *testing.T) {
+	t.Parallel()
+	for code := range int32(2000) {
+		classes := 0
+		for _, list := range []map[int32]bool{poisonCodes, fatalCodes, transientCodes} {
+			if list[code] {
+				classes++
+			}
+		}
+		assert.LessOrEqual(t, classes, 1, "code %d", code)
+		assert.False(t, poisonCodes[code] && textIsSafe[code], "code %d", code)
+	}
+}
+
+// What may quote a row is nowhere in the error, however it is printed, and is kept for the dead letter.
+func TestTextsThatMayQuoteARowAreHidden(t *testing.T) {
+	t.Parallel()
+	const text = "Cannot parse uuid my-secret"
+	for code, want := range map[int32]string{376: "code 376 (CANNOT_PARSE_UUID)", 32: "code 32 (ATTEMPT_TO_READ_AFTER_EOF)", 49: "LOGICAL_ERROR", 100_000: "code 100000"} {
+		err := fmt.Errorf("insert: %w", classify(fmt.Errorf("send: %w", &clickhouse.Exception{Code: code, Message: text})))
+		require.ErrorContains(t, err, want)
+		for e := err; e != nil; e = errors.Unwrap(e) {
+			assert.NotContains(t, fmt.Sprintf("%v %+v", e, e), "secret")
+		}
+		assert.Equal(t, code, Code(err))
+		assert.Contains(t, Reason(err), text)
+	}
+	require.ErrorContains(t, classify(&clickhouse.Exception{Code: 241, Message: "would use 9 GiB"}), "would use 9 GiB")
+	assert.Equal(t, "column x is NULL", Loggable("column x is NULL", 0))
+	assert.Equal(t, "ClickHouse refused it with code 376 (CANNOT_PARSE_UUID)", Loggable(text, 376))
+}
+
+func TestDoubtNeedsTheSameUnknownCodeInARow(t *testing.T) {
+	t.Parallel()
+	of := func(code int32) error { return classify(&clickhouse.Exception{Code: code}) }
+	d := Doubt{Limit: 3}
+	for _, err := range []error{of(32), of(32), of(33), of(32), of(32), io.EOF, of(32), of(32), nil, of(241), of(241), of(241), of(32), of(32)} {
+		assert.NotEqual(t, failure.Poison, failure.Of(d.Judge(err)))
+	}
+	verdict := d.Judge(of(32))
+	assert.Equal(t, failure.Poison, failure.Of(verdict))
+	assert.EqualValues(t, 32, Unknown(verdict))
+	assert.Zero(t, Unknown(of(376)))
+	assert.Zero(t, Unknown(io.EOF))
 }
