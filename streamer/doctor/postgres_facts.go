@@ -113,7 +113,7 @@ func (f *postgresFacts) askPrivileges(ctx context.Context, p *ops.Probe) error {
 		) AS t (name, privilege)
 		WHERE to_regclass(name) IS NOT NULL AND NOT has_table_privilege(to_regclass(name), privilege)
 		UNION ALL
-		SELECT 'UPDATE on public.streamer_slot (' || name || ')' FROM (VALUES ('delivered_since'), ('messages'), ('messages_from')) AS c (name)
+		SELECT 'UPDATE on public.streamer_slot (' || name || ')' FROM (VALUES ('delivered_since'), ('messages'), ('messages_from'), ('publication_state')) AS c (name)
 		WHERE EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass('public.streamer_slot') AND attname = name)
 		  AND NOT has_column_privilege(to_regclass('public.streamer_slot'), name, 'UPDATE')
 		UNION ALL
