@@ -56,10 +56,12 @@ func (g *guard) lock(ctx context.Context) error {
 	return nil
 }
 
-// close ends the session and with it the lock.
+// close ends the session. It gives the lock back by itself: the server may take a
+// moment to notice, and the next retry shall not find it busy.
 func (g *guard) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	_, _ = g.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock_all()`) // a lost session has none
 	_ = g.conn.Close(ctx) // it is gone either way
 }
 

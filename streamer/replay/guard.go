@@ -45,7 +45,14 @@ func openGuard(ctx context.Context, url, slot string) (*guard, error) {
 	return g, nil
 }
 
-func (g *guard) close() { closeConn(g.conn) }
+// close gives the lock back by itself: the server may take a moment to notice the
+// end of the session, and the next replay shall not find it busy.
+func (g *guard) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, _ = g.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock_all()`) // a lost session has none
+	closeConn(g.conn)
+}
 
 // lock makes this replay the only one of its slot.
 func (g *guard) lock(ctx context.Context) error {
