@@ -16,7 +16,7 @@ const eventType = `(ARRAY['order_created','order_paid','order_shipped','user_log
 // backlog is WAL to be drained: one transaction of bulk rows, then single transactions of one row.
 type backlog struct {
 	bulk, single int
-	end          string // LSN behind it
+	end          string // LSN before its last row: pg_recvlogical ends when it sees something behind it
 }
 
 func (b backlog) rows() int { return b.bulk + b.single }
@@ -32,19 +32,25 @@ func (b *backlog) produce(ctx context.Context, bed *bed) error {
 			return err
 		}
 	}
-	if b.single > 0 {
+	if b.single > 1 {
 		sql := fmt.Sprintf(`DO $$ BEGIN
 			SET synchronous_commit = off;
 			FOR i IN 1..%d LOOP `+insert+` FROM (VALUES (i)) v(n); COMMIT; END LOOP;
-		END $$`, b.single)
+		END $$`, b.single-1)
 		if _, err := bed.pool.Exec(ctx, sql); err != nil {
 			return err
 		}
 	}
-	if _, err := bed.pool.Exec(ctx, "CHECKPOINT"); err != nil {
+	if err := bed.pool.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&b.end); err != nil {
 		return err
 	}
-	return bed.pool.QueryRow(ctx, "SELECT pg_current_wal_lsn()::text").Scan(&b.end)
+	if b.single > 0 {
+		if _, err := bed.pool.Exec(ctx, fmt.Sprintf(insert+` FROM generate_series(%[1]d, %[1]d) n`, b.single)); err != nil {
+			return err
+		}
+	}
+	_, err := bed.pool.Exec(ctx, "CHECKPOINT")
+	return err
 }
 
 // copySlot gives a contestant its own view of the backlog.
