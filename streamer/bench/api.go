@@ -23,11 +23,12 @@ const (
 	apiTime    = 10 * time.Second
 )
 
-// pgbenchScript does what POST /users does: two inserts in one transaction.
+// pgbenchScript does what POST /users does: two inserts in one transaction. A colon
+// before a letter or digit would be a variable to pgbench.
 const pgbenchScript = `BEGIN;
 INSERT INTO users (id, email, first_name, last_name) VALUES (gen_random_uuid(), 'u' || :client_id || '-' || random() || '@example.com', 'Test', 'User');
 INSERT INTO outbox (event_type, environment, event_context) VALUES ('user_created', 'Bench',
- '{"id":"01a208ec-6f26-7d1d-aaa1-df0ad3300db9","email":"test@example.com","first_name":"Test","last_name":"User","is_active":true,"created_at":"2026-11-23T15:00:42.406859Z"}');
+ '{"id": "01a208ec-6f26-7d1d-aaa1-df0ad3300db9", "email": "test@example.com", "first_name": "Test", "last_name": "User", "is_active": true, "created_at": "20261123T150042.406859Z"}');
 COMMIT;
 `
 

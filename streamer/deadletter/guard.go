@@ -62,7 +62,7 @@ func (g *guard) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_, _ = g.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock_all()`) // a lost session has none
-	_ = g.conn.Close(ctx) // it is gone either way
+	_ = g.conn.Close(ctx)                                                 // it is gone either way
 }
 
 // verify fails when the session, and so the lock, is lost.
