@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pglogrepl"
@@ -150,7 +151,12 @@ func TestRefusalOfAnotherTableWhileRunning(t *testing.T) {
 	s := start(t, env)
 	execute(t, env, "ALTER PUBLICATION outbox_pub ADD TABLE users")
 	execute(t, env, "INSERT INTO users (email, first_name, last_name) VALUES ('a@example.com', 'A', 'B')")
-	says(t, s.refusal(), "users", "SET TABLE outbox")
+	err := s.refusal()
+	if strings.Contains(err.Error(), "changed") { // noticed before the row was read
+		says(t, err, anew...)
+		return
+	}
+	says(t, err, "users", "SET TABLE outbox")
 }
 
 func TestRefusalOfASlotThatIsGone(t *testing.T) {
