@@ -12,14 +12,14 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"diehard/shared/failure"
+	"diehard/shared/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestTheConfirmedPositionNeverGoesBack(t *testing.T) {
 	t.Parallel()
@@ -167,6 +167,14 @@ func TestErrorsThatEndAnInsertForGood(t *testing.T) {
 	assert.True(t, final(fmt.Errorf("%w: fenced", errOwner)))
 	assert.False(t, final(failure.Wrap(failure.Poison, errors.New("bad row"))), "the rows may have landed behind the error of a view")
 	assert.False(t, final(errors.New("connection reset")))
+}
+
+// A changed publication says itself what it is and what to do.
+func TestARefusalIsNotAboutTheOwner(t *testing.T) {
+	t.Parallel()
+	refusal := failure.Wrap(failure.Fatal, errors.New("publication p was changed: do this"))
+	require.EqualError(t, unproved(refusal), "publication p was changed: do this")
+	require.ErrorIs(t, unproved(errors.New("connection reset")), errOwner)
 }
 
 // What ClickHouse refuses is kept so that it can be tried again.

@@ -286,10 +286,18 @@ var errOwner = errors.New("cannot verify that the slot is ours")
 func (w *writer) verify(ctx context.Context) error {
 	failpoint.Hit("before-verify")
 	if err := w.control.VerifyOwner(ctx, w.conn.PID(), w.name); err != nil {
-		return fmt.Errorf("%w: %w", errOwner, err)
+		return unproved(err)
 	}
 	failpoint.Hit("verified")
 	return nil
+}
+
+// unproved leaves alone what tells an operator what to do: that is about no slot.
+func unproved(err error) error {
+	if failure.Of(err) == failure.Fatal {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errOwner, err)
 }
 
 func (w *writer) retrying(what string, try int, err error) {

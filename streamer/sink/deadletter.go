@@ -31,7 +31,8 @@ var deadLetter = []col{
 
 // PutDeadLetters lands rejects as one block, like Insert. rejects must not be empty.
 func (s *Sink) PutDeadLetters(ctx context.Context, rejects []decode.Reject, a Attempt) error {
-	err := s.insert(ctx, s.deadLetter, deadLetter, a, func(columns []column.Interface) error {
+	op := fmt.Sprintf("dead-letter %d rows at %s", len(rejects), rejects[0].LSN)
+	return s.insert(ctx, op, s.deadLetter, deadLetter, a, func(columns []column.Interface) error {
 		for i, values := range s.rejectColumns(rejects, a.IngestedAt) {
 			if _, err := columns[i].Append(values); err != nil {
 				return fmt.Errorf("column %s: %w", deadLetter[i].name, err)
@@ -39,10 +40,6 @@ func (s *Sink) PutDeadLetters(ctx context.Context, rejects []decode.Reject, a At
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("dead-letter %d rows at %s: %w", len(rejects), rejects[0].LSN, err)
-	}
-	return nil
 }
 
 // rejectColumns turns rejects into one slice a column.

@@ -79,29 +79,26 @@ type Attempt struct {
 // under the settings of the table. from must be less than to.
 //
 // Errors: by class, see classify; after one that is not the server's own the
-// outcome is unknown. Whatever Verify returns comes back wrapped, with nothing inserted.
+// outcome is unknown. Whatever Verify returns comes back as it is, with nothing inserted.
 func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a Attempt) error {
 	r := rowRange{rows: rows, from: from, to: to, constant: constants{
 		source: s.source.String(), timeline: s.timeline, ingestedAt: a.IngestedAt.UnixMilli(),
 	}}
-	err := s.insert(ctx, s.table, eventLog, a, func(columns []column.Interface) error {
+	op := fmt.Sprintf("insert %d rows at %s", to-from, rows.Position(from).LSN)
+	return s.insert(ctx, op, s.table, eventLog, a, func(columns []column.Interface) error {
 		return s.encoder.fill(columns, eventLog, r)
 	})
-	if err != nil {
-		return fmt.Errorf("insert %d rows at %s: %w", to-from, rows.Position(from).LSN, err)
-	}
-	return nil
 }
 
 // insert registers the query, verifies, and only then sends the data.
-func (s *Sink) insert(ctx context.Context, table string, cols []col, a Attempt, fill func([]column.Interface) error) error {
+func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a Attempt, fill func([]column.Interface) error) error {
 	ctx = clickhouse.Context(ctx, clickhouse.WithQueryID(a.QueryID), clickhouse.WithSettings(clickhouse.Settings{
 		"async_insert":               0, // a part of ours is durable when we are told so, and never merged with another insert
 		"insert_deduplication_token": a.Token,
 	}))
 	batch, err := s.conn.PrepareBatch(ctx, "INSERT INTO "+table+" ("+names(cols)+")")
 	if err != nil {
-		return classify(err)
+		return fmt.Errorf("%s: %w", op, classify(err))
 	}
 	if err := a.Verify(ctx); err != nil {
 		_ = batch.Abort() // closes the connection: nothing is inserted
@@ -109,9 +106,12 @@ func (s *Sink) insert(ctx context.Context, table string, cols []col, a Attempt, 
 	}
 	if err := fill(batch.Columns()); err != nil {
 		_ = batch.Abort() // closes the connection: nothing is inserted
-		return failure.Wrap(failure.Fatal, err)
+		return failure.Wrap(failure.Fatal, fmt.Errorf("%s: %w", op, err))
 	}
-	return classify(batch.Send())
+	if err := batch.Send(); err != nil {
+		return fmt.Errorf("%s: %w", op, classify(err))
+	}
+	return nil
 }
 
 func names(cols []col) string {

@@ -1,0 +1,109 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/testenv"
+	"diehard/streamer/batch"
+	"diehard/streamer/decode"
+	"diehard/streamer/sink"
+)
+
+// What a session is held to at its seams, on real servers; package e2e tests it whole.
+
+func onServers(env *testenv.Env) *Pipeline {
+	return New(Config{
+		PostgresURL: env.PostgresURL, Slot: env.Slot, Publication: env.Publication, SenderTimeout: time.Minute,
+		Tables: sink.Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, Limits: roomy,
+		FlushInterval: interval, InsertTimeout: time.Minute, DrainTimeout: time.Minute,
+	}, env.ClickHouse, slog.New(slog.DiscardHandler), nil)
+}
+
+func eventually(t *testing.T, env *testenv.Env, condition string, args ...any) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var holds bool
+		err := env.Pool.QueryRow(t.Context(), "SELECT "+condition, args...).Scan(&holds)
+		return err == nil && holds
+	}, time.Minute, 20*time.Millisecond, condition)
+}
+
+// The read-back may err: a replica that lags shows nothing. ClickHouse itself then
+// takes the rows once, because all tries at them have one token.
+func TestTriesAtTheSameRowsAreOneForClickHouse(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	s, err := onServers(env).open(t.Context())
+	require.NoError(t, err)
+	defer s.close()
+	w := &writer{session: s}
+	b := batch.New(roomy)
+	for i := range byte(3) {
+		b.Append(decode.Position{LSN: 1, Seq: uint32(i) + 1}, 0, &decode.Event{ID: [16]byte{i}, Type: []byte("t")})
+	}
+	queries := make(map[string]bool)
+	err = w.persist(t.Context(), "rows", func(ctx context.Context, a sink.Attempt) error {
+		queries[a.QueryID] = true
+		require.NoError(t, w.sink.Insert(ctx, &b.Rows, 0, 3, a))
+		if len(queries) < 3 {
+			return errors.New("the answer was lost")
+		}
+		return nil
+	}, func(context.Context) (bool, error) { return len(queries) == 3, nil })
+	require.NoError(t, err)
+	assert.Len(t, queries, 3, "each try can be told from the others")
+	var rows uint64
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM event_log").Scan(&rows))
+	assert.Equal(t, uint64(3), rows)
+}
+
+// The streamer before may confirm between our look at the slot and our taking of it.
+// What we acknowledge first must not lie before that, nor may we wait for a commit
+// that the server does not send any more.
+func TestTheSlotIsReadAgainOnceItIsOurs(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	first, err := onServers(env).open(t.Context())
+	require.NoError(t, err)
+	looked := first.slot.ConfirmedFlush
+	first.close()
+	eventually(t, env, "NOT active FROM pg_replication_slots WHERE slot_name = $1", env.Slot)
+
+	lock, err := env.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = lock.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = lock.Exec(t.Context(), "LOCK TABLE streamer_slot") // which is read behind the first look
+	require.NoError(t, err)
+	type opened struct {
+		*session
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		s, err := onServers(env).open(t.Context())
+		done <- opened{s, err}
+	}()
+	eventually(t, env, "EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'streamer_slot'::regclass)")
+	var text string
+	_, err = env.Pool.Exec(t.Context(), "SELECT pg_logical_emit_message(true, 'x', 'the WAL goes on')")
+	require.NoError(t, err)
+	require.NoError(t, env.Pool.QueryRow(t.Context(),
+		"SELECT end_lsn::text FROM pg_replication_slot_advance($1, pg_current_wal_flush_lsn())", env.Slot).Scan(&text))
+	confirmed, err := pglogrepl.ParseLSN(text)
+	require.NoError(t, err)
+	require.Greater(t, confirmed, looked)
+	require.NoError(t, lock.Rollback(t.Context()))
+
+	second := <-done
+	require.NoError(t, second.err)
+	defer second.close()
+	assert.Equal(t, confirmed, second.slot.ConfirmedFlush)
+}
