@@ -67,6 +67,10 @@ func bookmarkList() *cobra.Command {
 }
 
 func printBookmarks(out io.Writer, list []replay.Bookmark) error {
+	if len(list) == 0 {
+		_, err := fmt.Fprintln(out, "no bookmarks: `streamer bookmark add NAME` makes one, from which what follows can be replayed")
+		return err
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "NAME\tREPLAY FROM\tKEEPS WAL\tADDED OR MOVED\tSTATE")
 	for _, m := range list {

@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/testenv"
+	"diehard/streamer/decode"
+	"diehard/streamer/replay"
 )
 
 // streamUntilEnd runs `streamer run` in this process until the test ends.
@@ -65,12 +67,32 @@ func deliver(t *testing.T, env *testenv.Env, n int) (end string) {
 	return end
 }
 
+// A row of the outbox does not know its place.
+func TestADifferenceWithoutAPlaceHasNone(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	require.NoError(t, printDifferences(&out, []replay.Difference{
+		{Kind: replay.Missing}, {Kind: replay.Extra, Position: decode.Position{LSN: 0x10, Seq: 7}},
+	}))
+	assert.Regexp(t, `(?m)^missing +[0-9-]+ +- +- *$`, out.String())
+	assert.Regexp(t, `(?m)^extra +[0-9-]+ +0/10 +7 *$`, out.String())
+	out.Reset()
+	require.NoError(t, printDifferences(&out, nil))
+	assert.Empty(t, out.String())
+}
+
 func TestReplayOnTheCommandLine(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
 	streamUntilEnd(t, env)
+	out, err := command(t, "verify")
+	require.NoError(t, err)
+	assert.Equal(t, "nothing to compare: no events in the outbox\n", out)
+	out, err = command(t, "bookmark", "list")
+	require.NoError(t, err)
+	assert.Regexp(t, "^no bookmarks: `streamer bookmark add NAME` makes one.*\n$", out)
 	deliver(t, env, 1)
-	out, err := command(t, "bookmark", "add", "noon")
+	out, err = command(t, "bookmark", "add", "noon")
 	require.NoError(t, err)
 	assert.Regexp(t, `^bookmark noon: replay is possible from [0-9A-F]+/[0-9A-F]+ on; it keeps [\d.]+ \w+ of WAL`, out)
 	from := deliver(t, env, 40)

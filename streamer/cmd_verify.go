@@ -57,6 +57,10 @@ func closeVerify(out io.Writer, v replay.Verdict) error {
 	if v.To != 0 {
 		where = fmt.Sprintf("%s to %s", v.From, v.To)
 	}
+	if v.Read == 0 && !v.Wrong() {
+		_, err := fmt.Fprintf(out, "nothing to compare: no events in %s\n", where)
+		return err
+	}
 	_, _ = fmt.Fprintf(out, "%d events in %s: %d equal, %d dead letters, %d missing, %d extra, %d different\n",
 		v.Read, where, v.Equal, v.SetAside, v.Missing, v.Extra, v.Different)
 	if v.Messages {
@@ -66,12 +70,7 @@ func closeVerify(out io.Writer, v replay.Verdict) error {
 	if !v.Wrong() {
 		return nil
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "WHAT\tEVENT ID\tCOMMIT LSN\tSEQ\tDETAIL")
-	for _, d := range v.First {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", d.Kind, d.ID, d.LSN, d.Seq, d.What)
-	}
-	if err := w.Flush(); err != nil {
+	if err := printDifferences(out, v.First); err != nil {
 		return err
 	}
 	if all := v.Missing + v.Extra + v.Different; all > int64(len(v.First)) {
@@ -81,4 +80,20 @@ func closeVerify(out io.Writer, v replay.Verdict) error {
 		_, _ = fmt.Fprintln(out, "`streamer replay --from-table`, or `--from-bookmark`, fills what is missing")
 	}
 	return exitCode(1)
+}
+
+func printDifferences(out io.Writer, list []replay.Difference) error {
+	if len(list) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "WHAT\tEVENT ID\tCOMMIT LSN\tSEQ\tDETAIL")
+	for _, d := range list {
+		lsn, seq := "-", "-" // a row of the outbox does not tell its place
+		if d.LSN != 0 {
+			lsn, seq = d.LSN.String(), fmt.Sprint(d.Seq)
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", d.Kind, d.ID, lsn, seq, d.What)
+	}
+	return w.Flush()
 }

@@ -65,7 +65,7 @@ func (s Status) lag(b *strings.Builder) {
 		}
 		fmt.Fprintf(b, "%-14s%12s%12s   %s\n", stage.name, size(stage.Bytes), age, stage.LSN)
 	}
-	fmt.Fprintf(b, "%-14s%12s%12s   %s\n\n", "buffered", size(s.Lag.Buffered.Bytes), "", count(s.Lag.Buffered.Rows)+" events")
+	fmt.Fprintf(b, "%-14s%12s%12s   %s\n\n", "buffered", size(s.Lag.Buffered.Bytes), "", several(s.Lag.Buffered.Rows, "event", "events"))
 }
 
 func (s Status) work(b *strings.Builder) {
@@ -76,7 +76,8 @@ func (s Status) work(b *strings.Builder) {
 		if s.LastFlush != nil {
 			last = duration(s.Time.Sub(*s.LastFlush).Seconds()) + " ago"
 		}
-		line(b, "last flush", "%s; %s events in %s flushes since the start", last, count(s.Totals.Flushed), count(s.Totals.Flushes))
+		line(b, "last flush", "%s; %s in %s since the start", last,
+			several(s.Totals.Flushed, "event", "events"), several(s.Totals.Flushes, "flush", "flushes"))
 		line(b, "last error", "%s", s.errorText())
 	}
 	if c := s.ClickHouse.ClickHouse; c != nil {
@@ -171,7 +172,8 @@ func (s Status) outboxText() string {
 			leaving++
 		}
 	}
-	text := fmt.Sprintf("%d partitions (%s), %d days ahead", len(o.Partitions), size(o.Bytes), o.Ahead)
+	text := fmt.Sprintf("%s (%s), %s ahead", several(int64(len(o.Partitions)), "partition", "partitions"), size(o.Bytes),
+		several(int64(o.Ahead), "day", "days"))
 	if s.Started != nil {
 		text += ", kept " + forHowLong(o.Retention)
 	}
@@ -204,8 +206,8 @@ func (s Status) clickhouseText() string {
 	if !c.Up {
 		return "DOES NOT ANSWER: " + c.Error
 	}
-	return fmt.Sprintf("%s, %s rows (%s) in %s parts", c.Version, count(int64(c.Rows)), //nolint:gosec // rows
-		size(int64(c.Bytes)), count(int64(c.Parts))) //nolint:gosec // bytes and parts
+	return fmt.Sprintf("%s, %s (%s) in %s", c.Version, several(int64(c.Rows), "row", "rows"), //nolint:gosec // rows
+		size(int64(c.Bytes)), several(int64(c.Parts), "part", "parts")) //nolint:gosec // bytes and parts
 }
 
 func size(bytes int64) string {
@@ -221,6 +223,14 @@ func count(n int64) string {
 		text = text[:i] + "," + text[i:]
 	}
 	return text
+}
+
+// several writes n of something: 1 part, 1,234 parts.
+func several(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return count(n) + " " + many
 }
 
 // duration writes seconds with the two largest units that matter.

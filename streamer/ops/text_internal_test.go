@@ -36,6 +36,21 @@ func TestASlotThatIsGoneIsNotOneThatIsYetToCome(t *testing.T) {
 	assert.Contains(t, written(t, s), "slot          GONE, and events that it kept may be missing in ClickHouse: run `streamer doctor`\n")
 }
 
+func TestOneIsNotSeveral(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	s := Status{State: "streaming", SlotName: "s", Time: now, Started: &now}
+	s.Totals.Flushed, s.Totals.Flushes, s.Lag.Buffered.Rows = 1, 1, 1
+	s.Outbox = Outbox{Partitions: make([]Partition, 1), Ahead: 1}
+	s.ClickHouse = ClickHouseEnd{Up: true, ClickHouse: &ClickHouse{Version: "26.7", Rows: 1, Parts: 1}}
+	one := written(t, s)
+	for _, text := range []string{"1 event\n", "1 event in 1 flush since", "1 partition (", "1 day ahead", "1 row (", " in 1 part\n"} {
+		assert.Contains(t, one, text)
+	}
+	s.ClickHouse.Rows, s.ClickHouse.Parts = 1234, 0
+	assert.Contains(t, written(t, s), "1,234 rows (0 B) in 0 parts\n")
+}
+
 func TestBookmarksAreNotOtherSlots(t *testing.T) {
 	t.Parallel()
 	s := Status{Time: time.Now(), State: NotRunning, SlotName: "s", Postgres: PostgresEnd{Postgres: &Postgres{Slots: []Slot{

@@ -31,7 +31,7 @@ func VerifyTable(ctx context.Context, c Config, span Span, limit int) (Verdict, 
 	if err != nil {
 		return verdict, err
 	}
-	defer s.guard.close()
+	defer s.guard.Close()
 	o, err := s.outbox(ctx, span)
 	if err != nil {
 		return verdict, err
@@ -54,10 +54,10 @@ func (v *verifier) outboxRows(ctx context.Context, rows *decode.Rows, _ pglogrep
 	for _, r := range rows.Rejects {
 		ids = append(ids, r.ID)
 	}
-	if err := v.log.lettersByID(ctx, ids, func(id uuid.UUID) { aside[id] = true }); err != nil {
+	if err := v.log.lettersByID(ctx, anybody, ids, func(id uuid.UUID) { aside[id] = true }); err != nil {
 		return err
 	}
-	if err := v.log.byID(ctx, "", rows, func(r logRow) { there[r.ID] = append(there[r.ID], r) }); err != nil {
+	if err := v.log.byID(ctx, anybody, rows, func(r logRow) { there[r.ID] = append(there[r.ID], r) }); err != nil {
 		return err
 	}
 	v.verdict.Read += int64(rows.Len() + len(rows.Rejects))
@@ -102,7 +102,7 @@ func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span 
 	if span.Until.IsZero() {
 		span.Until = time.Now().Add(clockSlack)
 	}
-	log, err := v.log.conn.Query(ctx, `SELECT event_id FROM `+v.log.name+` WHERE source IN (?, ?)
+	log, err := v.log.conn.Query(ctx, `SELECT event_id, commit_lsn, commit_seq FROM `+v.log.name+` WHERE source IN (?, ?)
 		AND commit_time >= fromUnixTimestamp64Micro(toInt64(?), 'UTC') AND commit_time < fromUnixTimestamp64Micro(toInt64(?), 'UTC')
 		ORDER BY toString(event_id)`, s.source.String(), tableSource(s.source).String(), span.Since.UnixMicro(), span.Until.UnixMicro())
 	if err != nil {
@@ -130,25 +130,25 @@ type ids interface {
 const suspectsAtOnce = 10_000
 
 func (v *verifier) merge(ctx context.Context, s *session, log, outbox ids) error {
-	var suspects []uuid.UUID
+	var suspects []Difference
 	var have uuid.UUID
 	more := true
 	for log.Next() {
-		var id uuid.UUID
-		if err := log.Scan(&id); err != nil {
+		d := Difference{Kind: Extra}
+		if err := log.Scan(&d.ID, (*uint64)(&d.LSN), &d.Seq); err != nil {
 			return fmt.Errorf("read %s: %w", v.log.name, err)
 		}
-		for more && compareIDs(have, id) < 0 {
+		for more && compareIDs(have, d.ID) < 0 {
 			if more = outbox.Next(); more {
 				if err := outbox.Scan(&have); err != nil {
 					return wrap(err)
 				}
 			}
 		}
-		if more && have == id {
+		if more && have == d.ID {
 			continue
 		}
-		if suspects = append(suspects, id); len(suspects) == suspectsAtOnce {
+		if suspects = append(suspects, d); len(suspects) == suspectsAtOnce {
 			if err := v.judge(ctx, s, suspects); err != nil {
 				return err
 			}
@@ -172,11 +172,15 @@ func compareIDs(a, b uuid.UUID) int {
 
 // judge tells events that were never committed from those of a transaction that
 // began outside of the span.
-func (v *verifier) judge(ctx context.Context, s *session, suspects []uuid.UUID) error {
+func (v *verifier) judge(ctx context.Context, s *session, suspects []Difference) error {
 	if len(suspects) == 0 {
 		return nil
 	}
-	rows, err := s.guard.conn.Query(ctx, `SELECT DISTINCT id FROM public.`+event.Table+` WHERE id = ANY($1)`, suspects)
+	ids := make([]uuid.UUID, len(suspects))
+	for i, d := range suspects {
+		ids[i] = d.ID
+	}
+	rows, err := s.guard.Conn.Query(ctx, `SELECT DISTINCT id FROM public.`+event.Table+` WHERE id = ANY($1)`, ids)
 	if err != nil {
 		return wrap(err)
 	}
@@ -188,9 +192,9 @@ func (v *verifier) judge(ctx context.Context, s *session, suspects []uuid.UUID) 
 	for _, id := range found {
 		known[id] = true
 	}
-	for _, id := range suspects {
-		if !known[id] {
-			v.note(Difference{Kind: Extra, ID: id})
+	for _, d := range suspects {
+		if !known[d.ID] {
+			v.note(d)
 		}
 	}
 	return nil

@@ -29,6 +29,9 @@ func (f *fixture) spoilt(v Verdict, err error) {
 	what := make(map[Kind]map[string]int)
 	for _, d := range v.First {
 		assert.NotEqual(f.t, uuid.Nil, d.ID)
+		if d.Kind == Extra {
+			assert.NotZero(f.t, d.Position, "event_log tells the place")
+		}
 		if what[d.Kind] == nil {
 			what[d.Kind] = make(map[string]int)
 		}
