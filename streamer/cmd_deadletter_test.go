@@ -80,11 +80,13 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	require.Len(t, letters, 1)
 	assert.Equal(t, bad.String(), letters[0]["event_id"])
 	assert.InDelta(t, 469, letters[0]["error_code"], 0)
-	assert.Contains(t, letters[0]["reason"], "no_bad")
+	assert.Equal(t, "ClickHouse refused it with code 469 (VIOLATED_CONSTRAINT)", letters[0]["reason"], "which quotes nothing")
+	assert.Contains(t, list("--type", "bad", "--full")[0]["reason"], "no_bad")
 	assert.Nil(t, letters[0]["retried_at"])
+	assert.Nil(t, letters[0]["dropped_at"])
 	out, err := command(t, "deadletter", "list", "--id", never.String())
 	require.NoError(t, err)
-	assert.Regexp(t, `(?s)^FAILED AT +EVENT ID +EVENT TYPE .*`+never.String()+` +never .* - +column event_date_time is infinite\n$`, out)
+	assert.Regexp(t, `(?s)^FAILED AT +EVENT ID +EVENT TYPE .*`+never.String()+` +never .* set aside +column event_date_time is infinite\n$`, out)
 	out, err = command(t, "deadletter", "list", "--limit", "1")
 	require.NoError(t, err)
 	assert.Contains(t, out, "there may be more: --limit is 1")
@@ -93,6 +95,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	require.EqualError(t, err, "2 events are still set aside")
 	assert.Contains(t, out, bad.String()+" bad at ")
 	assert.Contains(t, out, "refused: column event_date_time is infinite\n")
+	assert.Contains(t, out, "refused: ClickHouse refused it with code 469 (VIOLATED_CONSTRAINT)\n")
 	assert.Contains(t, out, "0 landed, 0 were there already, 2 refused, 0 too early\n")
 	assert.NotContains(t, out, "hunter2", "no payload")
 
@@ -117,14 +120,59 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	assert.Len(t, list(), 1)
 }
 
+// What can never be stored is given up, and it stays known that it was.
+func TestDeadLettersAreDropped(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), "ALTER TABLE event_log ADD CONSTRAINT no_bad CHECK event_type != 'bad'"))
+	stop := running(t, env)
+	defer func() { stop() }()
+	never, bad := publish(t, env, "never", "infinity"), publish(t, env, "bad", "2026-01-01")
+	publish(t, env, "bad", "2026-01-01")
+	says := func(wants string, args ...string) {
+		t.Helper()
+		out, err := command(t, args...)
+		require.NoError(t, err, out)
+		assert.Regexp(t, wants, out)
+	}
+	require.Eventually(t, func() bool {
+		out, err := command(t, "deadletter", "list")
+		require.NoError(t, err)
+		return strings.Count(out, "set aside") == 3
+	}, 2*time.Minute, 50*time.Millisecond)
+
+	says("^1 dropped\n$", "deadletter", "drop", "--id", never.String())
+	_, err := command(t, "deadletter", "drop", "--id", never.String())
+	require.EqualError(t, err, errNoLetter.Error())
+	says("^2 dropped\n$", "deadletter", "drop", "--type", "bad", "--type", "other")
+	says("^0 dropped\n$", "deadletter", "drop", "--all")
+	says("^no such event is set aside\n$", "deadletter", "list")
+	says("^0 landed, 0 were there already, 0 refused, 0 too early\n$", "deadletter", "retry", "--all")
+	says("never .* dropped 20.* column event_date_time is infinite", "deadletter", "list", "--dropped")
+
+	// They are known to be missing in event_log, and are not set aside again.
+	says("^3 events in the outbox: 0 equal, 3 dead letters, 0 missing, 0 extra, 0 different\n$", "verify")
+	says("3 are dead letters .*\n0 were missing", "replay", "--from-table")
+	says("^no such event is set aside\n$", "deadletter", "list")
+
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), "ALTER TABLE event_log DROP CONSTRAINT no_bad"))
+	says("^1 landed", "deadletter", "retry", "--dropped", "--id", bad.String())
+	says("stored 20", "deadletter", "list", "--retried", "--id", bad.String())
+	rows, events := eventLog(t, env)
+	assert.Equal(t, []uint64{1, 1}, []uint64{rows, events})
+}
+
 func TestDeadLetterCommandsSayWhatTheyNeed(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
 	for _, args := range [][]string{{}, {"--all", "--type", "a"}, {"--all", "--id", uuid.NewString()}} {
 		_, err := command(t, append([]string{"deadletter", "retry"}, args...)...)
 		require.EqualError(t, err, "say which events to try again: --id, --type or --all")
+		_, err = command(t, append([]string{"deadletter", "drop"}, args...)...)
+		require.EqualError(t, err, "say which events to drop: --id, --type or --all")
 	}
-	for _, verb := range []string{"list", "retry"} {
+	for _, verb := range []string{"list", "retry", "drop"} {
 		_, err := command(t, "deadletter", verb, "--id", "nonsense")
 		require.EqualError(t, err, `--id "nonsense" is not a UUID`)
 	}
@@ -133,7 +181,7 @@ func TestDeadLetterCommandsSayWhatTheyNeed(t *testing.T) {
 	assert.Equal(t, "0 landed, 0 were there already, 0 refused, 0 too early\n", out)
 	out, err = command(t, "deadletter", "list")
 	require.NoError(t, err)
-	assert.Equal(t, 1, strings.Count(out, "\n"), "the header alone")
+	assert.Equal(t, "no such event is set aside\n", out)
 	out, err = command(t, "deadletter", "list", "--json")
 	require.NoError(t, err)
 	assert.Empty(t, out)

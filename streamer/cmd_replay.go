@@ -106,7 +106,7 @@ func closeReplay(out io.Writer, r replay.Report, mode replay.Mode, err error) er
 	}
 	_, _ = fmt.Fprintf(out, "%d events read from %s in %s\n%d were in %s already\n", r.Read, where, r.Took.Round(time.Millisecond), r.There, into)
 	if r.SetAside > 0 {
-		_, _ = fmt.Fprintf(out, "%d are dead letters (`streamer deadletter list`)\n", r.SetAside)
+		_, _ = fmt.Fprintf(out, "%d are dead letters (`streamer deadletter list --dropped`)\n", r.SetAside)
 	}
 	if r.Messages {
 		_, _ = fmt.Fprintln(out, "events that were published as messages are not in the outbox: `streamer replay --from-bookmark` fills those")

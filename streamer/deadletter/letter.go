@@ -1,5 +1,5 @@
-// Package deadletter shows the rows that were set aside and lands them after all
-// once their cause is mended.
+// Package deadletter shows the rows that were set aside, lands them after all
+// once their cause is mended, or gives them up.
 package deadletter
 
 import (
@@ -28,8 +28,9 @@ type Letter struct {
 	Code       int32 // of the ClickHouse exception, 0 if it was none
 	FailedAt   time.Time
 	RetriedAt  time.Time // when it reached event_log after all; zero if it has not
+	DroppedAt  time.Time // when it was given up; zero if it was not
 
-	raw string // see decode.Tuple; only Retry reads it
+	raw string // see decode.Tuple; List does not read it
 }
 
 // Filter chooses letters. What is empty does not restrict.
@@ -37,11 +38,27 @@ type Filter struct {
 	IDs     []uuid.UUID
 	Types   []string
 	Retried bool // those that have reached event_log too
+	Dropped bool // those that were given up too
+}
+
+// open is the condition for letters that wait for their retry, and for those that f adds.
+func (f Filter) open() string {
+	const waits = "toUnixTimestamp64Milli(retried_at) = 0"
+	switch {
+	case f.Retried && f.Dropped:
+		return "true"
+	case f.Retried:
+		return "NOT dropped"
+	case f.Dropped:
+		return "(" + waits + " OR dropped)"
+	default:
+		return waits
+	}
 }
 
 // where returns the condition for WHERE and its arguments.
 func (f Filter) where() (string, []any) {
-	conditions, args := []string{"true"}, []any{}
+	conditions, args := []string{f.open()}, []any{}
 	if len(f.IDs) > 0 {
 		ids := make([]string, len(f.IDs))
 		for i, id := range f.IDs {
@@ -51,9 +68,6 @@ func (f Filter) where() (string, []any) {
 	}
 	if len(f.Types) > 0 {
 		conditions, args = append(conditions, "event_type IN (?)"), append(args, f.Types)
-	}
-	if !f.Retried {
-		conditions = append(conditions, "toUnixTimestamp64Milli(retried_at) = 0")
 	}
 	return strings.Join(conditions, " AND "), args
 }
@@ -78,24 +92,29 @@ func quote(name string) string { return "`" + strings.ReplaceAll(name, "`", "\\`
 func (t table) read(ctx context.Context, raw, rest string, args ...any) ([]Letter, error) {
 	rows, err := t.conn.Query(ctx, `
 		SELECT source, commit_lsn, commit_seq, timeline, commit_time, event_id, event_type,
-		       reason, error_code, failed_at, retried_at, `+raw+`
+		       reason, error_code, failed_at, retried_at, dropped, `+raw+`
 		FROM `+t.name+` FINAL WHERE `+rest, args...)
 	if err != nil {
-		return nil, fmt.Errorf("read dead letters: %w", err)
+		return nil, fmt.Errorf("read dead letters (has `streamer migrate up` run?): %w", err)
 	}
 	defer rows.Close()
 	var letters []Letter
 	for rows.Next() {
 		var l Letter
 		var lsn uint64
+		var settled time.Time
+		var dropped bool
 		err := rows.Scan(&l.Source, &lsn, &l.Seq, &l.Timeline, &l.CommitTime, &l.EventID, &l.EventType,
-			&l.Reason, &l.Code, &l.FailedAt, &l.RetriedAt, &l.raw)
+			&l.Reason, &l.Code, &l.FailedAt, &settled, &dropped, &l.raw)
 		if err != nil {
 			return nil, fmt.Errorf("read dead letters: %w", err)
 		}
 		l.LSN = pglogrepl.LSN(lsn)
-		if l.RetriedAt.UnixMilli() == 0 {
-			l.RetriedAt = time.Time{}
+		switch {
+		case dropped:
+			l.DroppedAt = settled
+		case settled.UnixMilli() != 0:
+			l.RetriedAt = settled
 		}
 		letters = append(letters, l)
 	}
@@ -121,7 +140,7 @@ func (t table) page(ctx context.Context, f Filter, after Letter) ([]Letter, erro
 	}
 	err := t.conn.Select(ctx, &sizes, `SELECT length(raw) AS size FROM `+t.name+` FINAL WHERE `+where, append(args, pageRows)...)
 	if err != nil {
-		return nil, fmt.Errorf("read dead letters: %w", err)
+		return nil, fmt.Errorf("read dead letters (has `streamer migrate up` run?): %w", err)
 	}
 	n, size := 0, uint64(0)
 	for n < len(sizes) && (n == 0 || size+sizes[n].Size <= pageBytes) {
@@ -134,21 +153,25 @@ func (t table) page(ctx context.Context, f Filter, after Letter) ([]Letter, erro
 	return t.read(ctx, "raw", where, append(args, n)...)
 }
 
-// mark notes that letters have reached event_log. The row with the later
-// retried_at replaces the other, whoever writes last.
-func (t table) mark(ctx context.Context, letters []Letter, at time.Time) error {
+// mark notes that letters have reached event_log, or were given up. The row with the
+// later retried_at replaces the other, whoever writes last.
+func (t table) mark(ctx context.Context, letters []Letter, at time.Time, dropped bool) error {
 	if len(letters) == 0 {
 		return nil
 	}
 	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"async_insert": 0}))
 	batch, err := t.conn.PrepareBatch(ctx, `INSERT INTO `+t.name+` (source, commit_lsn, commit_seq, timeline, commit_time,
-		event_id, event_type, reason, error_code, failed_at, retried_at, raw)`)
+		event_id, event_type, reason, error_code, failed_at, retried_at, dropped, raw)`)
 	if err != nil {
 		return fmt.Errorf("mark dead letters: %w", err)
 	}
 	for _, l := range letters {
+		settled := at
+		if !settled.After(l.DroppedAt) { // by another clock
+			settled = l.DroppedAt.Add(time.Millisecond)
+		}
 		err := batch.Append(l.Source, uint64(l.LSN), l.Seq, l.Timeline, l.CommitTime, l.EventID, l.EventType,
-			l.Reason, l.Code, l.FailedAt, at, l.raw)
+			l.Reason, l.Code, l.FailedAt, settled, dropped, l.raw)
 		if err != nil {
 			_ = batch.Abort() // nothing is inserted
 			return fmt.Errorf("mark dead letters: %w", err)

@@ -76,4 +76,7 @@ func TestATableThatIsMissingIsNamed(t *testing.T) {
 	f := newFixture(t)
 	_, err := List(t.Context(), f.ClickHouse, "nothing_here", Filter{}, 1)
 	require.ErrorContains(t, err, "nothing_here")
+	f.exec("ALTER TABLE event_dead_letter DROP COLUMN dropped")
+	_, err = List(t.Context(), f.ClickHouse, f.tables.DeadLetter, Filter{}, 1)
+	require.ErrorContains(t, err, "streamer migrate up")
 }

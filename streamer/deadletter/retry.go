@@ -14,6 +14,7 @@ import (
 
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
@@ -34,8 +35,9 @@ const (
 // Outcome is a letter and what became of it.
 type Outcome struct {
 	Letter
-	Result Result
-	Cause  string // why it is not in event_log; empty if it is
+	Result    Result
+	Cause     string // why it is not in event_log; empty if it is
+	CauseCode int32  // of the ClickHouse exception that Cause is the text of; 0 if it was none
 }
 
 // Retrier lands letters at their own place in event_log, exactly once.
@@ -56,7 +58,7 @@ type Retrier struct {
 	letters table
 	log     eventLog
 	tables  sink.Tables
-	guard   *guard
+	guard   *replication.Guard
 	nonce   string
 	inserts int
 	fenced  map[sink.Source]bool
@@ -64,9 +66,9 @@ type Retrier struct {
 
 // NewRetrier takes the lock. The caller closes the Retrier. Not safe for concurrent use.
 //
-// Errors: ErrBusy when another retry runs.
+// Errors: ErrBusy.
 func NewRetrier(ctx context.Context, postgresURL string, conn driver.Conn, tables sink.Tables) (*Retrier, error) {
-	g, err := openGuard(ctx, postgresURL)
+	g, err := lock(ctx, postgresURL)
 	if err != nil {
 		return nil, err
 	}
@@ -78,9 +80,9 @@ func NewRetrier(ctx context.Context, postgresURL string, conn driver.Conn, table
 }
 
 // Close lets go of the lock.
-func (r *Retrier) Close() { r.guard.close() }
+func (r *Retrier) Close() { r.guard.Close() }
 
-// Retry tries the letters that f chooses, except those that are in event_log
+// Retry tries the letters that f chooses, except those that are known to be in event_log
 // already, and reports each of them. After an error it can be called again.
 func (r *Retrier) Retry(ctx context.Context, f Filter, report func(Outcome)) error {
 	f.Retried = false
@@ -124,7 +126,7 @@ func (r *Retrier) group(ctx context.Context, letters []Letter, report func(Outco
 	}
 	for _, l := range letters {
 		if there[l.Position] {
-			b.settle(l, WasThere, "")
+			b.settle(l, WasThere)
 		} else {
 			b.decode(l)
 		}
@@ -134,7 +136,7 @@ func (r *Retrier) group(ctx context.Context, letters []Letter, report func(Outco
 			return err
 		}
 	}
-	if err := r.letters.mark(ctx, b.landed, time.Now()); err != nil {
+	if err := r.letters.mark(ctx, b.landed, time.Now(), false); err != nil {
 		return err
 	}
 	for _, o := range b.outcomes {
@@ -177,7 +179,7 @@ func (r *Retrier) begin(ctx context.Context, letters []Letter) (*attempt, error)
 	if b.bounds.landed, _, err = b.sink.Position(ctx); err != nil {
 		return nil, err
 	}
-	b.bounds.confirmed, err = r.guard.confirmed(ctx, system, slot)
+	b.bounds.confirmed, err = confirmed(ctx, r.guard, system, slot)
 	return b, err
 }
 
@@ -192,17 +194,20 @@ type bounds struct {
 
 func (b bounds) cover(p decode.Position) bool { return !p.After(b.landed) || p.LSN < b.confirmed }
 
-func (b *attempt) settle(l Letter, result Result, cause string) {
-	if result == Landed || result == WasThere {
-		b.landed = append(b.landed, l)
-	}
-	b.outcomes = append(b.outcomes, Outcome{Letter: l, Result: result, Cause: cause})
+func (b *attempt) settle(l Letter, result Result) {
+	b.landed = append(b.landed, l)
+	b.outcomes = append(b.outcomes, Outcome{Letter: l, Result: result})
+}
+
+// leave leaves l a letter.
+func (b *attempt) leave(l Letter, result Result, cause string, code int32) {
+	b.outcomes = append(b.outcomes, Outcome{Letter: l, Result: result, Cause: cause, CauseCode: code})
 }
 
 // decode adds l to the rows to land, if it may land and can be decoded now.
 func (b *attempt) decode(l Letter) {
 	if !b.bounds.cover(l.Position) {
-		b.settle(l, TooEarly, b.tooEarly())
+		b.leave(l, TooEarly, b.tooEarly(), 0)
 		return
 	}
 	tuple, err := decode.ParseTuple(l.raw)
@@ -210,7 +215,7 @@ func (b *attempt) decode(l Letter) {
 		err = tuple.Append(&b.rows, l.Position, l.CommitTime.UnixMicro())
 	}
 	if err != nil {
-		b.settle(l, Refused, err.Error())
+		b.leave(l, Refused, err.Error(), 0)
 		return
 	}
 	b.waiting = append(b.waiting, l)
@@ -231,7 +236,7 @@ func (r *Retrier) land(ctx context.Context, b *attempt, from, to int) error {
 	r.inserts++
 	id := fmt.Sprintf("%s%s-%d", queryPrefix(b.source), r.nonce, r.inserts)
 	began := time.Now()
-	refusal := b.sink.Insert(ctx, &b.rows, from, to, sink.Attempt{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.verify})
+	refusal := b.sink.Insert(ctx, &b.rows, from, to, sink.Attempt{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
 	// A letter that is refused stays a letter: a code that no list has may be taken for a refusal at once.
 	if refusal != nil && failure.Of(refusal) != failure.Poison && sink.Unknown(refusal) == 0 {
 		return fmt.Errorf("retry dead letters: %w; try again, what has landed is recognised", refusal)
@@ -245,13 +250,13 @@ func (r *Retrier) land(ctx context.Context, b *attempt, from, to int) error {
 		return err
 	case len(there) == len(letters):
 		for _, l := range letters {
-			b.settle(l, Landed, "")
+			b.settle(l, Landed)
 		}
 		return nil
 	case refusal == nil || len(there) > 0:
 		return errIncomplete
 	case len(letters) == 1:
-		b.settle(letters[0], Refused, sink.Reason(refusal))
+		b.leave(letters[0], Refused, sink.Reason(refusal), sink.Code(refusal))
 		return nil
 	}
 	middle := from + (to-from)/2

@@ -94,7 +94,7 @@ var clickhouseChecks = []check[clickhouseFacts]{
 		}
 		if n := f.DeadLetters.Open; n > 0 {
 			return warn(fmt.Sprintf("%d rows wait, the last: %s", n, f.DeadLetters.Recent[0].Reason), "none",
-				"streamer deadletter list; streamer deadletter retry --all, after the cause is mended")
+				"streamer deadletter list; streamer deadletter retry --all after the cause is mended, or drop what can never be stored")
 		}
 		return ok("none")
 	}},

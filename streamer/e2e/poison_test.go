@@ -29,6 +29,7 @@ type letter struct {
 	Code       int32     `ch:"error_code"`
 	FailedAt   time.Time `ch:"failed_at"`
 	RetriedAt  time.Time `ch:"retried_at"`
+	Dropped    bool      `ch:"dropped"`
 }
 
 // letters waits for n dead letters and returns them in stream order. There are no more.

@@ -28,7 +28,7 @@ func TestProgramsNeedNothingButTheirRoles(t *testing.T) {
 	code, body := post(t, api+"/users", `{"email":"ada@example.com","first_name":"Ada","last_name":"Lovelace"}`)
 	require.Equal(t, http.StatusCreated, code, body)
 	require.Equal(t, 1, delivered(t, env))
-	for _, command := range []string{"doctor", "bookmark add kept", "replay --from-table", "replay --from-bookmark kept", "bookmark drop kept", "deadletter list", "status"} {
+	for _, command := range []string{"doctor", "bookmark add kept", "replay --from-table", "replay --from-bookmark kept", "bookmark drop kept", "deadletter list", "deadletter drop --all", "status"} {
 		cmd := exec.CommandContext(t.Context(), testenv.Build(t, "streamer"), strings.Fields(command)...)
 		cmd.Env = append(env.Environ(), "DATABASE_URL="+streamerURL, "STREAMER_ADDR=127.0.0.1:1")
 		out, err := cmd.CombinedOutput()

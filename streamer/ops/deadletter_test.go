@@ -11,6 +11,8 @@ import (
 	"diehard/shared/telemetry"
 	"diehard/shared/telemetry/sentrytest"
 	"diehard/shared/testenv"
+	"diehard/streamer/deadletter"
+	"diehard/streamer/sink"
 )
 
 // Not parallel: Sentry belongs to the whole process.
@@ -41,6 +43,15 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	for _, f := range s.Failures {
 		assert.NotContains(t, f.Text, "payload")
 	}
+	tables := sink.Tables{EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable}
+	dropped, err := deadletter.Drop(t.Context(), env.PostgresURL, env.ClickHouse, tables, deadletter.Filter{})
+	require.NoError(t, err)
+	assert.Equal(t, 2, dropped)
+	eventually(t, func() bool {
+		c := w.status().ClickHouse.ClickHouse
+		return c != nil && c.DeadLetters.Open == 0 && len(c.DeadLetters.Recent) == 0
+	}, "dropped letters are open")
+	assert.Zero(t, w.metrics().value("dead_letters_open"))
 	w.stop()
 	flush(5 * time.Second)
 

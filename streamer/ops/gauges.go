@@ -113,7 +113,7 @@ var allGauges = []gauge{
 				emit(math.Inf(1))
 			}
 		}),
-	newGauge("dead_letters_open", "Rows in the dead-letter table that were not retried yet.", prometheus.GaugeValue,
+	newGauge("dead_letters_open", "Rows in the dead-letter table that were neither stored since nor dropped.", prometheus.GaugeValue,
 		func(_ *Monitor, s sample, emit func(float64, ...string)) {
 			if c := s.clickhouse.last; c != nil {
 				emit(float64(c.DeadLetters.Open))

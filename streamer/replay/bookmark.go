@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"diehard/shared/postgres"
+	"diehard/streamer/replication"
 )
 
 // Bookmark is a place in the WAL from which replay is possible: a copy of the
@@ -255,14 +256,9 @@ func (b *Bookmarks) Drop(ctx context.Context, name string) error {
 
 // confirmedFlush is what the streamer of a slot has confirmed.
 func confirmedFlush(ctx context.Context, conn *pgx.Conn, slot string) (pglogrepl.LSN, error) {
-	var text string
-	err := conn.QueryRow(ctx, `SELECT coalesce(confirmed_flush_lsn, '0/0')::text FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`,
-		slot).Scan(&text)
-	if errors.Is(err, pgx.ErrNoRows) {
+	confirmed, err := replication.Confirmed(ctx, conn, slot)
+	if errors.Is(err, replication.ErrNoSlot) {
 		return 0, fmt.Errorf("slot %s does not exist: run `streamer slot create` and start the streamer first", slot)
 	}
-	if err != nil {
-		return 0, fmt.Errorf("read slot %s: %w", slot, err)
-	}
-	return pglogrepl.ParseLSN(text)
+	return confirmed, err
 }

@@ -24,6 +24,21 @@ type eventLog struct {
 
 func quote(name string) string { return "`" + strings.ReplaceAll(name, "`", "\\`") + "`" }
 
+// sources chooses rows by who has landed them.
+type sources struct {
+	condition string
+	args      []any
+}
+
+var anybody = sources{condition: "true"}
+
+// elsewhere is what may have landed events of s without their place in its WAL:
+// replays from the table, and streamers that divided the same outbox differently.
+func (s *session) elsewhere() sources {
+	form := "^" + s.source.SystemID + "/" + s.Shard.Divisions(s.Slot) + "(?:/table)?$"
+	return sources{"source <> ? AND match(source, ?)", []any{s.source.String(), form}}
+}
+
 // logRow is a row of event_log with what identifies its content.
 type logRow struct {
 	decode.Position
@@ -54,10 +69,10 @@ func (l eventLog) positions(ctx context.Context, source string, p piece, since t
 	return scanPositions(rows, l.name, do)
 }
 
-// setAside calls do for the place of every dead letter of source in p that waits for its retry.
+// setAside calls do for the place of every dead letter of source in p whose event is not in event_log.
 func (l eventLog) setAside(ctx context.Context, source string, p piece, do func(decode.Position)) error {
 	rows, err := l.conn.Query(ctx, `SELECT commit_lsn, commit_seq FROM `+l.deadLetter+` FINAL
-		WHERE source = ? AND `+within+` AND `+waits, append([]any{source}, p.bounds()...)...)
+		WHERE source = ? AND `+within+` AND `+notLanded, append([]any{source}, p.bounds()...)...)
 	if err != nil {
 		return fmt.Errorf("read dead letters: %w", sink.Classify(err))
 	}
@@ -115,26 +130,25 @@ func scanContents(rows driver.Rows, table string, do func(logRow)) error {
 // idsAtOnce keeps a query with a list of ids below ClickHouse's max_query_size of 256 KiB.
 const idsAtOnce = 4000
 
-// byID calls do for every row of the table with the id of one of rows, of one
-// source or, when source is empty, of any.
-func (l eventLog) byID(ctx context.Context, source string, rows *decode.Rows, do func(logRow)) error {
-	return l.lookUp(ctx, logColumns, source, rows, func(found driver.Rows) error { return scanContents(found, l.name, do) })
+// byID calls do for every row of the table with the id of one of rows.
+func (l eventLog) byID(ctx context.Context, from sources, rows *decode.Rows, do func(logRow)) error {
+	return l.lookUp(ctx, logColumns, from, rows, func(found driver.Rows) error { return scanContents(found, l.name, do) })
 }
 
-// present calls do for those ids of rows that are in the table; source is as in byID.
-func (l eventLog) present(ctx context.Context, source string, rows *decode.Rows, do func(uuid.UUID)) error {
-	return l.lookUp(ctx, "event_id", source, rows, func(found driver.Rows) error { return scanIDs(found, l.name, do) })
+// present calls do for those ids of rows that are in the table.
+func (l eventLog) present(ctx context.Context, from sources, rows *decode.Rows, do func(uuid.UUID)) error {
+	return l.lookUp(ctx, "event_id", from, rows, func(found driver.Rows) error { return scanIDs(found, l.name, do) })
 }
 
 // lookUp looks for each id under the type and time of its row: both never change,
 // and they lead to its place in the table.
-func (l eventLog) lookUp(ctx context.Context, columns, source string, rows *decode.Rows, scan func(driver.Rows) error) error {
-	for from := 0; from < rows.Len(); from += idsAtOnce {
-		to := min(from+idsAtOnce, rows.Len())
-		low, high := slices.Min(rows.DateTime[from:to]), slices.Max(rows.DateTime[from:to])
-		found, err := l.conn.Query(ctx, `SELECT `+columns+` FROM `+l.name+` WHERE event_id IN (`+idList(idsOf(rows, from, to))+`)
+func (l eventLog) lookUp(ctx context.Context, columns string, from sources, rows *decode.Rows, scan func(driver.Rows) error) error {
+	for i := 0; i < rows.Len(); i += idsAtOnce {
+		end := min(i+idsAtOnce, rows.Len())
+		low, high := slices.Min(rows.DateTime[i:end]), slices.Max(rows.DateTime[i:end])
+		found, err := l.conn.Query(ctx, `SELECT `+columns+` FROM `+l.name+` WHERE event_id IN (`+idList(idsOf(rows, i, end))+`)
 			AND event_date_time BETWEEN fromUnixTimestamp64Micro(toInt64(?), 'UTC') AND fromUnixTimestamp64Micro(toInt64(?), 'UTC')
-			AND (source = ? OR ? = '') AND `+typeCondition(rows.Type.Values), low, high, source, source)
+			AND `+from.condition+` AND `+typeCondition(rows.Type.Values), append([]any{low, high}, from.args...)...)
 		if err != nil {
 			return fmt.Errorf("read %s: %w", l.name, sink.Classify(err))
 		}
@@ -158,12 +172,13 @@ func typeCondition(types []string) string {
 	return "event_type IN (" + strings.Join(quoted, ",") + ")"
 }
 
-const waits = `toUnixTimestamp64Milli(retried_at) = 0`
+// notLanded is the condition for dead letters whose event is not in event_log: they wait for their retry, or were dropped.
+const notLanded = `(toUnixTimestamp64Milli(retried_at) = 0 OR dropped)`
 
-// lettersByID calls do for each of ids that is a dead letter and waits for its retry.
-func (l eventLog) lettersByID(ctx context.Context, ids []uuid.UUID, do func(uuid.UUID)) error {
+// lettersByID calls do for each of ids that is a dead letter, and not in event_log.
+func (l eventLog) lettersByID(ctx context.Context, from sources, ids []uuid.UUID, do func(uuid.UUID)) error {
 	var any uint8
-	err := l.conn.QueryRow(ctx, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+waits).Scan(&any)
+	err := l.conn.QueryRow(ctx, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+notLanded).Scan(&any)
 	if err != nil {
 		return fmt.Errorf("read dead letters: %w", sink.Classify(err))
 	}
@@ -171,7 +186,8 @@ func (l eventLog) lettersByID(ctx context.Context, ids []uuid.UUID, do func(uuid
 		return nil
 	}
 	for chunk := range slices.Chunk(ids, idsAtOnce) {
-		found, err := l.conn.Query(ctx, `SELECT event_id FROM `+l.deadLetter+` FINAL WHERE event_id IN (`+idList(chunk)+`) AND `+waits)
+		found, err := l.conn.Query(ctx, `SELECT event_id FROM `+l.deadLetter+` FINAL
+			WHERE event_id IN (`+idList(chunk)+`) AND `+from.condition+` AND `+notLanded, from.args...)
 		if err != nil {
 			return fmt.Errorf("read dead letters: %w", sink.Classify(err))
 		}

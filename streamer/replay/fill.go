@@ -11,6 +11,7 @@ import (
 
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
@@ -35,6 +36,7 @@ type filler struct {
 	log     eventLog
 	sink    *sink.Sink
 	source  sink.Source // of the rows that land
+	others  sources     // of rows that are there without their place
 	guard   *guard
 	prefix  string // of our query ids
 	letters bool   // refused rows become dead letters; not for another table than event_log
@@ -81,7 +83,7 @@ const (
 // final tells errors that another try cannot mend. A refusal is final too where
 // no rows were inserted: a query of ours is wrong.
 func final(err error) bool {
-	return failure.Of(err) != failure.Transient || errors.Is(err, errSession)
+	return failure.Of(err) != failure.Transient || errors.Is(err, replication.ErrSession)
 }
 
 // attempt is one piece on its way.
@@ -173,7 +175,7 @@ func eventAt(rows *decode.Rows, i int) decode.Event {
 func (p *attempt) next() sink.Attempt {
 	p.inserts++
 	id := fmt.Sprintf("%s%s-%d", p.prefix, p.nonce, p.inserts)
-	return sink.Attempt{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: p.guard.verify}
+	return sink.Attempt{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: p.guard.Verify}
 }
 
 // within bounds one insert. Comparing has no such bound: it takes as long as the table is large.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"diehard/streamer/replication"
 )
 
 // lockClass is the first half of the advisory lock that the one replay of a slot
@@ -18,78 +20,35 @@ const lockClass = 0x72706c79
 // ErrBusy means that another replay of the same slot is running.
 var ErrBusy = errors.New("another `streamer replay` of this slot is running: wait until it has ended")
 
-// guard is a session of PostgreSQL that holds the lock. It is also the proof
-// that the server has not restarted since the session began: what the slot had
-// confirmed then, it cannot have forgotten.
+// guard is that of a slot.
 type guard struct {
-	conn     *pgx.Conn
-	slot     string
-	systemID string
-	timeline uint32
+	*replication.Guard
+	slot string
 }
 
 func openGuard(ctx context.Context, url, slot string) (*guard, error) {
-	conn, err := connect(ctx, url, "diehard-streamer-replay")
+	g, err := replication.OpenGuard(ctx, url, "diehard-streamer-replay")
 	if err != nil {
 		return nil, err
 	}
-	g := &guard{conn: conn, slot: slot}
-	// The name of a WAL file begins with its timeline.
-	err = conn.QueryRow(ctx, `SELECT system_identifier::text,
-			('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::bigint
-		FROM pg_catalog.pg_control_system()`).Scan(&g.systemID, &g.timeline)
-	if err != nil {
-		g.close()
-		return nil, fmt.Errorf("identify the server: %w", err)
-	}
-	return g, nil
-}
-
-// close gives the lock back by itself: the server may take a moment to notice the
-// end of the session, and the next replay shall not find it busy.
-func (g *guard) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_, _ = g.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock_all()`) // a lost session has none
-	closeConn(g.conn)
+	return &guard{Guard: g, slot: slot}, nil
 }
 
 // lock makes this replay the only one of its slot.
 func (g *guard) lock(ctx context.Context) error {
-	var ours bool
-	err := g.conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2))`, int32(lockClass), g.slot).Scan(&ours)
-	if err != nil {
-		return fmt.Errorf("lock replays: %w", err)
-	}
-	if !ours {
+	ours, err := g.Lock(ctx, "$1, pg_catalog.hashtext($2)", int32(lockClass), g.slot)
+	if err == nil && !ours {
 		return ErrBusy
 	}
-	return nil
+	return err
 }
 
-// errSession ends a replay: the lock is lost, and what was read may not hold any more.
-var errSession = errors.New("the session with PostgreSQL is lost")
-
-// verify fails when the session, and so the lock, is lost. It does not end with
-// ctx: that would end the session.
-func (g *guard) verify(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyTimeout)
-	defer cancel()
-	if err := g.conn.Ping(ctx); err != nil {
-		return fmt.Errorf("%w: %w", errSession, err)
-	}
-	return nil
-}
-
-// confirmed is how far the slot's streamer has confirmed: every row of a commit
-// before that is in event_log or in the dead-letter table, or was.
 func (g *guard) confirmed(ctx context.Context) (pglogrepl.LSN, error) {
-	return confirmedFlush(ctx, g.conn, g.slot)
+	return confirmedFlush(ctx, g.Conn, g.slot)
 }
 
 const (
-	verifyTimeout = 15 * time.Second
-	settlePoll    = 50 * time.Millisecond
+	settlePoll = 50 * time.Millisecond
 	// settleNotice is after how long of waiting the log says so, and again.
 	settleNotice = 10 * time.Second
 )
@@ -105,10 +64,10 @@ func (g *guard) settled(ctx context.Context, log *slog.Logger) (pglogrepl.LSN, e
 	batch := &pgx.Batch{}
 	batch.Queue(`SET synchronous_commit = local`)
 	batch.Queue(`SELECT pg_catalog.pg_logical_emit_message(true, 'diehard', 'replay')`)
-	if err := g.conn.SendBatch(ctx, batch).Close(); err != nil {
+	if err := g.Conn.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("mark the WAL: %w", err)
 	}
-	if err := g.conn.QueryRow(ctx, `SELECT pg_catalog.pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
+	if err := g.Conn.QueryRow(ctx, `SELECT pg_catalog.pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
 		return 0, fmt.Errorf("read the end of the WAL: %w", err)
 	}
 	end, err := pglogrepl.ParseLSN(text)

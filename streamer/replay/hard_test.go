@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/streamer/replication"
 )
 
 // A streamer that starts ends the inserts of a replay, which tries again.
@@ -55,7 +57,7 @@ func TestAReplayThatLosesItsSessionEnds(t *testing.T) {
 		}
 	}
 	report, err := FromTable(t.Context(), c, Span{}, Mode{})
-	require.ErrorIs(t, err, errSession)
+	require.ErrorIs(t, err, replication.ErrSession)
 	assert.Equal(t, int64(400), report.Filled)
 	assert.Equal(t, 400, f.count("event_log", "true"))
 	_, err = FromTable(t.Context(), f.config(), Span{}, Mode{})

@@ -14,6 +14,7 @@ import (
 	"diehard/shared/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
@@ -31,6 +32,8 @@ type fixture struct {
 	t        *testing.T
 	tables   sink.Tables
 	messages bool // the streamer reads messages
+	part     replication.Shard
+	start    pglogrepl.LSN // the operator's --start-lsn
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -43,7 +46,7 @@ func newFixture(t *testing.T) *fixture {
 func (f *fixture) stream() (stop func()) {
 	f.t.Helper()
 	p := pipeline.New(pipeline.Config{
-		Messages:    f.messages,
+		Messages: f.messages, Shard: f.part, StartLSN: f.start,
 		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, SenderTimeout: 10 * time.Second,
 		Tables: f.tables, Limits: batch.Limits{Rows: 20_000, Bytes: 4 << 20},
 		FlushInterval: 20 * time.Millisecond, InsertTimeout: time.Minute, DrainTimeout: patience,
@@ -74,7 +77,7 @@ func (f *fixture) log() *slog.Logger {
 
 func (f *fixture) config() Config {
 	return Config{
-		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, ClickHouse: f.ClickHouse,
+		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, Shard: f.part, ClickHouse: f.ClickHouse,
 		Tables: f.tables, Limits: batch.Limits{Rows: 100, Bytes: 1 << 20}, InsertTimeout: time.Minute, Log: f.log(),
 	}
 }

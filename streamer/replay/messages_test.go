@@ -5,6 +5,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/streamer/replication"
 )
 
 // mixed commits 100 rows and 100 messages, in turn, in one transaction.
@@ -71,4 +73,67 @@ func TestTheTableSaysThatItKnowsNoMessages(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, v.Wrong(), "%+v", v)
 	assert.Equal(t, 200, f.count("event_log", "true"))
+}
+
+// recreate is `streamer slot drop` and `streamer slot create`.
+func (f *fixture) recreate() {
+	f.t.Helper()
+	c, err := replication.OpenControl(f.t.Context(), f.PostgresURL, "test", replication.Origin{Slot: f.Slot, Publication: f.Publication, Messages: f.messages})
+	require.NoError(f.t, err)
+	defer c.Close(f.t.Context())
+	require.NoError(f.t, c.DropSlot(f.t.Context()))
+	_, err = c.Recreate(f.t.Context())
+	require.NoError(f.t, err)
+}
+
+// A new slot does not change what was delivered by the one before.
+func TestMessagesStayKnownWhenTheSlotIsMadeAnewWithoutThem(t *testing.T) {
+	f := newFixture(t)
+	f.messages = true
+	stop := f.stream()
+	f.bookmark("b")
+	f.mixed()
+	f.confirmed(f.walEnd())
+	stop()
+	want := f.rows("event_log")
+	f.messages = false
+	f.recreate()
+	f.stream()
+	f.confirmed(f.publish("late", 1))
+
+	v, err := VerifyTable(t.Context(), f.config(), Span{}, 10)
+	require.NoError(t, err)
+	assert.False(t, v.Wrong(), "%+v", v)
+	assert.True(t, v.Messages)
+	v, err = VerifyWAL(t.Context(), f.config(), Range{Bookmark: "b"}, 10)
+	require.NoError(t, err)
+	assert.False(t, v.Wrong(), "%+v", v)
+	require.Equal(t, 50, f.remove("event_type = 'message' AND commit_seq % 4 = 0"))
+	report, err := FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, int64(50), report.Filled)
+	assert.Subset(t, f.rows("event_log"), want, "at their own places")
+	_, err = f.Pool.Exec(t.Context(), "SELECT publish_event_message('message', '{}')")
+	require.ErrorContains(t, err, "no streamer reads messages")
+}
+
+// Nor does a new slot that has them: before it messages took no numbers.
+func TestMessagesBeginWithTheSlotThatIsMadeAnewForThem(t *testing.T) {
+	f := newFixture(t)
+	stop := f.stream()
+	f.bookmark("b")
+	f.exec(`SELECT pg_logical_emit_message(true, 'diehard.event', 'nobody reads it'), publish_event('early', '{}')`)
+	f.confirmed(f.walEnd())
+	stop()
+	f.messages = true
+	f.recreate()
+	f.stream()
+	f.mixed()
+	f.confirmed(f.walEnd())
+	want := f.rows("event_log")
+	require.Len(t, want, 201)
+	report, err := FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, []int64{201, 201, 0}, []int64{report.Read, report.There, report.Missing})
+	assert.Equal(t, want, f.rows("event_log"))
 }

@@ -3,10 +3,11 @@
 // or to verify. The streamer goes on meanwhile.
 //
 // From the WAL, a row has the same place (source, commit_lsn, commit_seq) as the
-// streamer gives it, and is known by that. Only commits that the streamer had
-// confirmed when the replay began are touched: what follows is the streamer's
-// business, and a restarted streamer goes on behind the later of its last row and
-// what it confirmed, so that rows filled before that move nothing.
+// streamer gives it, and is known by that; or by its id, if it was filled from the
+// table, or landed when the outbox was divided into shards differently. Only commits
+// that the streamer had confirmed when the replay began are touched: what follows is
+// the streamer's business, and a restarted streamer goes on behind the later of its
+// last row and what it confirmed, so that rows filled before that move nothing.
 //
 // The outbox does not tell where its rows were committed. Rows from there are
 // known by their id and get a source of their own, which the streamer's position
@@ -25,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +78,7 @@ type Report struct {
 	From, To pglogrepl.LSN // of a Range
 	Read     int64
 	There    int64 // were in the table already
-	SetAside int64 // are dead letters, for `deadletter retry`
+	SetAside int64 // are dead letters that wait for `deadletter retry`, or were dropped
 	Missing  int64
 	Filled   int64
 	Refused  int64 // could not be filled; of event_log they are dead letters now
@@ -111,16 +113,32 @@ func (c Config) open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.checkLetters(ctx); err != nil {
+		return nil, err
+	}
 	g, err := openGuard(ctx, c.PostgresURL, c.Slot)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{Config: c, guard: g, source: sink.Source{SystemID: g.systemID, Slot: c.Slot}, messages: messages}
+	s := &session{Config: c, guard: g, source: sink.Source{SystemID: g.SystemID, Slot: c.Slot}, messages: messages}
 	if s.confirmed, err = g.confirmed(ctx); err != nil {
-		g.close()
+		g.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+// checkLetters refuses a dead-letter table that is older than this program: asking it
+// what was dropped would fail for ever.
+func (c Config) checkLetters(ctx context.Context) error {
+	err := c.ClickHouse.Exec(ctx, `SELECT `+notLanded+` FROM `+quote(c.Tables.DeadLetter)+` LIMIT 0`)
+	switch {
+	case sink.Code(err) == codeUnknownIdentifier:
+		return fmt.Errorf("table %s lacks a column: run `streamer migrate up`", c.Tables.DeadLetter)
+	case err != nil:
+		return fmt.Errorf("look at %s: %w", c.Tables.DeadLetter, sink.Classify(err))
+	}
+	return nil
 }
 
 // filler takes the lock and ends what an earlier replay left running.
@@ -140,8 +158,8 @@ func (s *session) filler(ctx context.Context, source sink.Source, m Mode, report
 	}
 	f := &filler{
 		log:    eventLog{conn: s.ClickHouse, name: quote(tables.EventLog), deadLetter: quote(tables.DeadLetter)},
-		sink:   sink.New(s.ClickHouse, tables, source, s.guard.timeline),
-		source: source, guard: s.guard, prefix: s.source.QueryPrefix() + "replay-", nonce: strings.ToLower(rand.Text()),
+		sink:   sink.New(s.ClickHouse, tables, source, s.guard.Timeline),
+		source: source, others: s.elsewhere(), guard: s.guard, prefix: s.source.QueryPrefix() + "replay-", nonce: strings.ToLower(rand.Text()),
 		letters: m.Into == "", dryRun: m.DryRun, timeout: s.InsertTimeout, logger: s.Log, report: report,
 	}
 	if err := f.sink.CheckTables(ctx); err != nil {
@@ -153,8 +171,11 @@ func (s *session) filler(ctx context.Context, source sink.Source, m Mode, report
 	return f, f.sink.Fence(ctx, f.prefix, func(uint64) {})
 }
 
-// codeUnknownTable is ClickHouse's UNKNOWN_TABLE.
-const codeUnknownTable = 60
+// Codes of ClickHouse.
+const (
+	codeUnknownIdentifier = 47
+	codeUnknownTable      = 60
+)
 
 // FromWAL fills what of r is missing. It may be repeated at any time.
 //
@@ -166,7 +187,7 @@ func FromWAL(ctx context.Context, c Config, r Range, m Mode) (Report, error) {
 	if err != nil {
 		return report, err
 	}
-	defer s.guard.close()
+	defer s.guard.Close()
 	w, err := s.wal(ctx, r)
 	if err != nil {
 		return report, err
@@ -185,7 +206,7 @@ func FromWAL(ctx context.Context, c Config, r Range, m Mode) (Report, error) {
 
 // wal finds the bookmark that can serve r.
 func (s *session) wal(ctx context.Context, r Range) (*wal, error) {
-	marks := &Bookmarks{conn: s.guard.conn, slot: s.Slot}
+	marks := &Bookmarks{conn: s.guard.Conn, slot: s.Slot}
 	mark, err := marks.serve(ctx, r)
 	if err != nil {
 		return nil, err
@@ -263,7 +284,7 @@ func (f *filler) compare(ctx context.Context, p piece) (gap, error) {
 			g.rejects = append(g.rejects, i)
 		}
 	}
-	return g, f.withoutFilled(ctx, p.rows, &g)
+	return g, f.withoutOthers(ctx, p.rows, &g)
 }
 
 // absent returns the rows and rejects of p whose places are not taken.
@@ -307,9 +328,9 @@ func earliest(rows *decode.Rows) time.Time {
 	return time.UnixMicro(low)
 }
 
-// withoutFilled takes rows out of g that a replay from the table has filled.
-func (f *filler) withoutFilled(ctx context.Context, rows *decode.Rows, g *gap) error {
-	if len(g.rows) == 0 {
+// withoutOthers takes out of g what is there, or set aside, without its place.
+func (f *filler) withoutOthers(ctx context.Context, rows *decode.Rows, g *gap) error {
+	if len(g.rows)+len(g.rejects) == 0 {
 		return nil
 	}
 	f.subset.Reset()
@@ -318,20 +339,38 @@ func (f *filler) withoutFilled(ctx context.Context, rows *decode.Rows, g *gap) e
 		e.Context = nil
 		f.subset.Append(rows.Position(i), 0, &e)
 	}
-	ids := make(map[uuid.UUID]bool)
-	if err := f.log.present(ctx, tableSource(f.source).String(), &f.subset, func(id uuid.UUID) { ids[id] = true }); err != nil || len(ids) == 0 {
-		return err
-	}
-	missing := g.rows[:0]
-	for _, i := range g.rows {
-		if ids[rows.IDAt(i)] {
-			g.there++
-		} else {
-			missing = append(missing, i)
+	aside, there := make(map[uuid.UUID]bool), make(map[uuid.UUID]bool)
+	if f.letters {
+		ids := idsOf(&f.subset, 0, f.subset.Len())
+		for _, i := range g.rejects {
+			ids = append(ids, rows.Rejects[i].ID)
+		}
+		if err := f.log.lettersByID(ctx, f.others, ids, func(id uuid.UUID) { aside[id] = id != uuid.Nil }); err != nil {
+			return err
 		}
 	}
-	g.rows = missing
+	if err := f.log.present(ctx, f.others, &f.subset, func(id uuid.UUID) { there[id] = true }); err != nil {
+		return err
+	}
+	g.without(rows, there, aside)
 	return nil
+}
+
+// without takes those events out of g that are there, or are dead letters.
+func (g *gap) without(rows *decode.Rows, there, aside map[uuid.UUID]bool) {
+	known := func(id uuid.UUID) bool {
+		switch {
+		case there[id]:
+			g.there++
+		case aside[id]:
+			g.setAside++
+		default:
+			return false
+		}
+		return true
+	}
+	g.rows = slices.DeleteFunc(g.rows, func(i int) bool { return known(rows.IDAt(i)) })
+	g.rejects = slices.DeleteFunc(g.rejects, func(i int) bool { return known(rows.Rejects[i].ID) })
 }
 
 // tableSource names the rows that were filled from the outbox of a pipeline.

@@ -31,7 +31,7 @@ func FromTable(ctx context.Context, c Config, span Span, m Mode) (Report, error)
 	if err != nil {
 		return report, err
 	}
-	defer s.guard.close()
+	defer s.guard.Close()
 	report.Messages = s.messages != 0
 	f, err := s.filler(ctx, tableSource(s.source), m, &report)
 	if err != nil {
@@ -65,7 +65,7 @@ func (s *session) delivered(ctx context.Context, span Span) error {
 	if !span.Until.IsZero() {
 		return nil
 	}
-	_, err := s.guard.conn.Exec(ctx, `UPDATE public.streamer_slot SET delivered_since = least(delivered_since, $2) WHERE slot_name = $1`,
+	_, err := s.guard.Conn.Exec(ctx, `UPDATE public.streamer_slot SET delivered_since = least(delivered_since, $2) WHERE slot_name = $1`,
 		s.Slot, bound(span.Since, pgtype.NegativeInfinity))
 	if err != nil {
 		return fmt.Errorf("note what is delivered: %w", err)
@@ -108,11 +108,11 @@ func (t *table) compare(ctx context.Context, rows *decode.Rows) (gap, error) {
 		for _, r := range rows.Rejects {
 			ids = append(ids, r.ID)
 		}
-		if err := t.log.lettersByID(ctx, ids, func(id uuid.UUID) { aside[id] = true }); err != nil {
+		if err := t.log.lettersByID(ctx, anybody, ids, func(id uuid.UUID) { aside[id] = true }); err != nil {
 			return g, err
 		}
 	}
-	if err := t.log.present(ctx, "", rows, func(id uuid.UUID) { there[id] = true }); err != nil {
+	if err := t.log.present(ctx, anybody, rows, func(id uuid.UUID) { there[id] = true }); err != nil {
 		return g, err
 	}
 	for i := range rows.Len() {

@@ -38,7 +38,7 @@ type Verdict struct {
 	From, To                  pglogrepl.LSN // of a Range
 	Read                      int64         // in PostgreSQL
 	Equal                     int64
-	SetAside                  int64 // are dead letters, for `deadletter retry`
+	SetAside                  int64 // are dead letters that wait for `deadletter retry`, or were dropped
 	Missing, Extra, Different int64
 	First                     []Difference // the first of them, up to a limit
 	// Messages tells that the streamer reads messages, too, of which the outbox knows
@@ -53,6 +53,7 @@ func (v Verdict) Wrong() bool { return v.Missing+v.Extra+v.Different > 0 }
 type verifier struct {
 	log     eventLog
 	source  sink.Source
+	others  sources // of rows that are there without their place
 	limit   int
 	verdict *Verdict
 	subset  decode.Rows
@@ -60,7 +61,7 @@ type verifier struct {
 
 func (s *session) verifier(limit int, v *Verdict) *verifier {
 	log := eventLog{conn: s.ClickHouse, name: quote(s.Tables.EventLog), deadLetter: quote(s.Tables.DeadLetter)}
-	return &verifier{log: log, source: s.source, limit: limit, verdict: v}
+	return &verifier{log: log, source: s.source, others: s.elsewhere(), limit: limit, verdict: v}
 }
 
 func (v *verifier) note(d Difference) {
@@ -85,7 +86,7 @@ func VerifyWAL(ctx context.Context, c Config, r Range, limit int) (Verdict, erro
 	if err != nil {
 		return verdict, err
 	}
-	defer s.guard.close()
+	defer s.guard.Close()
 	w, err := s.wal(ctx, r)
 	if err != nil {
 		return verdict, err
@@ -132,27 +133,19 @@ func (v *verifier) piece(ctx context.Context, p piece) error {
 		absent = append(absent, i)
 	}
 	v.verdict.Read += int64(n + len(p.rows.Rejects))
-	v.rejects(p, aside, retried)
-	return v.absent(ctx, p.rows, absent, aside)
-}
-
-func (v *verifier) rejects(p piece, aside, retried map[decode.Position]bool) {
-	for _, r := range p.rows.Rejects {
-		switch {
-		case retried[r.Position]:
-			v.verdict.Equal++
-		case aside[r.Position]:
-			v.verdict.SetAside++
-		default:
-			v.note(Difference{Kind: Missing, ID: r.ID, Position: r.Position})
-		}
+	v.gather(p.rows, absent, aside)
+	letters, err := v.letters(ctx, p.rows)
+	if err != nil {
+		return err
 	}
+	v.rejects(p, aside, retried, letters)
+	return v.absent(ctx, letters)
 }
 
-// absent looks for rows without their place: set aside, or filled from the table.
-func (v *verifier) absent(ctx context.Context, rows *decode.Rows, indexes []int, aside map[decode.Position]bool) error {
+// gather copies absent rows that are not set aside into the subset.
+func (v *verifier) gather(rows *decode.Rows, absent []int, aside map[decode.Position]bool) {
 	v.subset.Reset()
-	for _, i := range indexes {
+	for _, i := range absent {
 		if aside[rows.Position(i)] {
 			v.verdict.SetAside++
 			continue
@@ -160,19 +153,53 @@ func (v *verifier) absent(ctx context.Context, rows *decode.Rows, indexes []int,
 		e := eventAt(rows, i)
 		v.subset.Append(rows.Position(i), 0, &e)
 	}
+}
+
+// letters are those events of the subset and of the rejects that are dead letters of others.
+func (v *verifier) letters(ctx context.Context, rows *decode.Rows) (map[uuid.UUID]bool, error) {
+	ids := idsOf(&v.subset, 0, v.subset.Len())
+	for _, r := range rows.Rejects {
+		ids = append(ids, r.ID)
+	}
+	aside := make(map[uuid.UUID]bool)
+	if len(ids) == 0 {
+		return aside, nil
+	}
+	return aside, v.log.lettersByID(ctx, v.others, ids, func(id uuid.UUID) { aside[id] = id != uuid.Nil })
+}
+
+func (v *verifier) rejects(p piece, aside, retried map[decode.Position]bool, letters map[uuid.UUID]bool) {
+	for _, r := range p.rows.Rejects {
+		switch {
+		case retried[r.Position]:
+			v.verdict.Equal++
+		case aside[r.Position] || letters[r.ID]:
+			v.verdict.SetAside++
+		default:
+			v.note(Difference{Kind: Missing, ID: r.ID, Position: r.Position})
+		}
+	}
+}
+
+// absent looks for the rows of the subset where they are without their place.
+func (v *verifier) absent(ctx context.Context, letters map[uuid.UUID]bool) error {
 	if v.subset.Len() == 0 {
 		return nil
 	}
 	filled := make(map[uuid.UUID]logRow)
-	err := v.log.byID(ctx, tableSource(v.source).String(), &v.subset, func(r logRow) { filled[r.ID] = r })
+	err := v.log.byID(ctx, v.others, &v.subset, func(r logRow) { filled[r.ID] = r })
 	if err != nil {
 		return err
 	}
 	for i := range v.subset.Len() {
-		if r, ok := filled[v.subset.IDAt(i)]; ok {
+		id := v.subset.IDAt(i)
+		switch r, ok := filled[id]; {
+		case ok:
 			v.same(&v.subset, i, r)
-		} else {
-			v.note(Difference{Kind: Missing, ID: v.subset.IDAt(i), Position: v.subset.Position(i)})
+		case letters[id]:
+			v.verdict.SetAside++
+		default:
+			v.note(Difference{Kind: Missing, ID: id, Position: v.subset.Position(i)})
 		}
 	}
 	return nil

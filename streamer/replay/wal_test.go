@@ -175,6 +175,16 @@ func TestDeadLettersAreNotMissing(t *testing.T) {
 	assert.Equal(t, 3, f.count("event_dead_letter", "true"), "it is a dead letter again")
 }
 
+func TestTablesOfAnOlderVersionAreNotAskedForEver(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.command("ALTER TABLE event_dead_letter DROP COLUMN dropped")
+	_, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+	require.ErrorContains(t, err, "run `streamer migrate up`")
+	_, err = VerifyTable(t.Context(), f.config(), Span{}, 1)
+	require.ErrorContains(t, err, "run `streamer migrate up`")
+}
+
 func TestBookmarks(t *testing.T) {
 	f := newFixture(t)
 	marks := f.bookmarks()
@@ -222,7 +232,7 @@ func TestOneReplayAtATime(t *testing.T) {
 	f.bookmark("b")
 	g, err := openGuard(t.Context(), f.PostgresURL, f.Slot)
 	require.NoError(t, err)
-	defer g.close()
+	defer g.Close()
 	require.NoError(t, g.lock(t.Context()))
 	_, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
 	require.ErrorIs(t, err, ErrBusy)

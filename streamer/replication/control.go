@@ -118,7 +118,7 @@ func (c *Control) CreateSlot(ctx context.Context) error {
 	if _, err := c.conn.Exec(ctx, "SELECT pg_catalog."+call, c.slot); err != nil && !isCode(err, codeDuplicateObject) {
 		return classify(fmt.Errorf("create slot %s: %w", c.slot, err))
 	}
-	return c.remember(ctx, c.readsMessages())
+	return c.remember(ctx, c.readsMessages(), 0)
 }
 
 // Recreate makes the slot anew, at the present end of the WAL. It is the operator's
@@ -151,14 +151,19 @@ func (c *Control) Recreate(ctx context.Context) (Slot, error) {
 	return c.Slot(ctx)
 }
 
-// renew replaces what is remembered of the slot before. There is no moment at which
-// nothing is: retention would go on without this slot.
+// renew replaces what is remembered of the slot before, but for the place where messages
+// began to be events: what has landed since then is numbered so. There is no moment at
+// which nothing is remembered: retention would go on without this slot.
 func (c *Control) renew(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, c.conn, func(pgx.Tx) error {
+		from, err := c.MessagesFrom(ctx)
+		if err != nil {
+			return err
+		}
 		if err := c.Forget(ctx); err != nil {
 			return err
 		}
-		return c.remember(ctx, c.readsMessages())
+		return c.remember(ctx, c.readsMessages(), from)
 	})
 	if err != nil {
 		return fmt.Errorf("renew slot %s: %w", c.slot, err)
@@ -192,14 +197,17 @@ func (c *Control) DropSlot(ctx context.Context) error {
 	return nil
 }
 
-// remember notes which publication the slot was made for, once; messages are
-// events from the slot's beginning on, or not before NoteMessages.
-func (c *Control) remember(ctx context.Context, messages bool) error {
+// remember notes which publication the slot was made for, once. Messages are events from
+// the position from on; without it from where the slot stands, which is its beginning. A
+// slot that another streamer is still making stands nowhere: NoteMessages notes them then.
+func (c *Control) remember(ctx context.Context, messages bool, from pglogrepl.LSN) error {
 	_, err := c.conn.Exec(ctx, `
 		INSERT INTO public.streamer_slot AS s (slot_name, publication_oid, publication_state, messages, messages_from)
-		VALUES ($1, $2, $3, $4, CASE WHEN $4 THEN '0/1'::pg_lsn END)
+		SELECT $1::text, $2::oid, $3::text, $4::bool AND coalesce(known, start) IS NOT NULL, coalesce(known, CASE WHEN $4 THEN start END)
+		FROM (SELECT nullif($5::pg_lsn, '0/0') AS known,
+			(SELECT confirmed_flush_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = $1) AS start) AS m
 		ON CONFLICT (slot_name) DO UPDATE SET publication_state = excluded.publication_state WHERE s.publication_state IS NULL`,
-		c.slot, c.publicOID, c.published, messages)
+		c.slot, c.publicOID, c.published, messages, from.String())
 	if err != nil {
 		return classify(fmt.Errorf("remember slot %s (has `streamer migrate up` run?): %w", c.slot, err))
 	}

@@ -12,6 +12,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// Divisions is a regular expression for the slots that may ever have divided the outbox
+// whose shard s has this slot. Its group is their number of shards, empty for the whole.
+func (s Shard) Divisions(slot string) string {
+	return regexp.QuoteMeta(strings.TrimSuffix(slot, s.suffix())) + "(?:_[0-9]{1,2}_of_([0-9]{1,2}))?"
+}
+
 // CheckLanded refuses to begin at a position at or behind which rows have landed by
 // a slot that divides the same outbox differently: they would land again, by this
 // slot. landed is the last commit of each slot that has rows in ClickHouse.
@@ -43,7 +49,7 @@ func (c *Control) CheckLanded(ctx context.Context, begin pglogrepl.LSN, landed m
 // begin, "" for none, and the names of all slots of such divisions.
 func (c *Control) otherDivision(begin pglogrepl.LSN, landed map[string]pglogrepl.LSN) (farthest string, slots []string) {
 	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
-	form := regexp.MustCompile("^" + regexp.QuoteMeta(whole) + "(?:_[0-9]{1,2}_of_([0-9]{1,2}))?$")
+	form := regexp.MustCompile("^" + c.shard.Divisions(c.slot) + "$")
 	for slot, last := range landed {
 		parts := form.FindStringSubmatch(slot)
 		if parts == nil || last < begin {

@@ -58,7 +58,7 @@ func (c *Control) Preflight(ctx context.Context, landed bool) (Slot, error) {
 	if err := c.checkSlot(ctx, slot); err != nil {
 		return Slot{}, err
 	}
-	return slot, c.remember(ctx, false)
+	return slot, c.remember(ctx, false, 0)
 }
 
 // checkGone tells a slot that was lost from one that never was, which is ErrNoSlot.

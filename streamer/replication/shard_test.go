@@ -109,9 +109,9 @@ func TestNotesOfMessages(t *testing.T) {
 	}
 	require.NoError(t, on.DropSlot(t.Context()))
 	require.NoError(t, on.Forget(t.Context()))
-	_, err = on.EnsureSlot(t.Context())
+	slot, err := on.EnsureSlot(t.Context())
 	require.NoError(t, err)
 	from, err := on.MessagesFrom(t.Context())
 	require.NoError(t, err)
-	assert.Equal(t, pglogrepl.LSN(1), from, "from the beginning of a slot that is made with them")
+	assert.Equal(t, slot.ConfirmedFlush, from, "from the beginning of a slot that is made with them")
 }

@@ -36,15 +36,16 @@ func TestDeadLettersKeepEverything(t *testing.T) {
 		Code     int32     `ch:"error_code"`
 		Failed   time.Time `ch:"failed_at"`
 		Retried  time.Time `ch:"retried_at"`
+		Dropped  bool      `ch:"dropped"`
 	}
 	var got []letter
 	require.NoError(t, f.ClickHouse.Select(t.Context(), &got, "SELECT * FROM event_dead_letter ORDER BY commit_lsn"))
 	require.Len(t, got, 2)
 	committed, failed, never := time.UnixMicro(sampleTime).UTC(), a.IngestedAt.UTC().Truncate(time.Millisecond), time.UnixMilli(0).UTC()
-	assert.Equal(t, letter{f.source.String(), 2, 1, timeline, committed, uuid.Nil, "", "{}", "column id is NULL", 0, failed, never}, got[0])
+	assert.Equal(t, letter{f.source.String(), 2, 1, timeline, committed, uuid.Nil, "", "{}", "column id is NULL", 0, failed, never, false}, got[0])
 	assert.Equal(t, letter{
 		f.source.String(), 1<<63 + 5, 1<<32 - 1, timeline, committed, e.ID, "sample",
-		full.Raw, full.Reason, 469, failed, never,
+		full.Raw, full.Reason, 469, failed, never, false,
 	}, got[1])
 }
 

@@ -39,7 +39,7 @@ func Reason(err error) string {
 }
 
 // Loggable is the reason of a dead letter without what ClickHouse says of a row
-// it refused: that quotes the row's values. `streamer deadletter list` shows all of it.
+// it refused: that quotes the row's values. `streamer deadletter list --full` shows all of it.
 func Loggable(reason string, code int32) string {
 	if code == 0 {
 		return reason
