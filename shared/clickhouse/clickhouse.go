@@ -44,6 +44,8 @@ type Config struct {
 	Cluster         string `env:"CLICKHOUSE_CLUSTER" doc:"name of the cluster on which migrations create replicated tables; empty for one node"`
 	InsertQuorum    uint8  `env:"CLICKHOUSE_INSERT_QUORUM" envDefault:"0" doc:"replicas that must have the rows of an insert before it counts, 2 or more on a cluster; 0 for none"`
 
+	Compression string `env:"CLICKHOUSE_COMPRESSION" envDefault:"auto" oneof:"auto lz4 none" doc:"compression on the way to ClickHouse; auto is none to a server on this machine, where it costs more than it saves, and lz4 to others"`
+
 	Secure             bool   `env:"CLICKHOUSE_SECURE" envDefault:"false" doc:"true for TLS"`
 	CAFile             string `env:"CLICKHOUSE_CA_FILE" doc:"PEM file of the authorities that may sign the server's certificate; empty for those of the system"`
 	CertFile           string `env:"CLICKHOUSE_CERT_FILE" doc:"PEM file of the client's certificate; empty for none"`
@@ -69,14 +71,24 @@ func (c Config) Address() string {
 	return net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))
 }
 
-// Options translates c for clickhouse-go: native protocol, LZ4, time limits.
+// method is the compression that c asks for.
+func (c Config) method() clickhouse.CompressionMethod {
+	ip := net.ParseIP(c.Host)
+	local := c.Host == "localhost" || ip != nil && ip.IsLoopback()
+	if c.Compression == "none" || c.Compression == "auto" && local {
+		return clickhouse.CompressionNone
+	}
+	return clickhouse.CompressionLZ4
+}
+
+// Options translates c for clickhouse-go: native protocol, compression, time limits.
 // Every call returns a fresh value that the caller may change.
 func Options(c Config) (*clickhouse.Options, error) {
 	options := &clickhouse.Options{
 		Protocol:     clickhouse.Native,
 		Addr:         []string{c.Address()},
 		Auth:         clickhouse.Auth{Database: c.Database, Username: c.User, Password: c.Password},
-		Compression:  &clickhouse.Compression{Method: clickhouse.CompressionLZ4},
+		Compression:  &clickhouse.Compression{Method: c.method()},
 		DialTimeout:  dialTimeout,
 		ReadTimeout:  readTimeout,
 		MaxOpenConns: maxOpenConns,

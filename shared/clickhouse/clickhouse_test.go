@@ -33,6 +33,7 @@ func TestDefaults(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, clickhouse.Config{
 		Host: "ch", Port: 9000, User: "default", Database: "default", EventLogTable: "event_log", DeadLetterTable: "event_dead_letter",
+		Compression: "auto",
 	}, cfg)
 	assert.Equal(t, "ch:9000", cfg.Address())
 	options, err := clickhouse.Options(cfg)
@@ -40,6 +41,32 @@ func TestDefaults(t *testing.T) {
 	assert.Equal(t, driver.CompressionLZ4, options.Compression.Method)
 	assert.Equal(t, driver.Native, options.Protocol)
 	assert.Nil(t, options.TLS)
+}
+
+func TestCompressionIsForTheNetwork(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		host, compression string
+		want              driver.CompressionMethod
+	}{
+		{"127.0.0.1", "auto", driver.CompressionNone},
+		{"::1", "auto", driver.CompressionNone},
+		{"localhost", "auto", driver.CompressionNone},
+		{"10.1.2.3", "auto", driver.CompressionLZ4},
+		{"clickhouse", "auto", driver.CompressionLZ4},
+		{"clickhouse", "none", driver.CompressionNone},
+		{"127.0.0.1", "lz4", driver.CompressionLZ4},
+	} {
+		cfg, err := settings.ParseFrom[clickhouse.Config]("test", map[string]string{
+			"CLICKHOUSE_HOST": c.host, "CLICKHOUSE_COMPRESSION": c.compression,
+		})
+		require.NoError(t, err)
+		options, err := clickhouse.Options(cfg)
+		require.NoError(t, err)
+		assert.Equal(t, c.want, options.Compression.Method, "%s, %s", c.host, c.compression)
+	}
+	_, err := settings.ParseFrom[clickhouse.Config]("test", map[string]string{"CLICKHOUSE_HOST": "ch", "CLICKHOUSE_COMPRESSION": "zip"})
+	require.ErrorContains(t, err, "CLICKHOUSE_COMPRESSION")
 }
 
 func TestMistakesAreAllNamed(t *testing.T) {

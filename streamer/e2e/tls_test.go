@@ -14,7 +14,7 @@ import (
 	"diehard/shared/testenv"
 )
 
-// The whole way over TLS, certificates checked: the api's pool, the streamer's
+// The whole way over TLS, compressed, certificates checked: the api's pool, the streamer's
 // stream and its other connections, and ClickHouse.
 func TestEverythingGoesOverTLS(t *testing.T) {
 	t.Parallel()
@@ -31,7 +31,7 @@ func TestEverythingGoesOverTLS(t *testing.T) {
 		address, err := url.Parse(engine.URL("diehard"))
 		require.NoError(t, err)
 		address.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {a.File}}.Encode()
-		return append(testenv.ClickHouseEnviron(secure), "DATABASE_URL="+address.String())
+		return append(testenv.ClickHouseEnviron(secure), "DATABASE_URL="+address.String(), "CLICKHOUSE_COMPRESSION=lz4")
 	}
 
 	s := run(t, env, "streamer", trusting(authority)...)

@@ -2,36 +2,44 @@ package replication
 
 import (
 	"crypto/tls"
-	"errors"
 	"net"
-	"os"
 	"syscall"
 	"time"
 )
 
-// The walsender writes one socket message per change. A reader that wakes for
-// each of them spends its time, and the walsender's, on switching between the
-// two. On a busy stream the coalescer therefore raises the socket's low-water
-// mark, so that the kernel does not even signal less than lowWater bytes, and
-// waits until they are there or maxWait has passed. On a quiet stream, and where
-// the kernel knows no such mark, every message wakes the reader at once.
+// The walsender writes one socket message per change. As long as the receiver's
+// window is open, every one of them crosses the network alone, through both ends
+// of TCP and in the walsender's own time, where it costs more than decoding the
+// change did. As soon as the window is full, the kernel gathers them on the
+// sender's side instead, and what has gathered crosses in large pieces when the
+// receiver reads again.
+//
+// So on a busy stream the coalescer reads until little is left, and then leaves
+// the socket alone for a pause. The window is kept small for that, where the
+// server is near (dial). On a quiet stream every message wakes the reader at once.
 const (
-	lowWater = 128 << 10
-	maxWait  = 2 * time.Millisecond
+	// enough bytes are read without a pause. It is also the low-water mark of a
+	// busy stream: the kernel does not even signal less.
+	enough = 32 << 10
+	// gathered is the size of segments that have gathered, at least; hardly a row is as large.
+	gathered = 4 << 10
+	// pause is what the walsender needs to fill the window several times over, and
+	// little beside the flush interval.
+	pause = 4 * time.Millisecond
 
 	// window reads that came faster than busyGap each make a stream busy: more
-	// than 20,000 a second, of which 2 ms are worth a read.
+	// than 20,000 a second.
 	window  = 64
 	busyGap = 50 * time.Microsecond
-	// Below this many bytes a wait, waiting does not pay.
+	// Below this many bytes a read, pausing does not pay.
 	quietBytes = 4 << 10
 )
 
 // coalescer is for one connection. A nil one never waits.
 type coalescer struct {
-	conn net.Conn
-	raw  syscall.RawConn
-	busy bool
+	raw       syscall.RawConn
+	roundTrip time.Duration // until more is here after the window has been opened
+	busy      bool
 
 	reads, bytes int
 	since        time.Time
@@ -52,36 +60,30 @@ func newCoalescer(conn net.Conn) *coalescer {
 	if err != nil || !setLowWater(raw, 1) {
 		return nil
 	}
-	return &coalescer{conn: conn, raw: raw}
+	rtt, _ := roundTrip(raw)
+	return &coalescer{raw: raw, roundTrip: rtt}
 }
 
 // gather waits on a busy stream until it is worth reading, at most until
-// deadline. When nothing came for maxWait, the stream is quiet again.
-func (c *coalescer) gather(now, deadline time.Time) error {
-	if c == nil || !c.busy {
-		return nil
+// deadline. When nothing came in the pause, the stream is quiet again.
+func (c *coalescer) gather(now, deadline time.Time) {
+	if c == nil || !c.busy || unread(c.raw) >= enough {
+		return
 	}
-	if until := now.Add(maxWait); until.Before(deadline) {
-		deadline = until
+	end := now.Add(c.roundTrip + pause)
+	if deadline.Before(end) {
+		end = deadline
 	}
-	if err := c.conn.SetReadDeadline(deadline); err != nil {
-		return err
+	before := segments(c.raw)
+	time.Sleep(min(c.roundTrip, time.Until(end)))
+	// What has gathered comes on. Single changes may come as fast: then the window must fill first.
+	if n := unread(c.raw); n >= enough && (segments(c.raw)-before)*gathered <= n {
+		return
 	}
-	waiting := 0
-	err := c.raw.Read(func(fd uintptr) bool {
-		waiting = unread(fd)
-		return waiting >= lowWater
-	})
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return err
-	}
-	if waiting < lowWater {
-		_ = c.raw.Control(func(fd uintptr) { waiting = unread(fd) }) // as good as nothing waiting
-	}
-	if waiting == 0 {
+	time.Sleep(time.Until(end))
+	if unread(c.raw) == 0 {
 		c.quiet()
 	}
-	return nil
 }
 
 func (c *coalescer) quiet() {
@@ -104,7 +106,7 @@ func (c *coalescer) observe(start time.Time, n int) {
 	}
 	switch {
 	case !c.busy && start.Sub(c.since) < window*busyGap:
-		c.busy = setLowWater(c.raw, lowWater)
+		c.busy = setLowWater(c.raw, enough)
 	case c.busy && c.bytes < window*quietBytes:
 		c.quiet()
 	}

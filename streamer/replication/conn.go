@@ -65,6 +65,7 @@ func Connect(ctx context.Context, url, application string, senderTimeout time.Du
 	cfg.RuntimeParams["options"] += fmt.Sprintf(
 		" -c wal_sender_timeout=%dms -c datestyle=ISO -c timezone=UTC -c client_encoding=UTF8 -c statement_timeout=0 -c lock_timeout=0",
 		senderTimeout.Milliseconds())
+	cfg.DialFunc = dialer{near: near}.dial
 	var w *wire
 	cfg.BuildFrontend = func(src io.Reader, dst io.Writer) *pgproto3.Frontend {
 		w = newWire(src)

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// readBuffer holds a coalesced read twice over.
+	// readBuffer holds several windows.
 	readBuffer = 256 << 10
 	// keepBuffer is the most that is kept after a larger message has passed: it
 	// takes an event of the size limit.
@@ -144,9 +144,7 @@ func (w *wire) next(deadline time.Time) (byte, []byte, error) {
 // wait reads once, letting bytes gather on a busy stream.
 func (w *wire) wait(deadline time.Time) error {
 	now := time.Now()
-	if err := w.co.gather(now, deadline); err != nil {
-		return fmt.Errorf("wait for bytes: %w", err)
-	}
+	w.co.gather(now, deadline)
 	if err := w.conn.SetReadDeadline(deadline); err != nil {
 		return fmt.Errorf("set read deadline: %w", err)
 	}

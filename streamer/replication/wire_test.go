@@ -31,7 +31,7 @@ func tcpPair(t testing.TB) (ours, theirs *net.TCPConn) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer listener.Close()
-	client, err := net.Dial("tcp", listener.Addr().String())
+	client, err := dialer{near: time.Hour}.dial(t.Context(), "tcp", listener.Addr().String())
 	require.NoError(t, err)
 	server, err := listener.Accept()
 	require.NoError(t, err)

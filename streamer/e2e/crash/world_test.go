@@ -144,6 +144,7 @@ func (w *world) environ() []string {
 		fmt.Sprintf("DATABASE_URL=postgres://postgres@%s:%d/%s?sslmode=disable", embedded.Host, w.network.postgres.port(), database),
 		"REPLICATION_SLOT="+slot, "REPLICATION_MESSAGES=true",
 		"REPLICATION_SENDER_TIMEOUT="+senderTimeout.String(),
+		"CLICKHOUSE_COMPRESSION=lz4", // as over a network
 		"CLICKHOUSE_BATCH_SIZE=8000",
 		"CLICKHOUSE_FLUSH_INTERVAL=100ms",
 		"CLICKHOUSE_INSERT_TIMEOUT=5s",

@@ -1,0 +1,48 @@
+package replication
+
+import (
+	"context"
+	"net"
+	"time"
+)
+
+const (
+	// smallWindow is what crosses in small segments at most before changes gather
+	// on the sender's side (coalesce.go). Within near it allows 256 MB/s, which is
+	// more than a walsender sends.
+	smallWindow = 64<<10 - 1
+	near        = 250 * time.Microsecond
+	// smallBuffer is the memory for it: small segments take several times their size.
+	smallBuffer = 208 << 10
+)
+
+// dialer connects with a small receive window to a server whose round trip is
+// within near. To others the window is the kernel's to find: there it decides how
+// fast data can come.
+type dialer struct{ near time.Duration }
+
+func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	limited := net.Dialer{Control: limitWindow}
+	conn, err := limited.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if d.isNear(conn) {
+		return conn, nil
+	}
+	_ = conn.Close() // nothing has been sent: the server does not even log it
+	return new(net.Dialer).DialContext(ctx, network, address)
+}
+
+func (d dialer) isNear(conn net.Conn) bool {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return true
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return false
+	}
+	rtt, known := roundTrip(raw)
+	return !known || rtt <= d.near
+}
