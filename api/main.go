@@ -116,11 +116,14 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		Keys:        callers,
 		RateLimit:   cfg.RateLimit,
 	})
-	go announce(ctx, pool.Ping, log.With("address", "http://"+listener.Addr().String(),
-		"environment", cfg.Access.Environment, "database", postgres.RedactURL(cfg.Postgres.URL)))
 	if callers.Empty() && !cfg.Access.Loopback() {
 		log.Warn("everybody who reaches this address may write: set API_KEYS before you use it for more than trials")
 	}
-	go published.CleanKeys(ctx, cleanEvery, log)
+	here := log.With("address", "http://"+listener.Addr().String(), "environment", cfg.Access.Environment,
+		"database", postgres.RedactURL(cfg.Postgres.URL))
+	go func() {
+		announce(ctx, pool.Ping, here)
+		published.CleanKeys(ctx, cleanEvery, log)
+	}()
 	return httpapi.Serve(ctx, httpapi.NewServer(handler, timeouts, log), listener, cfg.ShutdownTimeout)
 }
