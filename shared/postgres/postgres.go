@@ -4,6 +4,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -34,15 +35,14 @@ func (c Config) Validate() error {
 	return nil
 }
 
+var quotedPart = regexp.MustCompile(`"[^" =]+"`)
+
 // badURL says what is wrong with a connection string without repeating any of
 // it: in one that cannot be read, nobody can tell where the password is.
 func badURL(err error) error {
 	_, problem, _ := strings.Cut(err.Error(), "`: ") // "cannot parse `string`: problem (cause)"
-	if what, _, _ := strings.Cut(problem, " ("); strings.HasPrefix(what, "failed to parse as") || what == "invalid port" {
-		problem = what
-	}
 	return fmt.Errorf("DATABASE_URL: %s; expected: postgres://user:password@host:port/database, "+
-		"special characters of the password as %%40 for @", RedactURL(problem))
+		"special characters of the password as %%40 for @", quotedPart.ReplaceAllString(problem, `"…"`))
 }
 
 // NewPool makes a pool that connects when first used, so that a program can

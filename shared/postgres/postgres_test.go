@@ -47,11 +47,13 @@ func TestRedactKeepsTheChain(t *testing.T) {
 func TestBadURLIsExplainedWithoutItsPassword(t *testing.T) {
 	t.Parallel()
 	for url, says := range map[string]string{
-		"postgres://app:hunter2@db:port/app":       "invalid port",
-		"postgres://app:hunter2/3@db/app":          "invalid port", // the password should have been escaped
-		"hunter2":                                  "failed to parse as keyword/value",
-		"host=db password=hunter2 port=x":          "invalid port",
-		"postgres://app:hunter2@db/app?sslmode=no": "sslmode is invalid",
+		"postgres://app:hunter2@db:port/app":                                     "invalid port",
+		"postgres://app:hunter2/3@db/app":                                        "invalid port", // the password should have been escaped
+		"hunter2":                                                                "failed to parse as keyword/value",
+		"host=db password=of hunter2 port=1":                                     `missing "=" after "…"`,
+		"postgres://app:hunter2%zz@db/app":                                       "invalid percent-encoded token in password",
+		"host=db password=hunter2 port=x":                                        "invalid port",
+		"postgres://app:hunter2@db/app?sslmode=no":                               "sslmode is invalid",
 		"postgres://app:hunter2@db/app?sslmode=verify-ca&sslrootcert=/no/ca.pem": "/no/ca.pem",
 	} {
 		_, err := postgres.NewPool(t.Context(), postgres.Config{URL: url}, "test")
