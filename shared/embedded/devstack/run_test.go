@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/embedded"
+	"diehard/shared/testenv"
 )
 
 // installation is what make run works on, with directories and ports of its own.
@@ -240,4 +241,16 @@ func (i *installation) killProgram(t *testing.T, name string) {
 		}
 	}
 	t.Fatalf("%s is not among %v", name, running)
+}
+
+// What runs at the end is stopped, though it is not what the run had started.
+func TestAnEngineThatOthersStartedIsStopped(t *testing.T) {
+	t.Parallel()
+	ours := testenv.StartPostgres(t, embedded.PostgresOptions{})
+	require.NoError(t, ours.Kill())
+	theirs, err := embedded.StartPostgres(t.Context(), embedded.PostgresOptions{DataDir: ours.DataDir()})
+	require.NoError(t, err)
+	nobody := &crew{stateFile: filepath.Join(t.TempDir(), "run.json")}
+	require.NoError(t, stopAll(t.Context(), nobody, &embedded.Stack{Postgres: ours}))
+	assert.False(t, theirs.Alive())
 }
