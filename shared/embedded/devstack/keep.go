@@ -135,9 +135,11 @@ func revive(ctx context.Context, stack *embedded.Stack, gone embedded.StackOptio
 	}
 	if now.Postgres != nil {
 		stack.Postgres = now.Postgres
+		say("%s is up again (process %d)", now.Postgres.Name(), now.Postgres.PID())
 	}
 	if now.ClickHouse != nil {
 		stack.ClickHouse = now.ClickHouse
+		say("%s is up again (process %d)", now.ClickHouse.Name(), now.ClickHouse.PID())
 	}
 	return nil
 }

@@ -187,6 +187,7 @@ func TestRun(t *testing.T) {
 	// Engines, too: killed, and then brought back by somebody else.
 	require.NoError(t, embedded.FindClickHouse(embedded.ClickHouseDir(i.dev)).Kill())
 	third.waitFor(t, "ClickHouse is gone: starting it again")
+	third.waitFor(t, "ClickHouse is up again")
 	i.awaitUser(t, "five@example.com")
 	i.requireEvents(t, "5")
 	before := embedded.FindEngines(i.dev)
