@@ -21,7 +21,7 @@ func healthcheck(ctx context.Context, args []string, stderr io.Writer) int {
 	}
 	// The address alone: a health check is no place to judge the other settings.
 	cfg, err := settings.Parse[struct {
-		Addr string `env:"API_ADDR" envDefault:"127.0.0.1:8080"`
+		Addr string `env:"API_ADDR" envDefault:"127.0.0.1:8080" form:"address"`
 	}]("api healthcheck")
 	if err == nil {
 		err = health.Check(ctx, cfg.Addr, *ready)

@@ -7,10 +7,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"diehard/api/config"
@@ -74,6 +76,13 @@ func serveOrExit() {
 	log.Info("api stopped")
 }
 
+func addressHint(err error) string {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return "another program is there: choose another address"
+	}
+	return "choose an address of this machine, or a port that you may use"
+}
+
 // serve runs the api until ctx ends.
 func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	flush, err := telemetry.InitSentry(cfg.Sentry, "api")
@@ -92,7 +101,7 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	defer pool.Close()
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Access.Addr)
 	if err != nil {
-		return fmt.Errorf("API_ADDR %s: %w (is another program there? choose another address)", cfg.Access.Addr, err)
+		return fmt.Errorf("API_ADDR %s: %w (%s)", cfg.Access.Addr, err, addressHint(err))
 	}
 	timeouts := httpapi.Timeouts{Header: cfg.HeaderTimeout, Body: cfg.BodyTimeout, Request: cfg.RequestTimeout, Stream: cfg.StreamTimeout}
 	published := events.New(pool, cfg.Access.Environment)
@@ -107,11 +116,14 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		Keys:        callers,
 		RateLimit:   cfg.RateLimit,
 	})
-	log.Info("api ready", "address", "http://"+listener.Addr().String(), "environment", cfg.Access.Environment,
-		"database", postgres.RedactURL(cfg.Postgres.URL))
 	if callers.Empty() && !cfg.Access.Loopback() {
 		log.Warn("everybody who reaches this address may write: set API_KEYS before you use it for more than trials")
 	}
-	go published.CleanKeys(ctx, cleanEvery, log)
+	here := log.With("address", "http://"+listener.Addr().String(), "environment", cfg.Access.Environment,
+		"database", postgres.RedactURL(cfg.Postgres.URL))
+	go func() {
+		announce(ctx, pool.Ping, here)
+		published.CleanKeys(ctx, cleanEvery, log)
+	}()
 	return httpapi.Serve(ctx, httpapi.NewServer(handler, timeouts, log), listener, cfg.ShutdownTimeout)
 }

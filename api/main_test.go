@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"regexp"
@@ -30,8 +31,12 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 type program struct {
 	*exec.Cmd
 	address string // http://host:port
-	log     *logbook
+	first   line
+	log     *logbook // all lines but the first
 }
+
+// line is one of the log.
+type line struct{ Msg, Error, Address string }
 
 // logbook is a log that may be read while it is written.
 type logbook struct {
@@ -61,11 +66,10 @@ func start(t *testing.T, env *testenv.Env, more ...string) *program {
 	require.NoError(t, err)
 	require.NoError(t, p.Start())
 	log := bufio.NewReader(stderr)
-	line, err := log.ReadBytes('\n')
+	first, err := log.ReadBytes('\n')
 	require.NoError(t, err, "the first line of the log")
-	var ready struct{ Address string }
-	require.NoError(t, json.Unmarshal(line, &ready), string(line))
-	p.address = ready.Address
+	require.NoError(t, json.Unmarshal(first, &p.first), string(first))
+	p.address = p.first.Address
 	go func() { _, _ = io.Copy(p.log, log) }()
 	t.Cleanup(func() {
 		_ = p.Process.Kill()
@@ -176,9 +180,36 @@ func TestSecondSignalExitsAtOnce(t *testing.T) {
 func TestStartsAndAnswersWithoutDatabase(t *testing.T) {
 	t.Parallel()
 	env := *testenv.New(t)
-	env.PostgresURL = "postgres://app@127.0.0.1:1/app"
+	env.PostgresURL = testenv.AwayURL
 	p := start(t, &env)
 	assert.Equal(t, http.StatusServiceUnavailable, <-p.createUser(t))
+	assert.Equal(t, "api listens, but PostgreSQL cannot be used: requests are answered with 503 until it can", p.first.Msg)
+	assert.Contains(t, p.first.Error, "connection refused")
+}
+
+// The log says once that there is no database, and when it is there.
+func TestReadyIsSaidWhenTheDatabaseIsThere(t *testing.T) {
+	t.Parallel()
+	env := *testenv.New(t)
+	_, err := env.Pool.Exec(t.Context(), "CREATE ROLE "+env.Slot+" LOGIN PASSWORD 'secret' CONNECTION LIMIT 0")
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := env.Pool.Exec(context.WithoutCancel(t.Context()), "DROP ROLE "+env.Slot)
+		assert.NoError(t, err)
+	})
+	address, err := url.Parse(env.PostgresURL)
+	require.NoError(t, err)
+	address.User = url.UserPassword(env.Slot, "secret")
+	env.PostgresURL = address.String()
+	p := start(t, &env)
+	assert.Contains(t, p.first.Error, "too many connections for role")
+	_, err = env.Pool.Exec(t.Context(), "ALTER ROLE "+env.Slot+" CONNECTION LIMIT -1")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		return strings.Contains(p.log.String(), `"msg":"api ready","program":"api","address":"`+p.address)
+	},
+		10*time.Second, 20*time.Millisecond)
+	assert.NotContains(t, p.log.String(), "cannot be used", "said once, in the first line")
 }
 
 func TestMistakesStopTheProgramWithOneMessage(t *testing.T) {
@@ -206,11 +237,19 @@ func TestMistakesStopTheProgramWithOneMessage(t *testing.T) {
 			2,
 			[]string{"API_KEYS: key 1 is not a SHA-256 hash", "api key NAME"},
 		},
-		"database": {[]string{"DATABASE_URL=postgres://app:hunter2@db:port/app"}, 1, []string{"DATABASE_URL"}},
+		"database": {
+			[]string{"DATABASE_URL=postgres://app:hunter2@db:port/app", "SHUTDOWN_TIMEOUT=1ms"},
+			2,
+			[]string{"api: 2 settings are wrong", "DATABASE_URL", "SHUTDOWN_TIMEOUT"},
+		},
+		"malformed address": {[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=8080"}, 2, []string{`API_ADDR = "8080" is not HOST:PORT`}},
 		"address": {
 			[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=" + listener.Addr().String()},
 			1,
-			[]string{"API_ADDR " + listener.Addr().String(), "choose another address"},
+			[]string{"API_ADDR " + listener.Addr().String(), "another program is there: choose another address"},
+		},
+		"address of another machine": {
+			[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=192.0.2.1:80", "ENVIRONMENT=Local"}, 1, []string{"choose an address of this machine"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

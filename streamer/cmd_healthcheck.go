@@ -16,7 +16,7 @@ func healthcheckCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// The address alone: a health check is no place to judge the other settings.
 			cfg, err := settings.Parse[struct {
-				Addr string `env:"STREAMER_ADDR" envDefault:"127.0.0.1:8081"`
+				Addr string `env:"STREAMER_ADDR" envDefault:"127.0.0.1:8081" form:"address"`
 			}]("streamer healthcheck")
 			if err != nil {
 				return err

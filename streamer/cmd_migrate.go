@@ -2,8 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"log/slog"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -29,8 +29,8 @@ func migrateCommand() *cobra.Command {
 			if err := migrations.Up(cmd.Context(), cfg.Postgres.URL, cfg.ClickHouse, log); err != nil {
 				return err
 			}
-			if err := prepareSlot(cmd.Context(), cfg); err != nil {
-				log.Warn("the replication slot is not there yet; the streamer will make it, or say what is wrong", "error", err)
+			if err := prepareSlot(cmd.Context(), cfg, log); err != nil {
+				log.Warn("the replication slot could not be prepared; the streamer will do it, or say what is wrong", "error", err)
 			}
 			return nil
 		},
@@ -46,7 +46,7 @@ func migrateCommand() *cobra.Command {
 // prepareSlot makes the slot as soon as there is a table: what is committed
 // before the slot is not delivered by it, and the streamer may start later than the
 // api. With shards it makes the slots of all of them, and before that their publications.
-func prepareSlot(ctx context.Context, cfg config.Config) error {
+func prepareSlot(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	late := false
 	r := cfg.Replication
 	for _, r.Shard = range cfg.Replication.Shard.All() {
@@ -56,8 +56,12 @@ func prepareSlot(ctx context.Context, cfg config.Config) error {
 		}
 		late = late || slot.Late
 	}
-	if late {
-		return errors.New("the outbox had events before the slot was made: once the streamer runs, `streamer replay --from-table` delivers them")
+	switch {
+	case late && cfg.Replication.Shard.Count > 0: // moving to shards, another streamer delivers those
+		log.Info("the slots of all shards are made; events from before are for the streamer that ran until now, " +
+			"and if there was none, `streamer replay --from-table` delivers them")
+	case late:
+		log.Warn("the outbox had events before the slot was made: once the streamer runs, `streamer replay --from-table` delivers them")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -33,15 +34,15 @@ type Config struct {
 
 // Access says who may reach the api.
 type Access struct {
-	Addr        string   `env:"API_ADDR" envDefault:"127.0.0.1:8080" doc:"address and port on which the api listens; :8080 is every address"`
+	Addr        string   `env:"API_ADDR" envDefault:"127.0.0.1:8080" form:"address" doc:"address and port on which the api listens; :8080 is every address"`
 	Keys        []string `env:"API_KEYS" secret:"true" doc:"SHA-256 hashes of the keys that callers may send, name:hash or hash, separated by commas (make one: api key NAME); may be empty only if API_ADDR is a loopback address or ENVIRONMENT is Local"`
-	Environment string   `env:"ENVIRONMENT" envDefault:"Local" doc:"name of this installation, stored with every event"`
+	Environment string   `env:"ENVIRONMENT" envDefault:"Local" doc:"name of this installation: in logs and Sentry, and stored with events that the api publishes without one of their own; other producers give theirs"`
 }
 
 // Validate refuses an api that is open to everybody by oversight.
 func (a Access) Validate() error {
 	if _, err := keys.Parse(a.Keys); err != nil {
-		return errors.New("API_KEYS: " + err.Error() + "; make one with: api key NAME")
+		return fmt.Errorf("API_KEYS: %w; make one with: api key NAME", err)
 	}
 	if len(a.Keys) == 0 && a.Environment != local && !a.Loopback() {
 		return errors.New("API_KEYS is not set, but API_ADDR = \"" + a.Addr + "\" can be reached from elsewhere; " +

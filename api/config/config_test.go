@@ -29,13 +29,18 @@ func TestDefaults(t *testing.T) {
 func TestEveryMistakeIsNamedAtOnce(t *testing.T) {
 	t.Parallel()
 	_, err := settings.ParseFrom[config.Config]("api", map[string]string{
-		"API_REQUEST_TIMEOUT": "soon", "SHUTDOWN_TIMEOUT": "-1s", "DATABASE_MAX_CONNS": "0", "LOG_LEVEL": "loud", "LOG_FORMATTER": "xml",
+		"DATABASE_URL": "postgres://app:hunter2@db:port/app", "API_KEYS": "hunter2", "SENTRY_CONFIG_DSN": "hunter2",
+		"API_ADDR": "8080", "API_REQUEST_TIMEOUT": "soon", "SHUTDOWN_TIMEOUT": "-1s", "DATABASE_MAX_CONNS": "0",
+		"LOG_LEVEL": "loud", "LOG_FORMATTER": "xml",
 	})
+	require.ErrorContains(t, err, "api: 9 settings are wrong:")
 	for _, name := range []string{
-		"DATABASE_URL", "API_REQUEST_TIMEOUT", "SHUTDOWN_TIMEOUT", "DATABASE_MAX_CONNS", "LOG_LEVEL", "LOG_FORMATTER",
+		"DATABASE_URL", "API_KEYS", "SENTRY_CONFIG_DSN", "API_ADDR", "API_REQUEST_TIMEOUT", "SHUTDOWN_TIMEOUT", "DATABASE_MAX_CONNS",
+		"LOG_LEVEL", "LOG_FORMATTER",
 	} {
-		assert.ErrorContains(t, err, name)
+		assert.ErrorContains(t, err, "\n  "+name)
 	}
+	assert.NotContains(t, err.Error(), "hunter2")
 }
 
 func TestKeysAreNeededWhereOthersReachTheApi(t *testing.T) {

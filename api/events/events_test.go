@@ -1,16 +1,13 @@
 package events_test
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,7 +18,6 @@ import (
 
 	"diehard/api/events"
 	"diehard/shared/event"
-	"diehard/shared/postgres"
 	"diehard/shared/testenv"
 )
 
@@ -52,6 +48,23 @@ func request(n int, key string) events.Request {
 		Source: &source{n: n, next: plain}, Caller: "test", Key: key,
 		Digest: func() [32]byte { return sha256.Sum256(fmt.Append(nil, n)) },
 	}
+}
+
+// pausing is a request of 6000 events that stops halfway, until it is released.
+func pausing(t *testing.T, key string) (r events.Request, halfway <-chan struct{}, release func()) {
+	t.Helper()
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	release = sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release)
+	r = request(6000, key)
+	r.Source.(*source).next = func(i int) (events.NewEvent, error) {
+		if i == 5500 {
+			close(reached)
+			<-goOn
+		}
+		return plain(i)
+	}
+	return r, reached, release
 }
 
 func one(n events.NewEvent) events.Request {
@@ -181,9 +194,7 @@ func TestTooManyEvents(t *testing.T) {
 
 func TestInvalidFieldsAreNamed(t *testing.T) {
 	t.Parallel()
-	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: "postgres://app@127.0.0.1:1/app"}, "test")
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
+	service := events.New(testenv.Pool(t, testenv.AwayURL, 0), "Local")
 	long, text := strings.Repeat("x", 256), func(s string) *string { return &s }
 	valid, _ := plain(0)
 	for name, c := range map[string]struct {
@@ -210,21 +221,21 @@ func TestInvalidFieldsAreNamed(t *testing.T) {
 	} {
 		n := valid
 		c.change(&n)
-		_, err := events.New(pool, "Local").Accept(t.Context(), one(n))
+		_, err := service.Accept(t.Context(), one(n))
 		var invalid *events.InvalidError
 		require.ErrorAs(t, err, &invalid, name)
 		assert.Equal(t, []events.FieldError{{Field: "events[0]." + c.field, Message: c.message}}, invalid.Fields, name)
 	}
 
-	_, err = events.New(pool, "Local").Accept(t.Context(), one(events.NewEvent{Type: "t", Context: json.RawMessage(`{"a":}`)}))
+	_, err := service.Accept(t.Context(), one(events.NewEvent{Type: "t", Context: json.RawMessage(`{"a":}`)}))
 	require.ErrorIs(t, err, event.ErrInvalid)
 
-	_, err = events.New(pool, "Local").Accept(t.Context(), request(0, ""))
+	_, err = service.Accept(t.Context(), request(0, ""))
 	require.ErrorContains(t, err, "events must not be empty")
 
 	r := request(1000, "")
 	r.Source.(*source).next = func(int) (events.NewEvent, error) { return events.NewEvent{}, nil }
-	_, err = events.New(pool, "Local").Accept(t.Context(), r)
+	_, err = service.Accept(t.Context(), r)
 	var invalid *events.InvalidError
 	require.ErrorAs(t, err, &invalid)
 	assert.Len(t, invalid.Fields, 20, "the answer has an end")
@@ -237,7 +248,7 @@ func TestInvalidFieldsAreNamed(t *testing.T) {
 		}
 		return n, nil
 	}}
-	_, err = events.New(pool, "Local").Accept(t.Context(), r)
+	_, err = service.Accept(t.Context(), r)
 	require.ErrorContains(t, err, "events[2].id is also the id of events[0]")
 }
 
@@ -257,33 +268,12 @@ func TestLargestAndDeepestContextsAreTaken(t *testing.T) {
 	assert.Equal(t, 4, count(t, env.Pool, "outbox"))
 }
 
-// countingConn counts what goes to the server.
-type countingConn struct {
-	net.Conn
-	writes *atomic.Int64
-}
-
-func (c countingConn) Write(p []byte) (int, error) {
-	c.writes.Add(1)
-	return c.Conn.Write(p)
-}
-
 func TestAChunkNeedsOneRoundTrip(t *testing.T) {
 	t.Parallel()
-	config, err := pgxpool.ParseConfig(testenv.New(t).PostgresURL)
-	require.NoError(t, err)
-	var writes atomic.Int64
-	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-		return countingConn{conn, &writes}, err
-	}
-	config.MaxConns = 1
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	require.NoError(t, err)
-	defer pool.Close()
+	pool, writes := testenv.CountingPool(t, testenv.New(t).PostgresURL)
 	service := events.New(pool, "Local")
 	for _, n := range []int{1, 100} {
-		_, err = service.Accept(t.Context(), request(n, ""))
+		_, err := service.Accept(t.Context(), request(n, ""))
 		require.NoError(t, err, "prepares the statement")
 		writes.Store(0)
 		_, err = service.Accept(t.Context(), request(n, ""))
@@ -295,27 +285,15 @@ func TestAChunkNeedsOneRoundTrip(t *testing.T) {
 // A body that arrives slowly must not keep others from PostgreSQL.
 func TestLargeRequestsTakeHalfOfTheConnections(t *testing.T) {
 	t.Parallel()
-	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: testenv.New(t).PostgresURL, MaxConns: 2}, "test")
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	service := events.New(pool, "Local")
-	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	release := sync.OnceFunc(func() { close(goOn) })
-	t.Cleanup(release)
-	slow := request(6000, "")
-	slow.Source.(*source).next = func(i int) (events.NewEvent, error) {
-		if i == 5500 {
-			close(halfway)
-			<-goOn
-		}
-		return plain(i)
-	}
+	service := events.New(testenv.Pool(t, testenv.New(t).PostgresURL, 2), "Local")
+	slow, halfway, release := pausing(t, "")
+	done := make(chan error, 1)
 	go func() {
 		_, err := service.Accept(t.Context(), slow)
 		done <- err
 	}()
 	<-halfway
-	_, err = service.Accept(t.Context(), request(6000, ""))
+	_, err := service.Accept(t.Context(), request(6000, ""))
 	require.ErrorIs(t, err, events.ErrBusy)
 	_, err = service.Accept(t.Context(), request(1, "key"))
 	require.NoError(t, err, "there is a connection for small ones")

@@ -80,17 +80,8 @@ func TestConcurrentRequestsWithOneKey(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	service := events.New(env.Pool, "Local")
-	halfway, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	release := sync.OnceFunc(func() { close(goOn) })
-	t.Cleanup(release)
-	slow := request(6000, "key")
-	slow.Source.(*source).next = func(i int) (events.NewEvent, error) {
-		if i == 5500 {
-			close(halfway)
-			<-goOn
-		}
-		return plain(i)
-	}
+	slow, halfway, release := pausing(t, "key")
+	done := make(chan error, 1)
 	var first events.Receipt
 	go func() {
 		var err error

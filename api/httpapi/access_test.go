@@ -17,7 +17,6 @@ import (
 	"diehard/api/httpapi"
 	"diehard/api/keys"
 	"diehard/api/users"
-	"diehard/shared/postgres"
 	"diehard/shared/telemetry"
 	"diehard/shared/testenv"
 )
@@ -25,9 +24,7 @@ import (
 // startServer is start with a real server and its time limits; it returns the address.
 func startServer(t *testing.T, url string, limits httpapi.Timeouts) string {
 	t.Helper()
-	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: url}, "test")
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
+	pool := testenv.Pool(t, url, 0)
 	log := slog.New(slog.DiscardHandler)
 	handler := httpapi.New(httpapi.Deps{
 		Users: users.New(pool, "Local"), Events: events.New(pool, "Local"), Ready: pool.Ping, Registry: telemetry.NewRegistry(),

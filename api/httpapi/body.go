@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,22 +21,25 @@ const (
 	detailUnreached = "The body could not be read to its end."
 )
 
-// readJSON decodes the body into target, a pointer to a struct. Unknown fields
-// are ignored. Errors are problems: 415, 413, 400, or 422 for a field of the
-// wrong type.
-func readJSON(c echo.Context, target any) error {
+// readObject returns the body, which is a JSON object that begins at once. Errors
+// are problems: 415, 413 or 400.
+func readObject(c echo.Context) ([]byte, error) {
 	request := c.Request()
 	if mediaType(request) != echo.MIMEApplicationJSON {
-		return &Problem{Status: http.StatusUnsupportedMediaType, Detail: "Send the body as application/json."}
+		return nil, &Problem{Status: http.StatusUnsupportedMediaType, Detail: "Send the body as application/json."}
 	}
 	if err := refuseEncoding(c); err != nil {
-		return err
+		return nil, err
 	}
 	body, err := readBody(c.Response(), request, maxBodyBytes)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return jsonProblem(json.Unmarshal(body, target))
+	text, err := jsonText(body)
+	if err == nil && text[0] != '{' {
+		err = &Problem{Status: http.StatusBadRequest, Detail: "The body is not a JSON object."}
+	}
+	return text, err
 }
 
 // mediaType is the Content-Type without parameters, in lower case.
@@ -98,20 +102,21 @@ func tooLarge(limit int64) error {
 	return &Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("The body may have at most %d bytes.", limit)}
 }
 
-// jsonProblem says what is wrong with a body without repeating it.
-func jsonProblem(err error) error {
-	if err == nil {
-		return nil
+// jsonText returns body from where its value begins, if it is JSON. The problem
+// does not repeat any of it.
+func jsonText(body []byte) ([]byte, error) {
+	if !json.Valid(body) {
+		return nil, &Problem{Status: http.StatusBadRequest, Detail: fmt.Sprintf("The body is not valid JSON (at byte %d).", invalidJSON(body))}
 	}
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
-		return &Problem{
-			Status: http.StatusUnprocessableEntity,
-			Detail: detailInvalid,
-			Errors: []FieldError{{Field: wrong.Field, Message: "must be a " + wrong.Type.String()}},
-		}
+	return bytes.TrimLeft(body, jsonSpace), nil
+}
+
+// invalidJSON returns where text stops being JSON, counted from 1.
+func invalidJSON(text []byte) int64 {
+	var raw json.RawMessage
+	syntax, ok := errors.AsType[*json.SyntaxError](json.Unmarshal(text, &raw))
+	if !ok {
+		return int64(len(text))
 	}
-	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return &Problem{Status: http.StatusBadRequest, Detail: fmt.Sprintf("The body is not valid JSON (at byte %d).", syntax.Offset)}
-	}
-	return &Problem{Status: http.StatusBadRequest, Detail: "The body is not a JSON object."}
+	return syntax.Offset
 }

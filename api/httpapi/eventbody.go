@@ -64,36 +64,33 @@ func openJSON(c echo.Context) (*eventsBody, error) {
 	}
 	b := &eventsBody{digest: sha256.New()}
 	_, _ = fmt.Fprintf(b.digest, "json\n%s", body) // a hash takes everything
-	list := list{}
-	switch trimmed := bytes.TrimLeft(body, " \t\r\n"); {
-	case len(trimmed) > 0 && trimmed[0] == '[':
-		err = json.Unmarshal(body, &list)
-	case len(trimmed) > 0 && trimmed[0] == '{':
-		b.single = true
-		var one json.RawMessage
-		err = json.Unmarshal(body, &one)
-		list = append(list, one)
+	text, err := jsonText(body)
+	if err != nil {
+		return nil, err
+	}
+	switch text[0] {
+	case '[':
+		b.Source = &values{rest: text[1:]}
+	case '{':
+		b.Source, b.single = &values{rest: text}, true
 	default:
-		if !json.Valid(body) {
-			return nil, jsonProblem(json.Unmarshal(body, &list))
-		}
 		return nil, &Problem{Status: http.StatusBadRequest, Detail: "The body is neither a JSON object nor an array."}
 	}
-	b.Source = &list
-	return b, jsonProblem(err)
+	return b, nil
 }
 
-// list is a source of events that are there already.
-type list []json.RawMessage
+// values is a source of events that are there already: one, or the inside of an
+// array. Each is cut off when it is asked for, so that an array of very many costs
+// no more than the part of it that is looked at.
+type values struct{ rest []byte }
 
 // Next implements [events.Source].
-func (l *list) Next() (events.NewEvent, error) {
-	if len(*l) == 0 {
-		return events.NewEvent{}, io.EOF
+func (v *values) Next() (n events.NewEvent, err error) {
+	var value []byte
+	if value, v.rest = cutValue(v.rest); len(value) == 0 {
+		return n, io.EOF
 	}
-	text := (*l)[0]
-	*l = (*l)[1:]
-	return readEvent(text), nil
+	return readEvent(value), nil
 }
 
 // lines is a source of events that arrive, one a line.
@@ -184,16 +181,6 @@ func (l *lines) event(line []byte) (events.NewEvent, error) {
 		return events.NewEvent{}, l.problem(http.StatusBadRequest, fmt.Sprintf("is not valid JSON (at byte %d)", invalidJSON(line)))
 	}
 	return readEvent(bytes.Clone(line)), nil // the line's memory is used again
-}
-
-// invalidJSON returns where text stops being JSON, counted from 1.
-func invalidJSON(text []byte) int64 {
-	var raw json.RawMessage
-	syntax, ok := errors.AsType[*json.SyntaxError](json.Unmarshal(text, &raw))
-	if !ok {
-		return int64(len(text))
-	}
-	return syntax.Offset
 }
 
 func (l *lines) problem(status int, what string) error {

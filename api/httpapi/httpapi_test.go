@@ -21,7 +21,6 @@ import (
 	"diehard/api/events"
 	"diehard/api/httpapi"
 	"diehard/api/users"
-	"diehard/shared/postgres"
 	"diehard/shared/telemetry"
 	"diehard/shared/testenv"
 )
@@ -55,9 +54,7 @@ func (s *syncBuffer) String() string {
 // start serves the use case on url's database; change may replace parts.
 func start(t *testing.T, url string, change func(*httpapi.Deps)) *api {
 	t.Helper()
-	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: url}, "test")
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
+	pool := testenv.Pool(t, url, 0)
 	a := &api{log: &syncBuffer{}}
 	deps := httpapi.Deps{
 		Users: users.New(pool, "Local"), Events: events.New(pool, "Local"), Ready: pool.Ping, Registry: telemetry.NewRegistry(),
@@ -124,7 +121,7 @@ func requireProblem(t *testing.T, got answer, status int) httpapi.Problem {
 func TestCreateAndGet(t *testing.T) {
 	t.Parallel()
 	a := start(t, testenv.New(t).PostgresURL, nil)
-	got := a.post(t, `{"email":"test@example.com","first_name":"Test","last_name":"User","unknown":1}`)
+	got := a.post(t, `{"email":"test@example.com","first_name":"Test","last_name":"User"}`)
 	require.Equal(t, http.StatusCreated, got.status, got.body)
 	assert.Equal(t, "application/json", got.header.Get("Content-Type"))
 	var created users.User
@@ -171,6 +168,7 @@ func TestBadRequests(t *testing.T) {
 		"two values":         {"POST", "/users", "application/json", `{} {}`, 400, "not valid JSON"},
 		"empty":              {"POST", "/users", "application/json", ``, 400, "not valid JSON"},
 		"an array":           {"POST", "/users", "application/json", `[]`, 400, "not a JSON object"},
+		"null":               {"POST", "/users", "application/json", `null`, 400, "not a JSON object"},
 		"form":               {"POST", "/users", "application/x-www-form-urlencoded", `email=a`, 415, "application/json"},
 		"no type":            {"POST", "/users", "", `{}`, 415, "application/json"},
 		"too large":          {"POST", "/users", "application/json", `{"email":"` + strings.Repeat("x", 64<<10) + `"}`, 413, "65536 bytes"},
@@ -218,8 +216,11 @@ func TestInvalidFieldsAreNamed(t *testing.T) {
 	for body, want := range map[string][]httpapi.FieldError{
 		`{"email":"test","first_name":"T"}`: {{Field: "email", Message: "must be an email address"}, {Field: "last_name", Message: "is required"}},
 		`{"email":1}`:                       {{Field: "email", Message: "must be a string"}},
-		`null`: {
+		`{"email":null}`: {
 			{Field: "email", Message: "is required"}, {Field: "first_name", Message: "is required"}, {Field: "last_name", Message: "is required"},
+		},
+		`{"email":"test@example.com","first_name":"T","last_name":"U","is_active":false,"Email":"a@b.cc","email":"b@b.cc"}`: {
+			{Field: "is_active", Message: "is not a field of a user"}, {Field: "Email", Message: "is not a field of a user"}, {Field: "email", Message: "is given twice"},
 		},
 	} {
 		got := a.post(t, body)

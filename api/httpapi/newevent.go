@@ -74,8 +74,7 @@ func readString(value json.RawMessage) (text, problem string) {
 	return text, ""
 }
 
-// readEvent reads an event from text, which is valid JSON. Fields that nobody
-// knows are errors: what is misspelt here would be missing in the log for ever.
+// readEvent reads an event from text, which is valid JSON.
 func readEvent(text []byte) events.NewEvent {
 	var n events.NewEvent
 	broken := func(field, message string) {
@@ -86,26 +85,39 @@ func readEvent(text []byte) events.NewEvent {
 		broken("", "must be an object")
 		return n
 	}
-	seen := make(map[string]bool, len(eventFields))
-	for rest = rest[1:]; ; {
+	readFields(rest, "an event", func(name string, value json.RawMessage) (problem string, known bool) {
+		read, known := eventFields[name]
+		if !known {
+			return "", false
+		}
+		return read(&n, value), true
+	}, broken)
+	return n
+}
+
+// readFields gives the fields of object to read, which says what is wrong with a
+// value and whether it knows the name, and hands what is wrong to broken: names
+// that nobody knows, too, for what is misspelt would be lost. noun is what object is.
+func readFields(object []byte, noun string, read func(name string, value json.RawMessage) (problem string, known bool), broken func(field, message string)) {
+	seen := map[string]bool{}
+	for rest := object[1:]; ; {
 		var quoted, value json.RawMessage
 		if quoted, rest = cutValue(rest); len(quoted) == 0 {
-			return n
+			return
 		}
 		value, rest = cutValue(rest)
 		name, _ := readString(quoted)
-		read, known := eventFields[name]
-		switch {
-		case !known:
-			broken(shortened(name), "is not a field of an event")
-		case seen[name]:
-			broken(name, "is given twice")
-		default:
-			if problem := read(&n, value); problem != "" {
-				broken(name, problem)
-			}
+		if seen[name] {
+			broken(shortened(name), "is given twice")
+			continue
 		}
 		seen[name] = true
+		switch problem, known := read(name, value); {
+		case !known:
+			broken(shortened(name), "is not a field of "+noun)
+		case problem != "":
+			broken(name, problem)
+		}
 	}
 }
 
@@ -114,9 +126,9 @@ const (
 	jsonSeparators = jsonSpace + ",:"
 )
 
-// cutValue cuts the next name or value off the inside of an object, as it stands.
-// value is empty at the end of the object. The object is valid JSON, so where one
-// ends is all there is to find out: a decoder would take several times as long.
+// cutValue cuts the next name or value off the inside of an object or array, as it
+// stands. value is empty at the end of that. It is valid JSON, so where one ends is
+// all there is to find out: a decoder would take several times as long.
 func cutValue(text []byte) (value json.RawMessage, rest []byte) {
 	text = bytes.TrimLeft(text, jsonSeparators)
 	depth, quoted := 0, false
@@ -132,7 +144,7 @@ func cutValue(text []byte) (value json.RawMessage, rest []byte) {
 		case quoted:
 		case c == '{' || c == '[':
 			depth++
-		case depth == 0 && (c == '}' || strings.IndexByte(jsonSeparators, c) >= 0):
+		case depth == 0 && (c == '}' || c == ']' || strings.IndexByte(jsonSeparators, c) >= 0):
 			return text[:i:i], text[i:]
 		case c == '}' || c == ']':
 			if depth--; depth == 0 {

@@ -3,8 +3,13 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
+	"github.com/labstack/echo/v4"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -14,12 +19,13 @@ func FuzzCutValue(f *testing.F) {
 	for _, text := range []string{
 		`{}`, ` { } `, `{"a":1}`, `{"a" : [1,{"b":"}"}] ,"c":"\\","d":"\"}" , "e":null}`, "{\"\\u0061\":-1.5e+3\n,\"b\":true\t}",
 		`{"":{"":{}},"x":[[]],"y":""}`, `{"a":1,"a":[2],"a":"3"}`, `{"a":"\\\\\"","b":[ "]" ]}`,
+		`[]`, " [ ] ", `[1]`, `[{"a":1} , [2],"]" ,null,-1.5e+3,[],""]`, "[[1\n]\n]\n", `{"a":[1],"b":{"c":"}"}}`,
 	} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		trimmed := bytes.TrimLeft(text, jsonSpace)
-		if !json.Valid(text) || trimmed[0] != '{' {
+		if !json.Valid(text) || trimmed[0] != '{' && trimmed[0] != '[' {
 			return
 		}
 		decoder := json.NewDecoder(bytes.NewReader(text))
@@ -27,18 +33,36 @@ func FuzzCutValue(f *testing.F) {
 		require.NoError(t, err)
 		rest := trimmed[1:]
 		for decoder.More() {
-			wantName, err := decoder.Token()
-			require.NoError(t, err)
 			var wantValue, quoted, value json.RawMessage
+			if trimmed[0] == '{' {
+				wantName, err := decoder.Token()
+				require.NoError(t, err)
+				quoted, rest = cutValue(rest)
+				name, problem := readString(quoted)
+				require.Empty(t, problem)
+				require.Equal(t, wantName, name)
+			}
 			require.NoError(t, decoder.Decode(&wantValue))
-			quoted, rest = cutValue(rest)
 			value, rest = cutValue(rest)
-			name, problem := readString(quoted)
-			require.Empty(t, problem)
-			require.Equal(t, wantName, name)
 			require.Equal(t, wantValue, value)
 		}
 		end, _ := cutValue(rest)
 		require.Empty(t, end)
 	})
+}
+
+// What is refused after a look at its beginning is not taken apart to its end.
+func TestAnArrayCostsWhatIsLookedAt(t *testing.T) {
+	body := "[" + strings.Repeat("1,", 500_000) + "1]"
+	allocations := testing.AllocsPerRun(5, func() {
+		request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/events", strings.NewReader(body))
+		source, err := openJSON(echo.New().NewContext(request, httptest.NewRecorder()))
+		require.NoError(t, err)
+		for range 20 {
+			n, err := source.Next()
+			require.NoError(t, err)
+			require.Len(t, n.Broken, 1)
+		}
+	})
+	assert.Less(t, allocations, 1000.0, "for 500,001 values")
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
 
@@ -12,8 +13,8 @@ import (
 
 func createUser(service Users, m *published) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		var n users.NewUser
-		if err := readJSON(c, &n); err != nil {
+		n, err := readUser(c)
+		if err != nil {
 			return err
 		}
 		user, err := service.Create(c.Request().Context(), n)
@@ -24,6 +25,32 @@ func createUser(service Users, m *published) echo.HandlerFunc {
 		c.Response().Header().Set(echo.HeaderLocation, "/users/"+user.ID.String())
 		return c.JSON(http.StatusCreated, user)
 	}
+}
+
+// readUser reads the body. Errors are problems, as those of [readObject] or 422.
+func readUser(c echo.Context) (n users.NewUser, err error) {
+	const mostErrors = 20
+	object, err := readObject(c)
+	if err != nil {
+		return n, err
+	}
+	fields := map[string]*string{"email": &n.Email, "first_name": &n.FirstName, "last_name": &n.LastName}
+	var wrong []FieldError
+	readFields(object, "a user", func(name string, value json.RawMessage) (problem string, known bool) {
+		field, known := fields[name]
+		if known {
+			*field, problem = readString(value)
+		}
+		return problem, known
+	}, func(field, message string) {
+		if len(wrong) < mostErrors {
+			wrong = append(wrong, FieldError{Field: field, Message: message})
+		}
+	})
+	if len(wrong) > 0 {
+		return n, &Problem{Status: http.StatusUnprocessableEntity, Detail: detailInvalid, Errors: wrong}
+	}
+	return n, nil
 }
 
 func getUser(service Users) echo.HandlerFunc {

@@ -1,11 +1,8 @@
 package users_test
 
 import (
-	"context"
 	"encoding/json"
-	"net"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,33 +166,11 @@ func TestInvalidFieldsAreAllNamed(t *testing.T) {
 	assert.NoError(t, err, "lengths are in characters")
 }
 
-// countingConn counts what goes to the server.
-type countingConn struct {
-	net.Conn
-	writes *atomic.Int64
-}
-
-func (c countingConn) Write(p []byte) (int, error) {
-	c.writes.Add(1)
-	return c.Conn.Write(p)
-}
-
 func TestCreateNeedsOneRoundTrip(t *testing.T) {
 	t.Parallel()
-	env := testenv.New(t)
-	config, err := pgxpool.ParseConfig(env.PostgresURL)
-	require.NoError(t, err)
-	var writes atomic.Int64
-	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-		return countingConn{conn, &writes}, err
-	}
-	config.MaxConns = 1
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	require.NoError(t, err)
-	defer pool.Close()
+	pool, writes := testenv.CountingPool(t, testenv.New(t).PostgresURL)
 	service := users.New(pool, "Local")
-	_, err = service.Create(t.Context(), users.NewUser{Email: "first@example.com", FirstName: "A", LastName: "B"})
+	_, err := service.Create(t.Context(), users.NewUser{Email: "first@example.com", FirstName: "A", LastName: "B"})
 	require.NoError(t, err, "prepares the statements")
 
 	writes.Store(0)
@@ -206,9 +181,6 @@ func TestCreateNeedsOneRoundTrip(t *testing.T) {
 
 func TestCreateWithoutDatabase(t *testing.T) {
 	t.Parallel()
-	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: "postgres://app@127.0.0.1:1/app"}, "test")
-	require.NoError(t, err)
-	defer pool.Close()
-	_, err = users.New(pool, "Local").Create(t.Context(), ann)
+	_, err := users.New(testenv.Pool(t, testenv.AwayURL, 0), "Local").Create(t.Context(), ann)
 	assert.True(t, postgres.IsUnavailable(err), "%v", err)
 }

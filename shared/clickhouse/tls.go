@@ -15,7 +15,8 @@ func (c Config) checkTLS() error {
 	if (c.CertFile == "") != (c.KeyFile == "") {
 		return errors.New("CLICKHOUSE_CERT_FILE and CLICKHOUSE_KEY_FILE go together: set both or none")
 	}
-	return nil
+	_, err := tlsConfig(c)
+	return err
 }
 
 func tlsConfig(c Config) (*tls.Config, error) {

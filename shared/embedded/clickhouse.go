@@ -104,6 +104,9 @@ func (c *ClickHouse) Port() int { return c.port }
 // PID returns the process id of the server.
 func (c *ClickHouse) PID() int { return c.process.pid }
 
+// Alive reports whether the server runs; it may not answer all the same.
+func (c *ClickHouse) Alive() bool { return c.process.alive() }
+
 // DataDir returns where the data is.
 func (c *ClickHouse) DataDir() string { return c.opts.DataDir }
 

@@ -87,6 +87,9 @@ func (p *Postgres) Port() int { return p.port }
 // PID returns the process id of the postmaster.
 func (p *Postgres) PID() int { return p.process.pid }
 
+// Alive reports whether the server runs; it may not answer all the same.
+func (p *Postgres) Alive() bool { return p.process.alive() }
+
 // DataDir returns where the data is, as it was asked for.
 func (p *Postgres) DataDir() string { return p.opts.DataDir }
 

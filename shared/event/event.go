@@ -72,7 +72,8 @@ func WithID(id uuid.UUID) Option { return func(e *Event) { e.ID = id } }
 // WithTime sets when the event happened; the default is now.
 func WithTime(t time.Time) Option { return func(e *Event) { e.DateTime = t } }
 
-// WithEnvironment sets where the event happened; the default is empty.
+// WithEnvironment sets where the event happened; the default is empty. The
+// variable ENVIRONMENT is the api's: a producer names its own.
 func WithEnvironment(name string) Option { return func(e *Event) { e.Environment = name } }
 
 // WithMetadataVersion sets the version of the context's layout; the default is 1.

@@ -93,7 +93,7 @@ func TestSharedKnowsNoProgram(t *testing.T) {
 }
 
 func TestTestHelpersStayInTests(t *testing.T) {
-	helpers := []string{"shared/testenv", "shared/telemetry/sentrytest"}
+	helpers := []string{"shared/testenv", "shared/testenv/browser", "shared/telemetry/sentrytest"}
 	for _, p := range packages(t) {
 		if slices.Contains(helpers, p.name()) || p.name() == "streamer/bench" {
 			continue

@@ -4,6 +4,8 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,13 +27,31 @@ type Config struct {
 	MaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16" min:"1" doc:"most connections of one process to PostgreSQL"`
 }
 
+// Validate refuses a connection string that no server could be found with.
+func (c Config) Validate() error {
+	if _, err := pgxpool.ParseConfig(c.URL); err != nil {
+		return badURL(err)
+	}
+	return nil
+}
+
+var quotedPart = regexp.MustCompile(`"[^" =]+"`)
+
+// badURL says what is wrong with a connection string without repeating any of
+// it: in one that cannot be read, nobody can tell where the password is.
+func badURL(err error) error {
+	_, problem, _ := strings.Cut(err.Error(), "`: ") // "cannot parse `string`: problem (cause)"
+	return fmt.Errorf("DATABASE_URL: %s; expected: postgres://user:password@host:port/database, "+
+		"special characters of the password as %%40 for @", quotedPart.ReplaceAllString(problem, `"…"`))
+}
+
 // NewPool makes a pool that connects when first used, so that a program can
 // start, and say so, while the server is away. appName is shown in
 // pg_stat_activity. An error is a mistake in cfg and carries no password.
 func NewPool(ctx context.Context, cfg Config, appName string) (*pgxpool.Pool, error) {
 	poolConfig, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
-		return nil, Redact(fmt.Errorf("DATABASE_URL: %w", err))
+		return nil, badURL(err)
 	}
 	setDefaults(poolConfig.ConnConfig, appName)
 	if cfg.MaxConns > 0 {
@@ -52,7 +72,7 @@ func NewPool(ctx context.Context, cfg Config, appName string) (*pgxpool.Pool, er
 func ParseConfig(url, appName string) (*pgx.ConnConfig, error) {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
-		return nil, Redact(fmt.Errorf("DATABASE_URL: %w", err))
+		return nil, badURL(err)
 	}
 	setDefaults(config, appName)
 	return config, nil

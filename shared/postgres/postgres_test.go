@@ -46,10 +46,22 @@ func TestRedactKeepsTheChain(t *testing.T) {
 
 func TestBadURLIsExplainedWithoutItsPassword(t *testing.T) {
 	t.Parallel()
-	for _, url := range []string{"postgres://app:hunter2@db:port/app", "host=db password=hunter2 port=x", "postgres://app:hunter2@db/app?sslmode=no"} {
+	for url, says := range map[string]string{
+		"postgres://app:hunter2@db:port/app":                                     "invalid port",
+		"postgres://app:hunter2/3@db/app":                                        "invalid port", // the password should have been escaped
+		"hunter2":                                                                "failed to parse as keyword/value",
+		"host=db password=of hunter2 port=1":                                     `missing "=" after "…"`,
+		"postgres://app:hunter2%zz@db/app":                                       "invalid percent-encoded token in password",
+		"host=db password=hunter2 port=x":                                        "invalid port",
+		"postgres://app:hunter2@db/app?sslmode=no":                               "sslmode is invalid",
+		"postgres://app:hunter2@db/app?sslmode=verify-ca&sslrootcert=/no/ca.pem": "/no/ca.pem",
+	} {
 		_, err := postgres.NewPool(t.Context(), postgres.Config{URL: url}, "test")
 		require.ErrorContains(t, err, "DATABASE_URL: ")
+		assert.ErrorContains(t, err, says)
+		assert.ErrorContains(t, err, "; expected: postgres://")
 		assert.NotContains(t, err.Error(), "hunter2")
+		assert.Equal(t, err, postgres.Config{URL: url}.Validate(), "known before anything is started")
 	}
 }
 

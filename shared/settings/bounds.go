@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"encoding"
 	"fmt"
+	"net"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,13 +39,19 @@ func kindOf(t reflect.Type) string {
 	}
 }
 
-// outOfBounds says which of the tags oneof, min and max value breaks, or "".
+// outOfBounds says which of the tags oneof, form, min and max value breaks, or "".
 // The error is about a tag that cannot be understood.
 func outOfBounds(value reflect.Value, field reflect.StructField) (string, error) {
 	if words := strings.Fields(field.Tag.Get("oneof")); len(words) > 0 {
 		if text := fmt.Sprint(value.Interface()); text != "" && !slices.Contains(words, text) {
 			return "is not one of " + strings.Join(words, ", "), nil
 		}
+	}
+	switch form := field.Tag.Get("form"); {
+	case form != "" && form != "address":
+		return "", fmt.Errorf("form %q is not known", form)
+	case form == "address" && !isAddress(value.String()):
+		return "is not HOST:PORT, such as 127.0.0.1:8080, or :8080 for every address of this machine", nil
 	}
 	if text, ok := field.Tag.Lookup("min"); ok {
 		if order, err := compare(value, text); order < 0 || err != nil {
@@ -56,6 +64,17 @@ func outOfBounds(value reflect.Value, field reflect.StructField) (string, error)
 		}
 	}
 	return "", nil
+}
+
+// isAddress tells whether a program can be told to listen on text: a port with,
+// or without, a host before it.
+func isAddress(text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
 }
 
 // compare orders value and a bound, written as values of the same type are.

@@ -93,7 +93,10 @@ func defaultCell(v Var) string {
 func EnvFile(sections ...Section) string {
 	var out strings.Builder
 	out.WriteString("# Settings of Die Hard. Each line shows a variable's default (or an example);\n" +
-		"# remove the # in front of a name to change it.\n")
+		"# remove the # in front of a name to change it.\n#\n" +
+		"# The programs and make read the environment alone. docker compose reads a copy\n" +
+		"# of this file that is called .env; for the others: set -a; . ./.env; set +a\n" +
+		"# (there a value with spaces, ?, & or $ needs 'quotes', which compose takes, too).\n")
 	seen := map[string]bool{}
 	for _, section := range sections {
 		vars := firstOfEach(section.Vars, seen)

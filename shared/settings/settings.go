@@ -12,11 +12,12 @@
 //
 // Tags: env (name, and ",required"), envDefault, doc (meaning, unit, special
 // values), min and max (numbers, durations, [Bytes]), oneof (words separated by
-// a space), secret ("true": the value is never printed), example (for
-// .env.example, where there is no default).
+// a space), form ("address": what a program can listen on), secret ("true": the
+// value is never printed), example (for .env.example, where there is no default).
 //
-// A struct with a method Validate() error is asked once all of its variables
-// could be read; it reports what tags cannot say, one error a line.
+// A struct with a method Validate() error is asked what tags cannot say, one
+// error a line, each naming its variables. It sees the default of a variable that
+// is wrong by itself; what it says about such a variable is left out.
 package settings
 
 import (
@@ -24,6 +25,8 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/caarlos0/env/v11"
@@ -40,61 +43,88 @@ func Parse[T any](what string) (T, error) {
 // ParseFrom is Parse for a given environment.
 func ParseFrom[T any](what string, environment map[string]string) (T, error) {
 	var config T
-	problems := parseStruct(reflect.ValueOf(&config).Elem(), environment)
-	if len(problems) == 0 {
+	r := reading{environment: environment, bad: map[string]bool{}}
+	r.readStruct(reflect.ValueOf(&config).Elem())
+	if len(r.problems) == 0 {
 		return config, nil
 	}
 	noun := "settings are"
-	if len(problems) == 1 {
+	if len(r.problems) == 1 {
 		noun = "setting is"
 	}
-	return config, fmt.Errorf("%s: %d %s wrong:\n  %s", what, len(problems), noun, strings.Join(problems, "\n  "))
+	return config, fmt.Errorf("%s: %d %s wrong:\n  %s", what, len(r.problems), noun, strings.Join(r.problems, "\n  "))
 }
 
-// parseStruct fills the struct v and returns a line for each problem.
-func parseStruct(v reflect.Value, environment map[string]string) []string {
-	var problems []string
+// reading is one pass over the environment.
+type reading struct {
+	environment map[string]string
+	bad         map[string]bool // names of variables that are wrong by themselves
+	problems    []string        // a line each
+}
+
+// readStruct fills the struct v. Its parts come first, so that Validate knows
+// what is wrong with any of them.
+func (r *reading) readStruct(v reflect.Value) {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
 		switch {
 		case !field.IsExported():
 		case field.Tag.Get("env") != "":
-			if problem := parseField(v.Field(i), field, environment); problem != "" {
-				problems = append(problems, problem)
-			}
+			r.readField(v.Field(i), field)
 		case field.Type.Kind() == reflect.Struct:
-			problems = append(problems, parseStruct(v.Field(i), environment)...)
+			r.readStruct(v.Field(i))
 		}
 	}
-	if len(problems) == 0 {
-		problems = validate(v)
+	for _, problem := range validate(v) {
+		if !r.knows(problem) {
+			r.problems = append(r.problems, problem)
+		}
 	}
-	return problems
 }
 
-// parseField reads one variable into target. It gives the field to the env
-// library in a struct of its own, so that an error is surely this variable's.
-func parseField(target reflect.Value, field reflect.StructField, environment map[string]string) string {
+// readField reads one variable into target, which gets the default if the
+// variable is wrong.
+func (r *reading) readField(target reflect.Value, field reflect.StructField) {
+	value, problem := parseField(field, r.environment)
+	if problem != "" {
+		r.bad[describe(field).Name] = true
+		r.problems = append(r.problems, problem)
+		value, problem = parseField(field, nil)
+	}
+	if problem == "" {
+		target.Set(value)
+	}
+}
+
+var variableNames = regexp.MustCompile(`\b[A-Z][A-Z0-9_]+\b`)
+
+// knows tells whether a line of Validate is about a variable that is bad anyway.
+func (r *reading) knows(line string) bool {
+	return slices.ContainsFunc(variableNames.FindAllString(line, -1), func(name string) bool { return r.bad[name] })
+}
+
+// parseField reads one variable. It gives the field to the env library in a
+// struct of its own, so that an error is surely this variable's.
+func parseField(field reflect.StructField, environment map[string]string) (value reflect.Value, problem string) {
 	variable := describe(field)
 	if variable.Required && environment[variable.Name] == "" {
-		return complaint(variable, "is not set")
+		return value, complaint(variable, "is not set")
 	}
 	alone := reflect.New(reflect.StructOf([]reflect.StructField{field}))
 	if err := env.ParseWithOptions(alone.Interface(), env.Options{Environment: environment}); err != nil {
 		if errors.Is(err, env.NoParserError{}) || errors.Is(err, env.NoSupportedTagOptionError{}) {
-			return fmt.Sprintf("%s cannot be read: %v", variable.Name, err)
+			return value, fmt.Sprintf("%s cannot be read: %v", variable.Name, err)
 		}
-		return complaint(variable, shown(variable, environment)+" is not "+kindOf(field.Type))
+		return value, complaint(variable, shown(variable, environment)+" is not "+kindOf(field.Type))
 	}
-	value := alone.Elem().Field(0)
+	value = alone.Elem().Field(0)
 	switch broken, err := outOfBounds(value, field); {
 	case err != nil:
-		return fmt.Sprintf("%s cannot be checked: %v", variable.Name, err)
+		return value, fmt.Sprintf("%s cannot be checked: %v", variable.Name, err)
 	case broken != "":
-		return complaint(variable, shown(variable, environment)+" "+broken)
+		return value, complaint(variable, shown(variable, environment)+" "+broken)
 	}
-	target.Set(value)
-	return ""
+	return value, ""
 }
 
 func complaint(v Var, problem string) string {

@@ -2,6 +2,7 @@ package settings_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,11 +89,53 @@ func TestParseAsksValidate(t *testing.T) {
 	_, err := settings.ParseFrom[whole]("api", map[string]string{"LOW": "3"})
 	require.EqualError(t, err, "api: 1 setting is wrong:\n  LOW is above HIGH")
 
-	_, err = settings.ParseFrom[whole]("api", map[string]string{"LOW": "x"})
-	require.ErrorContains(t, err, "LOW =", "a struct that could not be read is not validated")
+	_, err = settings.ParseFrom[whole]("api", map[string]string{"LOW": "x", "HIGH": "0"})
+	require.EqualError(t, err, "api: 1 setting is wrong:\n  LOW = \"x\" is not a whole number in range; expected: low end",
+		"nothing is said about a value that nobody gave")
 
 	_, err = settings.ParseFrom[whole]("api", nil)
 	require.NoError(t, err)
+}
+
+type several struct {
+	Range ranged
+	Other int    `env:"OTHER" envDefault:"1" max:"9" doc:"another number"`
+	Name  string `env:"NAME" envDefault:"a" doc:"a name"`
+}
+
+func (s several) Validate() error {
+	var errs []error
+	if strings.Contains(s.Name, " ") {
+		errs = append(errs, errors.New("NAME has a space"))
+	}
+	if s.Other != 1 && s.Name == "a" {
+		errs = append(errs, errors.New("OTHER needs a NAME"))
+	}
+	return errors.Join(errs...)
+}
+
+// A variable that cannot be read hides none of the others, whichever way they are wrong.
+func TestParseNamesWhatValidateFindsAtTheSameTime(t *testing.T) {
+	_, err := settings.ParseFrom[several]("api", map[string]string{"LOW": "3", "OTHER": "many", "NAME": "a b"})
+	require.EqualError(t, err, `api: 3 settings are wrong:
+  LOW is above HIGH
+  OTHER = "many" is not a whole number in range; expected: another number
+  NAME has a space`)
+}
+
+func TestAddresses(t *testing.T) {
+	type program struct {
+		Addr string `env:"ADDR" envDefault:"127.0.0.1:1" form:"address" doc:"where it listens"`
+	}
+	for _, good := range []string{":8080", "127.0.0.1:0", "[::1]:8080", "localhost:65535"} {
+		got, err := settings.ParseFrom[program]("api", map[string]string{"ADDR": good})
+		require.NoError(t, err, good)
+		assert.Equal(t, good, got.Addr)
+	}
+	for _, wrong := range []string{"8080", "localhost", "http://127.0.0.1:8080", "127.0.0.1:65536", "127.0.0.1:8080/", "::1:8080", "h:", "h:-1"} {
+		_, err := settings.ParseFrom[program]("api", map[string]string{"ADDR": wrong})
+		require.ErrorContains(t, err, "ADDR = \""+wrong+"\" is not HOST:PORT, such as 127.0.0.1:8080, or :8080 for every address", wrong)
+	}
 }
 
 func TestBadTagsAreNamed(t *testing.T) {
@@ -101,12 +144,14 @@ func TestBadTagsAreNamed(t *testing.T) {
 		Name string         `env:"NAME" envDefault:"a" max:"z"`
 		Hook func()         `env:"HOOK" envDefault:"x"`
 		Size settings.Bytes `env:"SIZE,sometimes"`
+		Kind string         `env:"KIND" envDefault:"x" form:"oval"`
 	}
 	_, err := settings.ParseFrom[wrong]("api", nil)
 	require.ErrorContains(t, err, `ROWS cannot be checked: bound "few"`)
 	require.ErrorContains(t, err, `NAME cannot be checked: bound "z": string has no order`)
 	require.ErrorContains(t, err, `HOOK cannot be read`)
 	require.ErrorContains(t, err, `SIZE cannot be read`)
+	require.ErrorContains(t, err, `KIND cannot be checked: form "oval" is not known`)
 }
 
 func TestVarsAndTheirDocumentation(t *testing.T) {

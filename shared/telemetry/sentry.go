@@ -18,6 +18,20 @@ type SentryConfig struct {
 	TracesSampleRate float64 `env:"SENTRY_CONFIG_TRACES_SAMPLE_RATE" envDefault:"1" min:"0" max:"1" doc:"share of API requests that are traced, 0 to 1; above 0 every flush of the streamer is traced"`
 }
 
+// errBadDSN has no cause: it would quote the address and with it the key.
+var errBadDSN = failure.Wrap(failure.Fatal, errors.New("SENTRY_CONFIG_DSN is not the address of a Sentry project, as in https://KEY@HOST/PROJECT"))
+
+// Validate refuses an address that is none.
+func (c SentryConfig) Validate() error {
+	if c.DSN == "" {
+		return nil
+	}
+	if _, err := sentry.NewDsn(c.DSN); err != nil {
+		return errBadDSN
+	}
+	return nil
+}
+
 // closeTimeout bounds the wait for the SDK's own goroutines at the end.
 const closeTimeout = 2 * time.Second
 
@@ -43,8 +57,7 @@ func InitSentry(cfg SentryConfig, program string) (flush func(time.Duration), er
 		BeforeSendTransaction: scrubEvent,
 	})
 	if err != nil {
-		// The cause quotes the address and with it the key.
-		return nil, failure.Wrap(failure.Fatal, errors.New("SENTRY_CONFIG_DSN is not the address of a Sentry project, as in https://KEY@HOST/PROJECT"))
+		return nil, errBadDSN
 	}
 	hub := sentry.CurrentHub()
 	hub.BindClient(client)

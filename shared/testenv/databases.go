@@ -56,7 +56,8 @@ func (b *backend) makeTemplate(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	name := "template_" + hash
+	// Migrations make partitions for the days to come: each day has its template.
+	name := "template_" + hash + time.Now().UTC().Format("_0102")
 	admin, err := pgx.Connect(ctx, b.postgres.String())
 	if err != nil {
 		return "", err

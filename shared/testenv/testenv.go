@@ -27,7 +27,6 @@ import (
 	"go.uber.org/goleak"
 
 	"diehard/shared/clickhouse"
-	"diehard/shared/postgres"
 )
 
 // Publication is created by the migrations in every database.
@@ -64,9 +63,7 @@ func New(t testing.TB) *Env {
 	env.ClickHouseConfig = servers.createClickHouse(t, name)
 
 	var err error
-	env.Pool, err = postgres.NewPool(t.Context(), postgres.Config{URL: env.PostgresURL}, "test")
-	require.NoError(t, err)
-	t.Cleanup(env.Pool.Close)
+	env.Pool = Pool(t, env.PostgresURL, 0)
 	env.ClickHouse, err = clickhouse.Open(t.Context(), env.ClickHouseConfig)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = env.ClickHouse.Close() })

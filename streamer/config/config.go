@@ -24,7 +24,7 @@ type Config struct {
 	Log         telemetry.LogConfig
 	Sentry      telemetry.SentryConfig
 
-	Addr            string         `env:"STREAMER_ADDR" envDefault:"127.0.0.1:8081" doc:"address of health, metrics and the live page"`
+	Addr            string         `env:"STREAMER_ADDR" envDefault:"127.0.0.1:8081" form:"address" doc:"address and port of health, metrics and the live page"`
 	MaxLag          settings.Bytes `env:"STREAMER_MAX_LAG" envDefault:"0" doc:"unconfirmed WAL above which /readyz says no; 0 for no limit"`
 	Retention       time.Duration  `env:"OUTBOX_RETENTION" envDefault:"168h" doc:"how long delivered events stay in the outbox, at least 1h, by whole days; 0 keeps them for ever"`
 	Environment     string         `env:"ENVIRONMENT" envDefault:"Local" doc:"name of the environment, as in logs and Sentry"`

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/testenv"
+	"diehard/shared/testenv/browser"
 	"diehard/streamer/ops"
 )
 
@@ -52,7 +53,7 @@ type claim struct {
 }
 
 // watchers are the ways to watch: what each says, compared with the databases.
-func (w *watched) watchers(b *browser) map[string]func() claim {
+func (w *watched) watchers(b *browser.Page) map[string]func() claim {
 	number := regexp.MustCompile(`([\d,]+) (since|rows)`)
 	figure := func(text string) int64 {
 		w.t.Helper()
@@ -80,7 +81,7 @@ func (w *watched) watchers(b *browser) map[string]func() claim {
 			}
 		},
 		"page": func() claim {
-			shown := strings.Split(do(b, chromedp.Evaluate[string](`[
+			shown := strings.Split(browser.Do(b, chromedp.Evaluate[string](`[
 				$("rate-bytes").textContent, $("clickhouse").textContent, $("wal-end").textContent, $("pipe").children[4].querySelector("code").textContent
 			].join("|")`)), "|")
 			return claim{
@@ -95,7 +96,7 @@ func (w *watched) watchers(b *browser) map[string]func() claim {
 // and everything that they say is seen a moment later.
 func TestEverythingAgreesWithTheDatabasesUnderLoad(t *testing.T) {
 	t.Parallel()
-	b := openBrowser(t)
+	b := browser.Open(t)
 	env := testenv.New(t)
 	w := watch(t, env)
 	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
@@ -104,8 +105,8 @@ func TestEverythingAgreesWithTheDatabasesUnderLoad(t *testing.T) {
 		s := w.status()
 		return s.Totals.Flushed > 0 && s.ClickHouse.ClickHouse != nil
 	}, "nothing lands")
-	do(b, chromedp.Navigate(w.url+"/"))
-	eventually(t, func() bool { return strings.Contains(b.text("#clickhouse"), " rows, ") }, "the page shows nothing")
+	b.Visit(w.url + "/")
+	eventually(t, func() bool { return strings.Contains(b.Text("#clickhouse"), " rows, ") }, "the page shows nothing")
 
 	for range 3 {
 		for name, read := range w.watchers(b) {
@@ -130,7 +131,7 @@ func TestEverythingAgreesWithTheDatabasesUnderLoad(t *testing.T) {
 	var lag ops.Lag
 	eventually(t, func() bool { lag = w.status().Lag; return lag.Confirmed.Bytes == 0 }, "the lag never ends")
 	assert.Zero(t, lag.Buffered.Rows)
-	assert.Empty(t, b.problems)
+	assert.Empty(t, b.Problems())
 }
 
 // produce publishes some thousand events a second until stop is called.

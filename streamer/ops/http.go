@@ -3,11 +3,13 @@ package ops
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
+	"syscall"
 	"time"
 
 	"diehard/shared/telemetry"
@@ -26,7 +28,11 @@ const (
 func listen(ctx context.Context, addr string) (net.Listener, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("STREAMER_ADDR %s: %w (is another streamer there? choose another address)", addr, err)
+		hint := "choose an address of this machine, or a port that you may use"
+		if errors.Is(err, syscall.EADDRINUSE) {
+			hint = "is another streamer there? choose another address"
+		}
+		return nil, fmt.Errorf("STREAMER_ADDR %s: %w (%s)", addr, err, hint)
 	}
 	return listener, nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,8 +34,8 @@ type crew struct {
 	environ   []string
 	stateFile string // tells a later run what a killed one left behind
 
-	mu      sync.Mutex // guards out
-	members []*member
+	mu      sync.Mutex // guards out, members and the state file
+	members []*member  // those that run, or did a moment ago
 }
 
 func newCrew(out io.Writer) (*crew, error) {
@@ -48,15 +49,6 @@ type member struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended, with err
 	err  error
-}
-
-// ended says how a program ended that should have gone on.
-func (m *member) ended() error {
-	how := "ended"
-	if m.err != nil {
-		how = m.err.Error()
-	}
-	return fmt.Errorf("%s stopped by itself (%s), see its last lines above", m.name, how)
 }
 
 // start runs a program in a process group of its own, which Ctrl-C in the
@@ -76,7 +68,9 @@ func (c *crew) start(name, program string, args ...string) (*member, error) {
 		output.flush()
 		close(m.done)
 	}()
-	c.members = append(c.members, m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.members = append(c.running(), m)
 	return m, c.save()
 }
 
@@ -97,8 +91,11 @@ func (c *crew) runToEnd(ctx context.Context, name, program string, args ...strin
 // stop ends a program in order, and by force when the patience or hurry is over.
 // A program that was not started or has ended is stopped already.
 func (c *crew) stop(hurry context.Context, name string) error {
-	for _, m := range c.members {
-		if m.name != name || !m.running() {
+	c.mu.Lock()
+	running := c.running()
+	c.mu.Unlock()
+	for _, m := range running {
+		if m.name != name {
 			continue
 		}
 		_ = m.cmd.Process.Signal(syscall.SIGTERM)
@@ -113,16 +110,21 @@ func (c *crew) stop(hurry context.Context, name string) error {
 		<-m.done
 		say("%s did not end in time: killed", name)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return c.save()
 }
 
-func (m *member) running() bool {
-	select {
-	case <-m.done:
-		return false
-	default:
-		return true
-	}
+// running returns the members that run; c.mu is held.
+func (c *crew) running() []*member {
+	return slices.DeleteFunc(slices.Clone(c.members), func(m *member) bool {
+		select {
+		case <-m.done:
+			return true
+		default:
+			return false
+		}
+	})
 }
 
 // leftOver is a program in the state file.
@@ -131,12 +133,11 @@ type leftOver struct {
 	Program string `json:"program"`
 }
 
+// save writes the state file; c.mu is held.
 func (c *crew) save() error {
 	running := []leftOver{}
-	for _, m := range c.members {
-		if m.running() {
-			running = append(running, leftOver{m.cmd.Process.Pid, m.cmd.Path})
-		}
+	for _, m := range c.running() {
+		running = append(running, leftOver{m.cmd.Process.Pid, m.cmd.Path})
 	}
 	encoded, err := json.Marshal(running)
 	if err != nil {

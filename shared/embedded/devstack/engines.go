@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -22,28 +23,62 @@ func upCommand() *cobra.Command {
 				_, err := embedded.StartTestStack(cmd.Context(), say)
 				return err
 			}
-			_, err := startEngines(cmd.Context())
-			return err
+			return up(cmd.Context())
 		},
 	}
 	cmd.Flags().BoolVar(&test, "test", false, "the engines that tests share, instead of those for development")
 	return cmd
 }
 
-// startEngines starts what the environment does not name a server for. Both
-// fields are nil if it names both.
-func startEngines(ctx context.Context) (*embedded.Stack, error) {
-	opts, err := embedded.DevOptions(say)
+// up starts what does not run. The engines of a make run stay as they are: they
+// are the run's, which stops them at its end.
+func up(ctx context.Context) error {
+	only, err := tryRun()
 	if err != nil {
-		return nil, err
+		return err
 	}
+	if only == nil {
+		say("make run is running: its engines stay as they are, and end with it")
+	} else {
+		only.Unlock()
+	}
+	_, err = startEngines(ctx, only == nil)
+	return err
+}
+
+// engineOptions are for what the environment does not name a server for; both
+// fields are nil if it names both.
+func engineOptions() (embedded.StackOptions, error) {
+	_, err := readDatabases()
+	opts, errPorts := embedded.DevOptions(say)
 	if os.Getenv("DATABASE_URL") != "" {
 		opts.Postgres = nil
-		say("PostgreSQL: the server of DATABASE_URL")
 	}
 	if os.Getenv("CLICKHOUSE_HOST") != "" {
 		opts.ClickHouse = nil
+	}
+	return opts, errors.Join(err, errPorts)
+}
+
+// startEngines starts them, and keeps those that run with other options as they
+// are if adopt is set.
+func startEngines(ctx context.Context, adopt bool) (*embedded.Stack, error) {
+	opts, err := engineOptions()
+	if err != nil {
+		return nil, err
+	}
+	if opts.Postgres == nil {
+		say("PostgreSQL: the server of DATABASE_URL")
+	} else {
+		opts.Postgres.Adopt = adopt
+	}
+	if opts.ClickHouse == nil {
 		say("ClickHouse: the server of CLICKHOUSE_HOST")
+	} else {
+		opts.ClickHouse.Adopt = adopt
+		if os.Getenv("CLICKHOUSE_PORT") != "" {
+			say("CLICKHOUSE_PORT says nothing without CLICKHOUSE_HOST; the port of the embedded ClickHouse is EMBEDDED_CLICKHOUSE_PORT")
+		}
 	}
 	began := time.Now()
 	stack, err := embedded.StartStack(ctx, opts)

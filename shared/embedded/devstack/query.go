@@ -14,7 +14,6 @@ import (
 
 	"diehard/shared/clickhouse"
 	"diehard/shared/embedded"
-	"diehard/shared/settings"
 )
 
 func queryCommand() *cobra.Command {
@@ -71,8 +70,9 @@ func query(ctx context.Context, out io.Writer, sql string) error {
 
 // queryTarget is the server of CLICKHOUSE_HOST, else the embedded one.
 func queryTarget() (clickhouse.Config, error) {
-	if os.Getenv("CLICKHOUSE_HOST") != "" {
-		return settings.Parse[clickhouse.Config]("query")
+	server, err := readDatabases()
+	if err != nil || os.Getenv("CLICKHOUSE_HOST") != "" {
+		return server.ClickHouse, err
 	}
 	dir, err := embedded.DevDir()
 	if err != nil {

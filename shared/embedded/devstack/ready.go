@@ -1,15 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,36 +14,6 @@ import (
 
 // readyPatience is how long the programs may take until they say ready.
 const readyPatience = time.Minute
-
-// environFor is our environment, completed with the engines of stack.
-func environFor(stack *embedded.Stack) []string {
-	environ := os.Environ()
-	if p := stack.Postgres; p != nil {
-		environ = append(environ, "DATABASE_URL="+p.URL(embedded.DevDatabase))
-	}
-	if c := stack.ClickHouse; c != nil {
-		environ = append(environ, "CLICKHOUSE_HOST="+embedded.Host, "CLICKHOUSE_PORT="+strconv.Itoa(c.Port()),
-			"CLICKHOUSE_USER=default", "CLICKHOUSE_PASSWORD=", "CLICKHOUSE_SECURE=false")
-	}
-	return environ
-}
-
-// Where the programs listen, as they decide it themselves.
-func apiAddress() string { return reachable(cmp.Or(os.Getenv("API_ADDR"), "127.0.0.1:8080")) }
-
-func streamerAddress() string { return reachable(cmp.Or(os.Getenv("STREAMER_ADDR"), "127.0.0.1:8081")) }
-
-// reachable turns an address to listen on into one to connect to.
-func reachable(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return address
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = embedded.Host
-	}
-	return net.JoinHostPort(host, port)
-}
 
 // waitUntilReady returns once every address answers /readyz with 200.
 func waitUntilReady(ctx context.Context, addresses ...string) error {

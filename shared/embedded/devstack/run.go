@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"diehard/shared/embedded"
 )
@@ -23,8 +24,8 @@ func runCommand() *cobra.Command {
 	}
 }
 
-// runAll starts the engines, migrates, runs streamer and api until ctx ends or
-// one of them does, and stops everything in the order of the data's way.
+// runAll starts the engines, migrates, keeps streamer and api running until ctx
+// ends, and stops everything in the order of the data's way.
 func runAll(ctx context.Context) error {
 	only, err := onlyRun()
 	if err != nil {
@@ -38,7 +39,7 @@ func runAll(ctx context.Context) error {
 	if err := crew.stopLeftOvers(ctx); err != nil {
 		return err
 	}
-	stack, err := startEngines(ctx)
+	stack, err := startEngines(ctx, false)
 	if err == nil {
 		crew.environ = environFor(stack)
 		err = runPrograms(ctx, crew, stack)
@@ -52,18 +53,23 @@ func runAll(ctx context.Context) error {
 // onlyRun keeps a second make run from fighting the first over ports, and make
 // down from pulling the engines away under it.
 func onlyRun() (*embedded.FileLock, error) {
-	dir, err := embedded.DevDir()
-	if err != nil {
-		return nil, err
-	}
-	lock, err := embedded.TryLock(filepath.Join(dir, "run.lock"), true)
+	lock, err := tryRun()
 	if err == nil && lock == nil {
 		err = errors.New("make run is already running in this checkout: stop it with Ctrl-C in its terminal")
 	}
 	return lock, err
 }
 
-// runPrograms returns nil when ctx ended, and an error when a program did.
+// tryRun returns nil if a make run is running.
+func tryRun() (*embedded.FileLock, error) {
+	dir, err := embedded.DevDir()
+	if err != nil {
+		return nil, err
+	}
+	return embedded.TryLock(filepath.Join(dir, "run.lock"), true)
+}
+
+// runPrograms returns nil when ctx ended, and an error when a program refuses to run.
 func runPrograms(ctx context.Context, crew *crew, stack *embedded.Stack) error {
 	bin, err := programDir()
 	if err != nil {
@@ -72,35 +78,22 @@ func runPrograms(ctx context.Context, crew *crew, stack *embedded.Stack) error {
 	if err := crew.runToEnd(ctx, "migrate", filepath.Join(bin, "streamer"), "migrate", "up"); err != nil {
 		return stopped(ctx, fmt.Errorf("the migrations failed, see above: %w", err))
 	}
-	streamer, err := crew.start("streamer", filepath.Join(bin, "streamer"), "run")
-	if err != nil {
-		return err
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return crew.keep(ctx, "streamer", filepath.Join(bin, "streamer"), "run") })
+	all.Go(func() error { return crew.keep(ctx, "api", filepath.Join(bin, "api")) })
+	begun := *stack
+	all.Go(func() error { welcome(ctx, &begun); return nil })
+	all.Go(func() error { return keepEngines(ctx, stack) })
+	return all.Wait()
+}
+
+// welcome says what to try once there is something to try it on.
+func welcome(ctx context.Context, stack *embedded.Stack) {
+	if err := waitUntilReady(ctx, apiAddress(), streamerAddress()); err != nil && ctx.Err() == nil {
+		say("not ready yet, going on: %v", err)
 	}
-	api, err := crew.start("api", filepath.Join(bin, "api"))
-	if err != nil {
-		return err
-	}
-	ready := make(chan error, 1)
-	waiting, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() { ready <- waitUntilReady(waiting, apiAddress(), streamerAddress()) }()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-streamer.done:
-			return streamer.ended()
-		case <-api.done:
-			return api.ended()
-		case err := <-ready:
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil {
-				say("not ready yet, going on: %v", err)
-			}
-			printWhatToTry(os.Stdout, stack)
-		}
+	if ctx.Err() == nil {
+		printWhatToTry(os.Stdout, stack)
 	}
 }
 
@@ -130,14 +123,19 @@ func programDir() (string, error) {
 }
 
 // stopAll stops the producer first, so that the streamer can deliver what there
-// is, and the engines last.
+// is, and the engines last: those that run now on the data of stack, whoever
+// started them.
 func stopAll(hurry context.Context, crew *crew, stack *embedded.Stack) error {
 	errs := []error{crew.stop(hurry, "api"), crew.stop(hurry, "streamer")}
 	if stack != nil && stack.ClickHouse != nil {
-		errs = append(errs, stopEngine(hurry, stack.ClickHouse))
+		if c := embedded.FindClickHouse(stack.ClickHouse.DataDir()); c != nil {
+			errs = append(errs, stopEngine(hurry, c))
+		}
 	}
 	if stack != nil && stack.Postgres != nil {
-		errs = append(errs, stopEngine(hurry, stack.Postgres))
+		if p := embedded.FindPostgres(stack.Postgres.DataDir()); p != nil {
+			errs = append(errs, stopEngine(hurry, p))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/embedded"
+	"diehard/shared/testenv"
 )
 
 // installation is what make run works on, with directories and ports of its own.
@@ -175,11 +176,58 @@ func TestRun(t *testing.T) {
 	third.waitFor(t, "Ready.")
 	i.requireEvents(t, "2")
 	i.killProgram(t, "streamer")
-	assert.Equal(t, 1, third.end(t))
+	third.waitFor(t, "streamer was killed (signal: killed): starting it again in 500ms")
+	i.createUser(t, "three@example.com")
+	i.requireEvents(t, "3")
+	i.killProgram(t, "api")
+	third.waitFor(t, "api was killed (signal: killed): starting it again in 500ms")
+	i.awaitUser(t, "four@example.com")
+	i.requireEvents(t, "4")
+
+	// Engines, too: killed, and then brought back by somebody else.
+	require.NoError(t, embedded.FindClickHouse(embedded.ClickHouseDir(i.dev)).Kill())
+	third.waitFor(t, "ClickHouse is gone: starting it again")
+	third.waitFor(t, "ClickHouse is up again")
+	i.awaitUser(t, "five@example.com")
+	i.requireEvents(t, "5")
+	before := embedded.FindEngines(i.dev)
+	require.Len(t, before, 2)
+	other := i.command(t, "up")
+	other.Env = append(other.Env, "EMBEDDED_CLICKHOUSE_PORT="+freePort(t), "EMBEDDED_POSTGRES_PORT="+freePort(t))
+	out, err = other.CombinedOutput()
+	require.NoError(t, err, string(out))
+	assert.Contains(t, string(out), "make run is running: its engines stay as they are")
+	for n, engine := range embedded.FindEngines(i.dev) {
+		assert.Equal(t, before[n].PID(), engine.PID(), "a run keeps its %s", engine.Name())
+	}
+	require.NoError(t, embedded.FindPostgres(embedded.PostgresDir(i.dev, embedded.PostgresVersion())).Kill())
+	out, err = i.command(t, "up").CombinedOutput()
+	require.NoError(t, err, string(out))
+	i.awaitUser(t, "six@example.com")
+	require.NoError(t, third.cmd.Process.Signal(syscall.SIGINT))
+	assert.Zero(t, third.end(t), third.text())
 	<-third.closed
-	assert.Contains(t, third.text(), "streamer stopped by itself (signal: killed)")
-	assert.Contains(t, third.text(), "api is stopped")
+	assert.Regexp(t, `(?s)api is stopped.*streamer is stopped.*ClickHouse is stopped.*PostgreSQL \d+ is stopped`, third.text())
+	assert.Empty(t, embedded.FindEngines(i.dev), "whoever started them")
+
+	// A program that cannot start ends the run.
+	listener, err := net.Listen("tcp", i.api)
+	require.NoError(t, err)
+	defer listener.Close()
+	fourth := i.run(t)
+	assert.Equal(t, 1, fourth.end(t))
+	<-fourth.closed
+	assert.Contains(t, fourth.text(), "API_ADDR "+i.api)
+	assert.Contains(t, fourth.text(), "api does not start (exit status 1), see its last lines above")
+	assert.Contains(t, fourth.text(), "streamer is stopped")
 	assert.Empty(t, embedded.FindEngines(i.dev))
+}
+
+// awaitUser creates a user as soon as the api can.
+func (i *installation) awaitUser(t *testing.T, email string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return askReady(t.Context(), i.api) == nil }, time.Minute, 50*time.Millisecond)
+	i.createUser(t, email)
 }
 
 // killProgram kills a program of a run, found in the run's own records.
@@ -194,4 +242,16 @@ func (i *installation) killProgram(t *testing.T, name string) {
 		}
 	}
 	t.Fatalf("%s is not among %v", name, running)
+}
+
+// What runs at the end is stopped, though it is not what the run had started.
+func TestAnEngineThatOthersStartedIsStopped(t *testing.T) {
+	t.Parallel()
+	ours := testenv.StartPostgres(t, embedded.PostgresOptions{})
+	require.NoError(t, ours.Kill())
+	theirs, err := embedded.StartPostgres(t.Context(), embedded.PostgresOptions{DataDir: ours.DataDir()})
+	require.NoError(t, err)
+	nobody := &crew{stateFile: filepath.Join(t.TempDir(), "run.json")}
+	require.NoError(t, stopAll(t.Context(), nobody, &embedded.Stack{Postgres: ours}))
+	assert.False(t, theirs.Alive())
 }

@@ -22,6 +22,9 @@ func streamerCommand() *cobra.Command {
 
 // becomeStreamer replaces this process, so that terminal, signals and exit code are the streamer's.
 func becomeStreamer(args []string) error {
+	if _, err := readDatabases(); err != nil {
+		return err
+	}
 	dir, err := embedded.DevDir()
 	if err != nil {
 		return err
