@@ -75,12 +75,12 @@ func (c *coalescer) gather(now, deadline time.Time) {
 		end = deadline
 	}
 	before := segments(c.raw)
-	time.Sleep(min(c.roundTrip, time.Until(end)))
+	time.Sleep(min(c.roundTrip, time.Until(end))) //nolint:forbidigo // microseconds
 	// What has gathered comes on. Single changes may come as fast: then the window must fill first.
 	if n := unread(c.raw); n >= enough && (segments(c.raw)-before)*gathered <= n {
 		return
 	}
-	time.Sleep(time.Until(end))
+	time.Sleep(time.Until(end)) //nolint:forbidigo // milliseconds, never beyond the deadline
 	if unread(c.raw) == 0 {
 		c.quiet()
 	}
