@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -14,8 +12,6 @@ import (
 	"strconv"
 	"syscall"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -107,32 +103,15 @@ func (b *bed) posts(ctx context.Context) (float64, error) {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait() // it has served its purpose
 	}()
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: apiClients}, Timeout: 10 * time.Second}
-	defer client.CloseIdleConnections()
-	if err := untilReady(ctx, client, "http://"+addr+"/readyz"); err != nil {
+	if err := untilReady(ctx, "http://"+addr+"/readyz"); err != nil {
 		return 0, err
 	}
 	began := time.Now()
-	counts := make([]int, apiClients)
-	g, work := errgroup.WithContext(ctx)
-	for i := range apiClients {
-		g.Go(func() error {
-			for time.Since(began) < apiTime {
-				if err := post(work, client, "http://"+addr+"/users", fmt.Sprintf("u%d-%d@example.com", i, counts[i])); err != nil {
-					return err
-				}
-				counts[i]++
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
+	n, err := load(ctx, addr)
+	if err != nil {
 		return 0, err
 	}
-	took, n := time.Since(began), 0
-	for _, v := range counts {
-		n += v
-	}
+	took := time.Since(began)
 	var users int
 	if err := b.pool.QueryRow(ctx, `SELECT count(*) FROM users JOIN outbox ON event_context->>'id' = users.id::text`).Scan(&users); err != nil {
 		return 0, err
@@ -143,28 +122,9 @@ func (b *bed) posts(ctx context.Context) (float64, error) {
 	return float64(n) / took.Seconds(), nil
 }
 
-func post(ctx context.Context, client *http.Client, url, email string) error {
-	body := `{"email":"` + email + `","first_name":"Test","last_name":"User"}`
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader([]byte(body)))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = res.Body.Close() }()
-	if _, err := io.Copy(io.Discard, res.Body); err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusCreated {
-		return fmt.Errorf("POST /users: %s", res.Status)
-	}
-	return nil
-}
-
-func untilReady(ctx context.Context, client *http.Client, url string) error {
+func untilReady(ctx context.Context, url string) error {
+	client := &http.Client{Timeout: 10 * time.Second}
+	defer client.CloseIdleConnections()
 	for began := time.Now(); time.Since(began) < 30*time.Second; sleepFor(ctx, 50*time.Millisecond) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {

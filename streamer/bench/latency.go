@@ -89,7 +89,11 @@ func latencyOnce(ctx context.Context, l *lab, way route) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	waits, inserts, err := s.waits(ctx)
+	waits, err := s.waits(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inserts, err := s.inserts(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +105,7 @@ func latencyOnce(ctx context.Context, l *lab, way route) ([]float64, error) {
 	n := float64(len(waits))
 	at := func(q float64) float64 { return milliseconds(waits[int(q*(n-1))]) }
 	return []float64{
-		at(0.5), at(0.99), at(1), float64(inserts) / steadyTime.Seconds(), milliseconds(idle),
+		at(0.5), at(0.99), at(1), inserts, milliseconds(idle),
 		milliseconds(c.cpu) / steadyTime.Seconds(), float64(c.wal) / n, float64(c.dead),
 	}, nil
 }
@@ -204,22 +208,21 @@ func (s *steady) observe(ctx context.Context, before, until int) error {
 	return nil
 }
 
-// waits returns the sorted times from commit to visibility, and the number of
-// inserts. Rows become visible in commit order, so that the nth row was visible
-// when n rows were.
-func (s *steady) waits(ctx context.Context) (waits []time.Duration, inserts uint64, err error) {
+// waits returns the sorted times from commit to visibility. Rows become visible
+// in commit order, so that the nth row was visible when n rows were.
+func (s *steady) waits(ctx context.Context) (waits []time.Duration, err error) {
 	rows, err := s.bed.ch.Query(ctx, `
 		SELECT JSONExtractInt(event_context, 'w'), JSONExtractInt(event_context, 'n') FROM event_log
 		WHERE JSONExtractInt(event_context, 'w') >= 0 ORDER BY ingested_at, commit_lsn, commit_seq`)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
 	next := 0
 	for n := 1; rows.Next(); n++ {
 		var writer, number int64
 		if err := rows.Scan(&writer, &number); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		for s.visible[next].rows < n {
 			next++
@@ -227,11 +230,18 @@ func (s *steady) waits(ctx context.Context) (waits []time.Duration, inserts uint
 		waits = append(waits, max(0, s.visible[next].at.Sub(s.committed[writer][number])))
 	}
 	if err := rows.Err(); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	slices.Sort(waits)
-	err = s.bed.ch.QueryRow(ctx, "SELECT uniqExact(ingested_at) FROM event_log").Scan(&inserts)
-	return waits, inserts, err
+	return waits, nil
+}
+
+// inserts is their number a second, from the first of the run to its last.
+func (s *steady) inserts(ctx context.Context) (rate float64, err error) {
+	err = s.bed.ch.QueryRow(ctx, `
+		SELECT 1000 * (uniqExact(ingested_at) - 1) / (max(toUnixTimestamp64Milli(ingested_at)) - min(toUnixTimestamp64Milli(ingested_at)))
+		FROM event_log WHERE JSONExtractInt(event_context, 'w') >= 0`).Scan(&rate)
+	return rate, err
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
