@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // The event of every benchmark: a context of about 230 bytes, as an audit event has.
@@ -59,9 +63,15 @@ func (b *bed) copySlot(ctx context.Context, name string) error {
 	return err
 }
 
+// dropSlot waits for the walsender of a contestant that has ended: it notices at its next message.
 func (b *bed) dropSlot(ctx context.Context, name string) error {
-	_, err := b.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, name)
-	return err
+	const objectInUse = "55006"
+	for until := time.Now().Add(10 * time.Second); ; sleepFor(ctx, 50*time.Millisecond) {
+		_, err := b.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, name)
+		if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != objectInUse || time.Now().After(until) {
+			return err
+		}
+	}
 }
 
 func replaceDatabase(raw, database string) string {
