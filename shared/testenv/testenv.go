@@ -50,7 +50,7 @@ type Env struct {
 // Main runs the tests of a package and fails if they leak goroutines. Call it
 // from TestMain; it does not return.
 func Main(m *testing.M, options ...goleak.Option) {
-	goleak.VerifyTestMain(m, options...)
+	goleak.VerifyTestMain(m, append(backendLeaks(), options...)...)
 }
 
 // New makes an environment for t. Replication slots of its database, whatever
