@@ -25,7 +25,7 @@ import (
 )
 
 // patience is far beyond what the api takes to answer or to hang up.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // raw sends bytes as they are and returns the status of the answer: 0 when the
 // connection was cut without one.

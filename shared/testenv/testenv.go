@@ -67,6 +67,8 @@ func New(t testing.TB) *Env {
 	env.Pool, err = postgres.NewPool(t.Context(), postgres.Config{URL: env.PostgresURL}, "test")
 	require.NoError(t, err)
 	t.Cleanup(env.Pool.Close)
+	_, err = env.Pool.Exec(t.Context(), "SELECT outbox_create_partitions()") // the template may be of yesterday
+	require.NoError(t, err)
 	env.ClickHouse, err = clickhouse.Open(t.Context(), env.ClickHouseConfig)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = env.ClickHouse.Close() })
