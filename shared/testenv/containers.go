@@ -14,6 +14,7 @@ import (
 
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
+	"go.uber.org/goleak"
 
 	"diehard/shared/clickhouse"
 	"diehard/shared/embedded"
@@ -27,8 +28,8 @@ const (
 	dockerPatience = 30 * time.Second
 )
 
-// containersBackend runs both servers in Docker. All test programs of a go test
-// share them by name; Docker's reaper removes them after the last one.
+// containersBackend runs both servers in Docker. All test programs of one go test
+// share them by name; the reaper of testcontainers removes them after the last one.
 func containersBackend() (*backend, error) {
 	ctx := context.Background() // the containers are for all tests of this process
 	if err := dockerAnswers(ctx); err != nil {
@@ -97,9 +98,17 @@ func dockerAnswers(ctx context.Context) (err error) {
 
 var noName = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)
 
-// containerName has the image in it, so that another image is another container.
+// containerName has the image in it, so that another image is another container,
+// and the session, which is one go test: the reaper of an earlier one must not
+// remove what this one uses.
 func containerName(image string) string {
-	return "diehard-test-" + noName.ReplaceAllString(image, "-")
+	return "diehard-test-" + noName.ReplaceAllString(image, "-") + "-" + testcontainers.SessionID()[:8]
+}
+
+// backendLeaks are the goroutines that outlive the tests on purpose: while one
+// is connected to the reaper, the containers stay.
+func backendLeaks() []goleak.Option {
+	return []goleak.Option{goleak.IgnoreAnyFunction("github.com/testcontainers/testcontainers-go.(*Reaper).connect.func1")}
 }
 
 func postgresCommand() []string {

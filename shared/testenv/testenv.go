@@ -49,7 +49,7 @@ type Env struct {
 // Main runs the tests of a package and fails if they leak goroutines. Call it
 // from TestMain; it does not return.
 func Main(m *testing.M, options ...goleak.Option) {
-	goleak.VerifyTestMain(m, options...)
+	goleak.VerifyTestMain(m, append(backendLeaks(), options...)...)
 }
 
 // New makes an environment for t. Replication slots of its database, whatever
@@ -64,6 +64,8 @@ func New(t testing.TB) *Env {
 
 	var err error
 	env.Pool = Pool(t, env.PostgresURL, 0)
+	_, err = env.Pool.Exec(t.Context(), "SELECT outbox_create_partitions()") // the template may be of yesterday
+	require.NoError(t, err)
 	env.ClickHouse, err = clickhouse.Open(t.Context(), env.ClickHouseConfig)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = env.ClickHouse.Close() })

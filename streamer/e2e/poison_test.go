@@ -273,7 +273,9 @@ func TestNothingIsConfirmedBeforeItsDeadLetterIsDurable(t *testing.T) {
 func TestDeadLettersAreWrittenOnce(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env, abrupt)
+	// In one batch: the letters of another would wait for the rows of the first.
+	together := func(c *setup) { c.Limits.Rows, c.FlushInterval = 100, time.Hour }
+	s := start(t, env, abrupt, together)
 	hold(t, env)
 	execute(t, env, `INSERT INTO outbox (event_type, event_context, event_date_time)
 		SELECT 'mixed', '{}', CASE WHEN n % 10 = 0 THEN 'infinity' ELSE now() END FROM generate_series(1, 100) AS n`)
