@@ -12,7 +12,6 @@ PACKAGES ?= ./...
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 30s
 CRASH_KILLS ?= 100
-POSTGRES_VERSIONS ?= 18
 VERSION ?= $(shell git describe --tags --always --dirty 2> /dev/null)
 COMMIT ?= $(shell git rev-parse HEAD 2> /dev/null)
 
@@ -71,10 +70,10 @@ test: $(DEVSTACK) ## All tests on real engines, with the race detector
 
 .PHONY: test-matrix
 test-matrix: $(DEVSTACK) ## The tests on every PostgreSQL from 14 to 18
-	@for version in 14 15 16 17 18; do \
+	@failed=; for version in $(or $(POSTGRES_VERSIONS),14 15 16 17 18); do \
 	  echo "PostgreSQL $$version"; \
-	  ( export EMBEDDED_POSTGRES_VERSION=$$version; $(WITH_ENGINES) $(GOTEST) $(PACKAGES) ); \
-	done
+	  ( export EMBEDDED_POSTGRES_VERSION=$$version; $(WITH_ENGINES) $(GOTEST) $(PACKAGES) ) || failed+=" $$version"; \
+	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed" >&2; exit 1; }
 
 # Without the race detector, which make test has on: the programs run as they do in production.
 .PHONY: test-crash
@@ -84,10 +83,10 @@ test-crash: $(DEVSTACK) ## Kill streamers and engines at random, then compare ro
 
 .PHONY: test-containers
 test-containers: ## All tests on servers in Docker (POSTGRES_VERSIONS="14 15 16 17 18")
-	@for version in $(POSTGRES_VERSIONS); do \
+	@failed=; for version in $(or $(POSTGRES_VERSIONS),18); do \
 	  echo "PostgreSQL $$version"; \
-	  ( export TEST_BACKEND=containers EMBEDDED_POSTGRES_VERSION=$$version; $(GOTEST) -tags containers $(PACKAGES) ); \
-	done
+	  ( export TEST_BACKEND=containers EMBEDDED_POSTGRES_VERSION=$$version; $(GOTEST) -tags containers $(PACKAGES) ) || failed+=" $$version"; \
+	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed" >&2; exit 1; }
 
 .PHONY: images
 images: ## Build the container images diehard-api and diehard-streamer

@@ -21,6 +21,9 @@ func TestEventsFromBeforeTheSlot(t *testing.T) {
 		"2/2": {"INFO", "events from before are for the streamer that ran until now"},
 	} {
 		env := testenv.New(t)
+		if shard != "1/1" && env.Major(t) < 15 {
+			continue // no row filters, no shards
+		}
 		use(t, env)
 		t.Setenv("STREAMER_SHARD", shard)
 		_, err := env.Pool.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}')")

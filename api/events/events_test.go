@@ -127,7 +127,7 @@ func TestManyEventsAreStoredInOrderWithIDsInOrder(t *testing.T) {
 	var ordered, transactions int
 	require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT array_agg(id ORDER BY ctid),
 		count(*) FILTER (WHERE (event_context->>'n')::int = place), count(DISTINCT tx)
-		FROM (SELECT id, ctid, event_context, xmin::text AS tx, row_number() OVER (ORDER BY ctid) - 1 AS place FROM outbox)`).
+		FROM (SELECT id, ctid, event_context, xmin::text AS tx, row_number() OVER (ORDER BY ctid) - 1 AS place FROM outbox) placed`).
 		Scan(&ids, &ordered, &transactions))
 	assert.Equal(t, receipt.IDs, ids)
 	assert.Equal(t, n, ordered)

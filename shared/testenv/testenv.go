@@ -72,6 +72,13 @@ func New(t testing.TB) *Env {
 	return env
 }
 
+// Major is PostgreSQL's major version.
+func (e *Env) Major(t testing.TB) (major int) {
+	t.Helper()
+	require.NoError(t, e.Pool.QueryRow(t.Context(), "SELECT current_setting('server_version_num')::int / 10000").Scan(&major))
+	return major
+}
+
 // Environ returns the environment for Die Hard's programs to use this test's
 // databases: only the variables set here, and PATH and the like. Append more;
 // later ones win.

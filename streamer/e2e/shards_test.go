@@ -40,16 +40,9 @@ func divide(t testing.TB, env *testenv.Env, count int) {
 
 func needRowFilters(t *testing.T, env *testenv.Env) {
 	t.Helper()
-	if version(t, env) < 15 {
+	if env.Major(t) < 15 {
 		t.Skip("row filters came with PostgreSQL 15")
 	}
-}
-
-func version(t testing.TB, env *testenv.Env) int {
-	t.Helper()
-	var v int
-	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT current_setting('server_version_num')::int / 10000").Scan(&v))
-	return v
 }
 
 // keyed commits events from up to, but without, to for each of several keys, one in
@@ -252,7 +245,7 @@ func producersInOrderPerShard(t testing.TB, env *testenv.Env) {
 func TestShardsThatWouldLoseOrDoubleAreRefused(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	if version(t, env) < 15 {
+	if env.Major(t) < 15 {
 		require.ErrorContains(t, launch(t, env, shard(1, 2)).refusal(), "PostgreSQL has from version 15 on")
 		return
 	}

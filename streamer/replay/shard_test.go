@@ -35,7 +35,7 @@ func (f *fixture) confirmedLSN() pglogrepl.LSN {
 func divided(t *testing.T) (whole *fixture, shards []*fixture) {
 	t.Helper()
 	whole = newFixture(t)
-	if whole.serverVersion() < 150000 {
+	if whole.Major(whole.t) < 15 {
 		t.Skip("row filters came with PostgreSQL 15")
 	}
 	whole.command("ALTER TABLE event_log ADD CONSTRAINT c CHECK event_type != 'bad'")
@@ -59,12 +59,6 @@ func divided(t *testing.T) (whole *fixture, shards []*fixture) {
 		s.confirmed(end)
 	}
 	return whole, shards
-}
-
-func (f *fixture) serverVersion() (v int) {
-	f.t.Helper()
-	require.NoError(f.t, f.Pool.QueryRow(f.t.Context(), "SELECT current_setting('server_version_num')::int").Scan(&v))
-	return v
 }
 
 // What the streamer before the shards has landed, or set aside, is there.
