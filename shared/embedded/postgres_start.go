@@ -21,6 +21,8 @@ const (
 	// startPatience covers crash recovery of a large WAL on a slow disk.
 	startPatience = 3 * time.Minute
 	startAttempts = 5
+	// passingPatience is for the children of a killed postmaster on a busy machine.
+	passingPatience = 30 * time.Second
 )
 
 // environment is what the engines see of ours: nothing that could change what
@@ -83,13 +85,12 @@ func (p *Postgres) adoptOrStart(ctx context.Context) error {
 	}
 	// A free port may be taken before the server is there, and children of a
 	// killed postmaster may need a moment to notice: both pass.
-	var err error
-	for range startAttempts {
-		if err = p.launch(ctx); !errors.Is(err, errPassing) || ctx.Err() != nil {
+	for began := time.Now(); ; {
+		err := p.launch(ctx)
+		if !errors.Is(err, errPassing) || ctx.Err() != nil || time.Since(began) > passingPatience {
 			return err
 		}
 	}
-	return err
 }
 
 // errPassing marks a failed launch that another one may cure.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -24,9 +25,16 @@ func eventually(t testing.TB, condition func() bool, message string, args ...any
 		select {
 		case <-ticker.C:
 		case <-deadline:
+			t.Logf("what everything waits for:\n%s", stacks())
 			require.Fail(t, "gave up waiting: "+fmt.Sprintf(message, args...))
 		}
 	}
+}
+
+// stacks are those of all goroutines: streamers run in this process.
+func stacks() []byte {
+	buf := make([]byte, 4<<20)
+	return buf[:runtime.Stack(buf, true)]
 }
 
 // landedRows waits until event_log has n rows, and fails if it has more.
