@@ -56,8 +56,7 @@ func (b *backend) makeTemplate(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Migrations make partitions for the days to come: each day has its template.
-	name := "template_" + hash + time.Now().UTC().Format("_0102")
+	name := "template_" + hash
 	admin, err := pgx.Connect(ctx, b.postgres.String())
 	if err != nil {
 		return "", err

@@ -62,9 +62,8 @@ func New(t testing.TB) *Env {
 	env.PostgresURL = servers.createPostgres(t, name)
 	env.ClickHouseConfig = servers.createClickHouse(t, name)
 
-	var err error
 	env.Pool = Pool(t, env.PostgresURL, 0)
-	_, err = env.Pool.Exec(t.Context(), "SELECT outbox_create_partitions()") // the template may be of yesterday
+	_, err := env.Pool.Exec(t.Context(), "SELECT outbox_create_partitions()") // the template may be of yesterday
 	require.NoError(t, err)
 	env.ClickHouse, err = clickhouse.Open(t.Context(), env.ClickHouseConfig)
 	require.NoError(t, err)

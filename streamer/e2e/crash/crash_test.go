@@ -42,6 +42,7 @@ func TestCrash(t *testing.T) {
 	w := newWorld(t, seed)
 	fleet := startFleet(t, w)
 	observer := startObserver(t, w)
+	awaitReader(t, w)
 	crowd := startProducers(t, w)
 	wreck(t.Context(), w, fleet, observer, kills)
 	wrecked := time.Since(began)

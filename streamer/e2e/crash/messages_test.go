@@ -3,8 +3,11 @@ package crash_test
 import (
 	"context"
 	"fmt"
+	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
 
 	"diehard/shared/event"
 )
@@ -14,6 +17,20 @@ import (
 // cannot know. The number of the transaction would not do: after a crash PostgreSQL
 // gives those anew of which nothing had reached the disk.
 const witnesses = "CREATE TABLE witness (producer int, number bigint)"
+
+// awaitReader waits for a streamer that reads messages: the one that makes the slot
+// may be killed before it says that it does, and until then they are refused.
+func awaitReader(t *testing.T, w *world) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), w.url)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		var reads bool
+		err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM streamer_slot WHERE messages)").Scan(&reads)
+		return err == nil && reads
+	}, time.Minute, 10*time.Millisecond, "no streamer reads messages")
+	require.NoError(t, conn.Close(t.Context()))
+}
 
 // message is next for an event without a table.
 func (p *producer) message(t *transaction, f fate) event.Event {
