@@ -216,33 +216,3 @@ func (s *Sink) commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
 	}
 	return commits, nil
 }
-
-// Fence ends every insert whose query id begins with prefix, and returns when
-// none is left: nothing of theirs lands afterwards. waiting is called with their
-// number whenever some remain.
-func (s *Sink) Fence(ctx context.Context, prefix string, waiting func(n uint64)) error {
-	const poll = 100 * time.Millisecond
-	for first := true; ; first = false {
-		var n uint64
-		err := s.conn.QueryRow(ctx, `SELECT count() FROM system.processes WHERE startsWith(query_id, {prefix:String})`,
-			clickhouse.Named("prefix", prefix)).Scan(&n)
-		if err != nil {
-			return fmt.Errorf("fence: %w", classify(err))
-		}
-		if n == 0 {
-			return nil
-		}
-		waiting(n)
-		if first {
-			kill := "KILL QUERY WHERE startsWith(query_id, '" + strings.ReplaceAll(prefix, "'", "''") + "') ASYNC"
-			if err := s.conn.Exec(ctx, kill); err != nil {
-				return fmt.Errorf("fence: %w", classify(err))
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("fence: %w", ctx.Err())
-		case <-time.After(poll):
-		}
-	}
-}

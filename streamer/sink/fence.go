@@ -1,0 +1,58 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+)
+
+const (
+	fencePoll = 100 * time.Millisecond
+	// fenceAnswer bounds each question: the wait may take as long as an insert, an
+	// answer about it may not.
+	fenceAnswer = 30 * time.Second
+)
+
+// Fence ends every insert whose query id begins with prefix, and returns when
+// none is left: nothing of theirs lands afterwards. waiting is called with their
+// number whenever some remain.
+func (s *Sink) Fence(ctx context.Context, prefix string, waiting func(n uint64)) error {
+	for first := true; ; first = false {
+		n, err := s.running(ctx, prefix)
+		if err != nil {
+			return fmt.Errorf("fence: %w", classify(err))
+		}
+		if n == 0 {
+			return nil
+		}
+		waiting(n)
+		if first {
+			if err := s.kill(ctx, prefix); err != nil {
+				return fmt.Errorf("fence: %w", classify(err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("fence: %w", ctx.Err())
+		case <-time.After(fencePoll):
+		}
+	}
+}
+
+// running counts the queries whose id begins with prefix.
+func (s *Sink) running(ctx context.Context, prefix string) (n uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fenceAnswer)
+	defer cancel()
+	err = s.conn.QueryRow(ctx, `SELECT count() FROM system.processes WHERE startsWith(query_id, {prefix:String})`,
+		clickhouse.Named("prefix", prefix)).Scan(&n)
+	return n, err
+}
+
+func (s *Sink) kill(ctx context.Context, prefix string) error {
+	ctx, cancel := context.WithTimeout(ctx, fenceAnswer)
+	defer cancel()
+	return s.conn.Exec(ctx, "KILL QUERY WHERE startsWith(query_id, '"+strings.ReplaceAll(prefix, "'", "''")+"') ASYNC")
+}
