@@ -56,6 +56,12 @@ func start(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 	t.Helper()
 	s := launch(t, env, changes...)
 	eventually(t, func() bool {
+		select {
+		case <-s.done:
+			require.NoError(t, s.err)
+			require.Fail(t, "the streamer has ended")
+		default:
+		}
 		state := s.pipeline.Progress().State() // while ClickHouse refuses, streaming passes in a moment
 		return state == pipeline.Streaming || state == pipeline.Retrying
 	}, "the streamer never has the slot")
