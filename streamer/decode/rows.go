@@ -141,6 +141,25 @@ func (r *Rows) Reset() {
 	r.Rejects, r.Traces, r.rejectBytes = r.Rejects[:0], r.Traces[:0], 0
 }
 
+// Cut takes the rows and rejects of one transaction out again: the last one, which commits at lsn.
+func (r *Rows) Cut(lsn pglogrepl.LSN) {
+	n := len(r.LSN)
+	for n > 0 && r.LSN[n-1] == uint64(lsn) {
+		n--
+	}
+	r.ID, r.DateTime, r.MetadataVersion = r.ID[:16*n], r.DateTime[:n], r.MetadataVersion[:n]
+	r.Context, r.ContextEnd = r.Context[:r.ContextStart(n)], r.ContextEnd[:n]
+	r.LSN, r.Seq, r.CommitTime = r.LSN[:n], r.Seq[:n], r.CommitTime[:n]
+	r.Type.Keys, r.Environment.Keys = r.Type.Keys[:n], r.Environment.Keys[:n]
+	k := len(r.Rejects)
+	for k > 0 && r.Rejects[k-1].LSN == lsn {
+		k--
+		r.rejectBytes -= r.Rejects[k].size()
+		r.Rejects[k] = Reject{}
+	}
+	r.Rejects = r.Rejects[:k]
+}
+
 // Append adds a row: event's values at position p. It copies what it keeps.
 func (r *Rows) Append(p Position, commitTime int64, e *Event) {
 	n := len(r.LSN)
@@ -188,8 +207,10 @@ func (r *Rows) grow() {
 // Reject adds a row that cannot be represented.
 func (r *Rows) Reject(x Reject) {
 	r.Rejects = append(r.Rejects, x)
-	r.rejectBytes += len(x.Raw) + len(x.Reason) + len(x.Type) + fixedBytes
+	r.rejectBytes += x.size()
 }
+
+func (x Reject) size() int { return len(x.Raw) + len(x.Reason) + len(x.Type) + fixedBytes }
 
 func (r *Rows) trace(v []byte) {
 	const traceparentLen = 55

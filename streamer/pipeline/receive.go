@@ -55,7 +55,7 @@ type receiver struct {
 	fresh    bool          // a message came since the last wait
 }
 
-// run reads until reading ends, and then hands over what it has. Only work's
+// run reads until reading ends, and then hands over what is complete. Only work's
 // end makes it drop the open batch.
 func (r *receiver) run(reading, work context.Context) error {
 	r.open, r.heard = batch.New(r.cfg.Limits), time.Now()
@@ -83,10 +83,20 @@ func (r *receiver) run(reading, work context.Context) error {
 		}
 	}
 	failpoint.Hit("draining")
+	r.drain(work)
+	return nil
+}
+
+// drain hands over what is to land before the end. Of a transaction that has not
+// been read to its end nothing more: it comes again, and the outbox can be divided
+// into shards where no transaction has landed in part.
+func (r *receiver) drain(work context.Context) {
+	if r.decoder.InTransaction() {
+		r.open.Cut(r.decoder.Last().LSN)
+	}
 	if r.open.Pending() && work.Err() == nil {
 		r.handOver(work)
 	}
-	return nil
 }
 
 func (r *receiver) take(msg replication.Message) error {

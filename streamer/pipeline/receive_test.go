@@ -95,6 +95,25 @@ func commitOf(lsn pglogrepl.LSN) []byte {
 	return be64(be64(be64([]byte{'C', 0}, uint64(lsn)), uint64(lsn+48)), 0)
 }
 
+// What stops between transactions leaves none that has landed in part.
+func TestATransactionWithoutItsEndIsNotDrained(t *testing.T) {
+	t.Parallel()
+	r := newReception(t, roomy)
+	r.data(relationOf())
+	r.data(beginOf(100))
+	r.data(rowOf())
+	r.data(commitOf(100))
+	r.data(beginOf(200))
+	r.data(rowOf())
+	r.data(rowOf())
+	r.drain(t.Context())
+	b := r.handed()
+	require.NotNil(t, b)
+	assert.Equal(t, 1, b.Len())
+	assert.Equal(t, decode.Position{LSN: 100, Seq: 1}, b.Last())
+	assert.Equal(t, pglogrepl.LSN(148), b.Confirm)
+}
+
 var columns = []struct {
 	name string
 	oid  uint32

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -23,19 +24,25 @@ import (
 // tlsPair returns both ends of a TLS connection, ours in front.
 func tlsPair(t testing.TB) (ours, theirs *tls.Conn) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	require.NoError(t, err)
 	a, b := tcpPair(t)
-	theirs = tls.Server(b, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}})
+	theirs = tls.Server(b, serverTLS(t))
 	ours = tls.Client(a, &tls.Config{InsecureSkipVerify: true})
 	shaken := make(chan error, 1)
 	go func() { shaken <- theirs.Handshake() }()
 	require.NoError(t, ours.Handshake())
 	require.NoError(t, <-shaken)
 	return ours, theirs
+}
+
+// serverTLS has a certificate that nobody has signed.
+func serverTLS(t testing.TB) *tls.Config {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}
 }
 
 // unixPair returns both ends of a connection over a unix socket.
@@ -71,8 +78,21 @@ func wires(t *testing.T, test func(t *testing.T, w *wire, theirs net.Conn)) {
 	}
 }
 
+// coalescerOf is that of a wire's connection, nil when it has none.
+func coalescerOf(w *wire) *coalescer {
+	conn := w.conn
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if c, ok := conn.(*coalescedConn); ok {
+		return c.co
+	}
+	return nil
+}
+
 // makeBusy lets the coalescer see a window of quick reads.
 func (c *coalescer) makeBusy() {
+	c.quiet() // what a handshake brought does not count
 	start := time.Now()
 	for i := range window {
 		c.observe(start.Add(time.Duration(i)*time.Microsecond), 400)
@@ -90,51 +110,37 @@ func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
 	w, _ := taken(t)
-	assert.Equal(t, 1, markOf(t, w.co))
-	w.co.makeBusy()
-	assert.True(t, w.co.busy)
-	assert.Equal(t, enough, markOf(t, w.co))
+	co := coalescerOf(w)
+	assert.Equal(t, 1, markOf(t, co))
+	co.makeBusy()
+	assert.True(t, co.busy)
+	assert.Equal(t, enough, markOf(t, co))
 
 	start := time.Now()
-	for range window { // waits that bring enough keep it up
-		w.co.observe(start, enough)
+	for range window { // reads that bring enough keep it up
+		co.observe(start, enough)
 	}
-	assert.True(t, w.co.busy)
+	assert.True(t, co.busy)
 	for range window {
-		w.co.observe(start, quietBytes-1)
+		co.observe(start, quietBytes-1)
 	}
-	assert.False(t, w.co.busy)
-	assert.Equal(t, 1, markOf(t, w.co))
+	assert.False(t, co.busy)
+	assert.Equal(t, 1, markOf(t, co))
 
-	for i := range 2 * window { // reads at leisure do not bring it up again
-		w.co.observe(start.Add(time.Duration(i)*busyGap), 400)
+	for i := range window { // reads at leisure do not bring it up again
+		co.observe(start.Add(time.Duration(i)*busyGap), 400)
 	}
-	assert.False(t, w.co.busy)
+	assert.False(t, co.busy)
 }
 
-func TestOnlyTCPHasAMark(t *testing.T) {
+func TestOnlyTCPIsReadInStrokes(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
 	wires(t, func(t *testing.T, w *wire, theirs net.Conn) {
 		t.Helper()
 		_, unix := theirs.(*net.UnixConn)
-		assert.Equal(t, unix, w.co == nil)
+		assert.Equal(t, unix, coalescerOf(w) == nil)
 	})
-	ours, theirs := net.Pipe()
-	defer ours.Close()
-	defer theirs.Close()
-	w := newWire(ours)
-	w.take(ours)
-	assert.Nil(t, w.co)
-}
-
-// Without the mark everything works, only with more reads.
-func TestANilCoalescerNeverWaits(t *testing.T) {
-	t.Parallel()
-	var c *coalescer
-	began := time.Now()
-	c.gather(began, began.Add(time.Hour))
-	c.observe(began, 1)
 }
 
 // On a busy stream a lone message still arrives within the time that may be
@@ -143,9 +149,10 @@ func TestALoneMessageOnABusyStream(t *testing.T) {
 	t.Parallel()
 	wires(t, func(t *testing.T, w *wire, theirs net.Conn) {
 		t.Helper()
-		if w.co != nil {
-			w.co.makeBusy()
-			require.True(t, w.co.busy)
+		co := coalescerOf(w)
+		if co != nil {
+			co.makeBusy()
+			require.True(t, co.busy)
 		}
 		write(t, theirs, message('d', []byte("alone")))
 		_, body, err := w.next(soon())
@@ -156,8 +163,8 @@ func TestALoneMessageOnABusyStream(t *testing.T) {
 		_, _, err = w.next(began.Add(30 * time.Millisecond))
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 		assert.GreaterOrEqual(t, time.Since(began), 30*time.Millisecond, "the caller's deadline, not the coalescer's")
-		if w.co != nil {
-			assert.False(t, w.co.busy, "nothing came: quiet again")
+		if co != nil {
+			assert.False(t, co.busy, "nothing came: quiet again")
 		}
 		write(t, theirs, message('d', []byte("another")))
 		_, body, err = w.next(soon())
@@ -166,25 +173,91 @@ func TestALoneMessageOnABusyStream(t *testing.T) {
 	})
 }
 
-// A deadline nearer than the coalescer's own ends the waiting.
-func TestANearDeadlineEndsGathering(t *testing.T) {
+// There is no pause when there is no time for it: what is there is read, and the
+// deadline holds.
+func TestANearDeadlineLeavesNoPause(t *testing.T) {
 	t.Parallel()
-	wires(t, func(t *testing.T, w *wire, _ net.Conn) {
+	wires(t, func(t *testing.T, w *wire, theirs net.Conn) {
 		t.Helper()
-		if w.co != nil {
-			w.co.makeBusy()
+		if co := coalescerOf(w); co != nil {
+			co.roundTrip = time.Hour
+			co.makeBusy()
 		}
-		_, _, err := w.next(time.Now().Add(-time.Second))
+		write(t, theirs, message('d', []byte("here")))
+		_, body, err := w.next(soon())
+		require.NoError(t, err)
+		assert.Equal(t, "here", string(body))
+		_, _, err = w.next(time.Now().Add(20 * time.Millisecond))
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	})
+}
+
+// What comes of a TLS record is taken, and its rest is not left to wait for the mark.
+func TestARecordInTwoParts(t *testing.T) {
+	t.Parallel()
+	ours, theirs := tcpPair(t)
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer server.Close()
+	rest := make(chan struct{})
+	go func() { // between the two ends: cuts a record in two
+		inner, err := server.Accept()
+		if err != nil {
+			return
+		}
+		defer inner.Close()
+		go func() { _, _ = io.Copy(inner, theirs) }()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := inner.Read(buf)
+			if err != nil {
+				return
+			}
+			if buf[0] != 23 || n < 3000 { // the handshake, and small records
+				_, _ = theirs.Write(buf[:n])
+				continue
+			}
+			_, _ = theirs.Write(buf[:1500])
+			<-rest
+			_, _ = theirs.Write(buf[1500:n])
+		}
+	}()
+	outer, err := net.Dial("tcp", server.Addr().String())
+	require.NoError(t, err)
+	defer outer.Close()
+	sender := tls.Server(outer, serverTLS(t))
+	client := tls.Client(ours, &tls.Config{InsecureSkipVerify: true})
+	shaken := make(chan error, 1)
+	go func() { shaken <- sender.Handshake() }()
+	require.NoError(t, client.Handshake())
+	require.NoError(t, <-shaken)
+
+	w := newWire(client)
+	w.take(client)
+	if co := coalescerOf(w); co != nil {
+		co.makeBusy()
+	}
+	body := bytes.Repeat([]byte("x"), 4000)
+	go func() { _, _ = sender.Write(message('d', body)) }()
+	_, _, err = w.next(time.Now().Add(50 * time.Millisecond))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	got := make(chan error, 1)
+	began := time.Now()
+	go func() {
+		_, _, err := w.next(began.Add(time.Minute))
+		got <- err
+	}()
+	close(rest)
+	require.NoError(t, <-got)
+	assert.Less(t, time.Since(began), 30*time.Second, "not at the deadline")
 }
 
 func TestTheEndOfABusyStreamIsSeen(t *testing.T) {
 	t.Parallel()
 	wires(t, func(t *testing.T, w *wire, theirs net.Conn) {
 		t.Helper()
-		if w.co != nil {
-			w.co.makeBusy()
+		if co := coalescerOf(w); co != nil {
+			co.makeBusy()
 		}
 		write(t, theirs, message('d', []byte("last")))
 		require.NoError(t, theirs.Close())
@@ -245,7 +318,8 @@ func TestABusyStreamComesInLargePieces(t *testing.T) {
 		w, theirs := taken(t)
 		counted := &countingConn{Conn: w.conn}
 		w.src = counted
-		w.co.makeBusy()
+		co := coalescerOf(w)
+		co.makeBusy()
 		go func() {
 			m := message('d', bytes.Repeat([]byte("x"), 395))
 			for range n { // each a system call of its own, as the walsender sends
@@ -258,7 +332,7 @@ func TestABusyStreamComesInLargePieces(t *testing.T) {
 			_, _, err := w.next(soon())
 			require.NoError(t, err)
 		}
-		reads, pieces = counted.reads, segments(w.co.raw)
+		reads, pieces = counted.reads, segments(co.raw)
 		t.Logf("%d messages: %d segments, %d reads", n, pieces, reads)
 	}
 	assert.LessOrEqual(t, reads, few, "reads for %d messages", n)

@@ -7,9 +7,10 @@ import (
 )
 
 const (
-	// smallWindow is what crosses in small segments at most before changes gather
-	// on the sender's side (coalesce.go). Within near it allows 256 MB/s, which is
-	// more than a walsender sends.
+	// smallWindow is about what crosses in small segments before changes gather on
+	// the sender's side (coalesce.go). Newer kernels may raise the bound later, but a
+	// connection that began with less than 64 KB has no window scaling, so that the
+	// window cannot be larger. Within near that is as much as a walsender sends.
 	smallWindow = 64<<10 - 1
 	near        = 250 * time.Microsecond
 	// smallBuffer is the memory for it: small segments take several times their size.
@@ -27,11 +28,13 @@ func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	if d.isNear(conn) {
-		return conn, nil
+	if !d.isNear(conn) {
+		_ = conn.Close() // nothing has been sent: the server tells of it only with log_connections
+		if conn, err = new(net.Dialer).DialContext(ctx, network, address); err != nil {
+			return nil, err
+		}
 	}
-	_ = conn.Close() // nothing has been sent: the server does not even log it
-	return new(net.Dialer).DialContext(ctx, network, address)
+	return coalesced(conn), nil
 }
 
 func (d dialer) isNear(conn net.Conn) bool {
@@ -44,5 +47,5 @@ func (d dialer) isNear(conn net.Conn) bool {
 		return false
 	}
 	rtt, known := roundTrip(raw)
-	return !known || rtt <= d.near
+	return known && rtt <= d.near
 }

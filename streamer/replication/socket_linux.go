@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"math"
 	"syscall"
 	"time"
 
@@ -42,13 +43,14 @@ func limitWindow(_, _ string, raw syscall.RawConn) error {
 // Source: tcp(7), TCP_INFO.
 func roundTrip(raw syscall.RawConn) (rtt time.Duration, known bool) {
 	info := tcpInfo(raw)
-	if info == nil {
+	if info == nil || info.Min_rtt == 0 || info.Min_rtt == math.MaxUint32 {
 		return 0, false
 	}
 	return time.Duration(info.Min_rtt) * time.Microsecond, true
 }
 
-// segments returns how many TCP segments with data have come so far.
+// segments returns how many segments with data have come so far, each as large as
+// the link carries at most.
 func segments(raw syscall.RawConn) int {
 	info := tcpInfo(raw)
 	if info == nil {
@@ -57,9 +59,28 @@ func segments(raw syscall.RawConn) int {
 	return int(info.Data_segs_in)
 }
 
+// segmentOf returns what segments have at least that carry several changes: half of
+// what the link can carry, or 4 KB, which hardly a change has.
+func segmentOf(raw syscall.RawConn) int {
+	info := tcpInfo(raw)
+	if info == nil {
+		return 0
+	}
+	return min(4<<10, int(info.Advmss)/2)
+}
+
 func tcpInfo(raw syscall.RawConn) (info *unix.TCPInfo) {
 	_ = raw.Control(func(fd uintptr) {
 		info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
 	return info
+}
+
+// awaitReadable waits at most d, which is much less than a timer of the runtime can,
+// until as much waits in the socket as the low-water mark says.
+func awaitReadable(raw syscall.RawConn, d time.Duration) {
+	_ = raw.Control(func(fd uintptr) {
+		timeout := unix.NsecToTimespec(d.Nanoseconds())
+		_, _ = unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, &timeout, nil) //nolint:gosec // descriptors are small
+	})
 }

@@ -18,9 +18,7 @@ func markOf(t testing.TB, c *coalescer) int {
 // windowOf asks the kernel for the bound on a socket's receive window.
 func windowOf(t testing.TB, c net.Conn) int {
 	t.Helper()
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	require.NoError(t, err)
-	return option(t, raw, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
+	return option(t, c.(*coalescedConn).co.raw, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
 }
 
 func option(t testing.TB, raw syscall.RawConn, level, name int) (value int) {

@@ -7,13 +7,18 @@ import (
 	"time"
 )
 
-// setLowWater is for Linux, where readiness honours the mark.
+// setLowWater is for Linux, where readiness honours the mark. Without it
+// connections are read as they come, and the others have nothing to do.
 func setLowWater(syscall.RawConn, int) bool { return false }
-
-func unread(syscall.RawConn) int { return 0 }
 
 func limitWindow(string, string, syscall.RawConn) error { return nil }
 
-func roundTrip(syscall.RawConn) (time.Duration, bool) { return 0, false }
+func roundTrip(syscall.RawConn) (time.Duration, bool) { return 0, true }
+
+func unread(syscall.RawConn) int { return 0 }
 
 func segments(syscall.RawConn) int { return 0 }
+
+func segmentOf(syscall.RawConn) int { return 0 }
+
+func awaitReadable(syscall.RawConn, time.Duration) {}

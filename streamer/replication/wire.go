@@ -34,17 +34,13 @@ type wire struct {
 	r, w int // unread bytes are buf[r:w]
 	left int // bytes of the message Read is in
 
-	conn net.Conn // what src reads from; set by take, for deadlines and the coalescer
-	co   *coalescer
+	conn net.Conn // what src reads from; set by take, for deadlines
 }
 
 func newWire(src io.Reader) *wire { return &wire{src: src, buf: make([]byte, readBuffer)} }
 
 // take makes w the owner of conn, from which its source reads, after pgconn has given it up.
-func (w *wire) take(conn net.Conn) {
-	w.conn = conn
-	w.co = newCoalescer(conn)
-}
+func (w *wire) take(conn net.Conn) { w.conn = conn }
 
 // Read serves pgconn: at most the rest of one message.
 func (w *wire) Read(p []byte) (int, error) {
@@ -141,15 +137,10 @@ func (w *wire) next(deadline time.Time) (byte, []byte, error) {
 	}
 }
 
-// wait reads once, letting bytes gather on a busy stream.
+// wait reads once.
 func (w *wire) wait(deadline time.Time) error {
-	now := time.Now()
-	w.co.gather(now, deadline)
 	if err := w.conn.SetReadDeadline(deadline); err != nil {
 		return fmt.Errorf("set read deadline: %w", err)
 	}
-	before := w.w - w.r
-	err := w.read()
-	w.co.observe(now, w.w-w.r-before)
-	return err
+	return w.read()
 }

@@ -26,7 +26,7 @@ func message(typ byte, body []byte) []byte {
 func soon() time.Time { return time.Now().Add(20 * time.Second) }
 
 // tcpPair returns both ends of a connection over the loopback interface.
-func tcpPair(t testing.TB) (ours, theirs *net.TCPConn) {
+func tcpPair(t testing.TB) (ours, theirs net.Conn) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -36,7 +36,7 @@ func tcpPair(t testing.TB) (ours, theirs *net.TCPConn) {
 	server, err := listener.Accept()
 	require.NoError(t, err)
 	t.Cleanup(func() { client.Close(); server.Close() })
-	return client.(*net.TCPConn), server.(*net.TCPConn)
+	return client, server
 }
 
 // pgconn reads the answer to START_REPLICATION and then lets go: what the server
@@ -59,7 +59,7 @@ func TestReadStopsAtTheEndOfAMessage(t *testing.T) {
 					ours, theirs := tcpPair(t)
 					_, err := theirs.Write(all[ahead:])
 					require.NoError(t, err)
-					require.NoError(t, theirs.CloseWrite())
+					require.NoError(t, theirs.(*net.TCPConn).CloseWrite())
 					w := newWire(cut(io.MultiReader(bytes.NewReader(all[:ahead]), ours)))
 					got := make([]byte, 0, len(first))
 					for len(got) < len(first) {
