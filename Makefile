@@ -81,11 +81,13 @@ test-crash: $(DEVSTACK) ## Kill streamers and engines at random, then compare ro
 	@export DIEHARD_DEVSTACK=$(CURDIR)/$(DEVSTACK) CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED); \
 	  go test -v -count=1 -timeout 0 -run Crash ./streamer/e2e/crash
 
+REMOVE_CONTAINERS := docker ps -aq --filter "label=diehard.checkout=$(CURDIR)" | xargs -r docker rm -fv > /dev/null
+
 .PHONY: test-containers
 test-containers: ## All tests on servers in Docker (POSTGRES_VERSIONS="14 15 16 17 18")
 	@failed=; for version in $(or $(POSTGRES_VERSIONS),18); do \
 	  echo "PostgreSQL $$version"; \
-	  ( export TEST_BACKEND=containers EMBEDDED_POSTGRES_VERSION=$$version; $(GOTEST) -tags containers $(PACKAGES) ) || failed+=" $$version"; \
+	  ( trap '$(REMOVE_CONTAINERS)' EXIT; export TEST_BACKEND=containers EMBEDDED_POSTGRES_VERSION=$$version; $(GOTEST) -tags containers $(PACKAGES) ) || failed+=" $$version"; \
 	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed" >&2; exit 1; }
 
 .PHONY: images

@@ -5,16 +5,18 @@ package testenv
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"time"
 
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
-	"go.uber.org/goleak"
 
 	"diehard/shared/clickhouse"
 	"diehard/shared/embedded"
@@ -23,22 +25,35 @@ import (
 const (
 	// As in docker-compose.yml.
 	defaultClickHouseImage = "clickhouse/clickhouse-server:26.3"
+	// checkoutLabel has the path of the checkout: make test-containers removes
+	// what bears its own.
+	checkoutLabel = "diehard.checkout"
 
 	imagePatience  = 5 * time.Minute // a first pull is slow
 	dockerPatience = 30 * time.Second
 )
 
-// containersBackend runs both servers in Docker. All test programs of one go test
-// share them by name; the reaper of testcontainers removes them after the last one.
+// containersBackend runs both servers in Docker. All test programs of the
+// checkout share them by name, and the next run finds them again.
 func containersBackend() (*backend, error) {
 	ctx := context.Background() // the containers are for all tests of this process
+	// The reaper of testcontainers removes what no program is connected for: it may
+	// do so between two test programs, and while the second one starts.
+	if err := os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true"); err != nil {
+		return nil, err
+	}
 	if err := dockerAnswers(ctx); err != nil {
 		return nil, fmt.Errorf("TEST_BACKEND=containers needs Docker, which does not answer: "+
 			"start it, or set DOCKER_HOST; or leave TEST_BACKEND out for the embedded engines: %w", err)
 	}
+	checkout, err := checkout()
+	if err != nil {
+		return nil, err
+	}
 	postgresImage := cmp.Or(os.Getenv("POSTGRES_IMAGE"), "postgres:"+embedded.PostgresVersion())
 	postgres, err := testcontainers.Run(ctx, postgresImage,
-		testcontainers.WithReuseByName(containerName(postgresImage)),
+		testcontainers.WithReuseByName(containerName(postgresImage, checkout)),
+		testcontainers.WithLabels(map[string]string{checkoutLabel: checkout}),
 		testcontainers.WithEnv(map[string]string{"POSTGRES_HOST_AUTH_METHOD": "trust"}),
 		testcontainers.WithExposedPorts("5432/tcp"),
 		testcontainers.WithCmd(postgresCommand()...),
@@ -51,7 +66,8 @@ func containersBackend() (*backend, error) {
 	}
 	clickhouseImage := cmp.Or(os.Getenv("CLICKHOUSE_IMAGE"), defaultClickHouseImage)
 	server, err := testcontainers.Run(ctx, clickhouseImage,
-		testcontainers.WithReuseByName(containerName(clickhouseImage)),
+		testcontainers.WithReuseByName(containerName(clickhouseImage, checkout)),
+		testcontainers.WithLabels(map[string]string{checkoutLabel: checkout}),
 		testcontainers.WithEnv(map[string]string{"CLICKHOUSE_SKIP_USER_SETUP": "1"}),
 		testcontainers.WithExposedPorts("9000/tcp"),
 		testcontainers.WithWaitStrategyAndDeadline(imagePatience, wait.ForListeningPort("9000/tcp")),
@@ -96,19 +112,22 @@ func dockerAnswers(ctx context.Context) (err error) {
 	return provider.Health(ctx) // closes the provider
 }
 
-var noName = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)
-
-// containerName has the image in it, so that another image is another container,
-// and the session, which is one go test: the reaper of an earlier one must not
-// remove what this one uses.
-func containerName(image string) string {
-	return "diehard-test-" + noName.ReplaceAllString(image, "-") + "-" + testcontainers.SessionID()[:8]
+// checkout is the path of this one, as make has it.
+func checkout() (string, error) {
+	root, err := embedded.Root()
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(root)
 }
 
-// backendLeaks are the goroutines that outlive the tests on purpose: while one
-// is connected to the reaper, the containers stay.
-func backendLeaks() []goleak.Option {
-	return []goleak.Option{goleak.IgnoreAnyFunction("github.com/testcontainers/testcontainers-go.(*Reaper).connect.func1")}
+var noName = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)
+
+// containerName has the image and the checkout in it: another image, like another
+// checkout, has a container of its own.
+func containerName(image, checkout string) string {
+	sum := sha256.Sum256([]byte(checkout))
+	return "diehard-test-" + noName.ReplaceAllString(image, "-") + "-" + hex.EncodeToString(sum[:4])
 }
 
 func postgresCommand() []string {

@@ -2,16 +2,10 @@
 
 package testenv
 
-import (
-	"errors"
-
-	"go.uber.org/goleak"
-)
+import "errors"
 
 // containersBackend is left out of ordinary builds: Docker's client would more
 // than double the size of every test program.
 func containersBackend() (*backend, error) {
 	return nil, errors.New("TEST_BACKEND=containers needs go test -tags containers; make test-containers does that")
 }
-
-func backendLeaks() []goleak.Option { return nil }

@@ -49,7 +49,7 @@ type Env struct {
 // Main runs the tests of a package and fails if they leak goroutines. Call it
 // from TestMain; it does not return.
 func Main(m *testing.M, options ...goleak.Option) {
-	goleak.VerifyTestMain(m, append(backendLeaks(), options...)...)
+	goleak.VerifyTestMain(m, options...)
 }
 
 // New makes an environment for t. Replication slots of its database, whatever
