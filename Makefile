@@ -68,12 +68,16 @@ GOTEST = $(if $(RACE),,echo "no C compiler: the race detector stays off" >&2;) \
 test: $(DEVSTACK) ## All tests on real engines, with the race detector
 	@$(WITH_ENGINES) $(GOTEST) $(PACKAGES)
 
+# each_version runs its second argument for each PostgreSQL of POSTGRES_VERSIONS, or of
+# its first argument. It goes on after a version that failed.
+each_version = failed=; for version in $(or $(POSTGRES_VERSIONS),$(1)); do \
+    echo "PostgreSQL $$version"; \
+    ( export EMBEDDED_POSTGRES_VERSION=$$version; $(2) ) || failed+=" $$version"; \
+  done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed" >&2; exit 1; }
+
 .PHONY: test-matrix
 test-matrix: $(DEVSTACK) ## The tests on every PostgreSQL from 14 to 18
-	@failed=; for version in $(or $(POSTGRES_VERSIONS),14 15 16 17 18); do \
-	  echo "PostgreSQL $$version"; \
-	  ( export EMBEDDED_POSTGRES_VERSION=$$version; $(WITH_ENGINES) $(GOTEST) $(PACKAGES) ) || failed+=" $$version"; \
-	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed" >&2; exit 1; }
+	@$(call each_version,14 15 16 17 18,$(WITH_ENGINES) $(GOTEST) $(PACKAGES))
 
 # Without the race detector, which make test has on: the programs run as they do in production.
 .PHONY: test-crash
@@ -85,10 +89,7 @@ REMOVE_CONTAINERS := docker ps -aq --filter "label=diehard.checkout=$(CURDIR)" |
 
 .PHONY: test-containers
 test-containers: ## All tests on servers in Docker (POSTGRES_VERSIONS="14 15 16 17 18")
-	@failed=; for version in $(or $(POSTGRES_VERSIONS),18); do \
-	  echo "PostgreSQL $$version"; \
-	  ( trap '$(REMOVE_CONTAINERS)' EXIT; export TEST_BACKEND=containers EMBEDDED_POSTGRES_VERSION=$$version; $(GOTEST) -tags containers $(PACKAGES) ) || failed+=" $$version"; \
-	done; [ -z "$$failed" ] || { echo "failed on PostgreSQL$$failed" >&2; exit 1; }
+	@$(call each_version,18,trap '$(REMOVE_CONTAINERS)' EXIT; export TEST_BACKEND=containers; $(GOTEST) -tags containers $(PACKAGES))
 
 .PHONY: images
 images: ## Build the container images diehard-api and diehard-streamer

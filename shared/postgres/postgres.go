@@ -78,6 +78,19 @@ func ParseConfig(url, appName string) (*pgx.ConnConfig, error) {
 	return config, nil
 }
 
+// Connect opens one connection with the settings of [ParseConfig]. The error carries no password.
+func Connect(ctx context.Context, url, appName string) (*pgx.Conn, error) {
+	config, err := ParseConfig(url, appName)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to PostgreSQL: %w", Redact(err))
+	}
+	return conn, nil
+}
+
 // setDefaults fills what the connection string leaves open.
 func setDefaults(config *pgx.ConnConfig, appName string) {
 	if config.ConnectTimeout == 0 {

@@ -175,9 +175,7 @@ func TestClickHouseRefusesForNow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			env := newEnv(t)
-			s := start(t, env)
-			publish(t, env, 1)
-			delivered(t, env)
+			s := delivering(t, env, 1)
 			command(t, env, "SYSTEM STOP MERGES LOG")
 			command(t, env, c.refuse)
 			publish(t, env, 100)

@@ -106,9 +106,7 @@ func TestRefusalOfARecreatedPublication(t *testing.T) {
 func TestRefusalOfAPublicationRecreatedWhileRunning(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env)
-	publish(t, env, 5)
-	delivered(t, env)
+	s := delivering(t, env, 5)
 	execute(t, env, "DROP PUBLICATION outbox_pub")
 	trickle(t, env, 5)
 	execute(t, env, create)
@@ -129,9 +127,7 @@ func TestRefusalOfAPublicationThatSendsNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			env := newEnv(t)
-			s := start(t, env)
-			publish(t, env, 5)
-			delivered(t, env)
+			s := delivering(t, env, 5)
 			execute(t, env, change[0])
 			var lost string
 			require.NoError(t, env.Pool.QueryRow(t.Context(), `WITH e AS (INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}'))
@@ -233,9 +229,7 @@ func TestRefusalOfAWALLevel(t *testing.T) {
 func TestRefusalOfAServerThatIsBehind(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env)
-	publish(t, env, 5)
-	delivered(t, env)
+	s := delivering(t, env, 5)
 	s.stop()
 	command(t, env, "INSERT INTO LOG SELECT * REPLACE (commit_lsn + 1099511627776 AS commit_lsn) FROM LOG")
 	publish(t, env, 7)
@@ -257,9 +251,7 @@ func TestRefusalOfAServerThatIsBehind(t *testing.T) {
 func TestRefusalOfAServerThatHasCaughtUp(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env)
-	publish(t, env, 5)
-	delivered(t, env)
+	s := delivering(t, env, 5)
 	s.stop()
 	var lost uint64
 	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint + 1").Scan(&lost))
@@ -273,9 +265,7 @@ func TestRefusalOfAServerThatHasCaughtUp(t *testing.T) {
 func TestATimelineOfAnotherServer(t *testing.T) {
 	t.Parallel()
 	env, engine := ownPostgres(t, nil)
-	s := start(t, env)
-	publish(t, env, 5)
-	delivered(t, env)
+	s := delivering(t, env, 5)
 	promote(t, env, engine)
 	publish(t, env, 5)
 	delivered(t, env)
@@ -296,9 +286,7 @@ func TestATimelineOfAnotherServer(t *testing.T) {
 func TestRefusalOfAServerThatWasReplaced(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env)
-	publish(t, env, 5)
-	delivered(t, env)
+	s := delivering(t, env, 5)
 	s.stop()
 	command(t, env, "INSERT INTO LOG SELECT * REPLACE (2 AS timeline, commit_lsn + 1 AS commit_lsn) FROM LOG")
 	says(t, launch(t, env).refusal(), append(rename, "of timeline 2")...)
@@ -363,9 +351,7 @@ func TestRefusalsOfClickHouse(t *testing.T) {
 func TestTheTableGoesAwayWhileRunning(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env)
-	publish(t, env, 5)
-	delivered(t, env)
+	s := delivering(t, env, 5)
 	command(t, env, "RENAME TABLE LOG TO away")
 	publish(t, env, 5)
 	says(t, s.refusal(), "streamer migrate up", "CLICKHOUSE_EVENT_LOG_TABLE_NAME")

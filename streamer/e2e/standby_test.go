@@ -108,9 +108,7 @@ func TestAFrozenStreamerWithAPendingInsertIsReplaced(t *testing.T) {
 func TestAnInsertThatAPredecessorHasRegisteredIsEnded(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	s := start(t, env)
-	publish(t, env, 5)
-	delivered(t, env)
+	s := delivering(t, env, 5)
 	s.stop()
 	ctx := ch.Context(t.Context(), ch.WithQueryID(queryPrefix(t, env)+"predecessor-1-1"))
 	late, err := env.ClickHouse.PrepareBatch(ctx, "INSERT INTO "+env.ClickHouseConfig.EventLogTable+" (event_type)")

@@ -68,6 +68,15 @@ func start(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 	return s
 }
 
+// delivering is start, and n events that have arrived.
+func delivering(t testing.TB, env *testenv.Env, n int) *streamer {
+	t.Helper()
+	s := start(t, env)
+	publish(t, env, n)
+	delivered(t, env)
+	return s
+}
+
 // launch is start without the wait.
 func launch(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 	t.Helper()

@@ -37,7 +37,7 @@ type Bookmarks struct {
 
 // OpenBookmarks connects; the caller closes.
 func OpenBookmarks(ctx context.Context, url, slot string) (*Bookmarks, error) {
-	conn, err := connect(ctx, url, "diehard-streamer-bookmark")
+	conn, err := postgres.Connect(ctx, url, "diehard-streamer-bookmark")
 	if err != nil {
 		return nil, err
 	}
@@ -46,18 +46,6 @@ func OpenBookmarks(ctx context.Context, url, slot string) (*Bookmarks, error) {
 
 // Close ends the connection.
 func (b *Bookmarks) Close() { closeConn(b.conn) }
-
-func connect(ctx context.Context, url, application string) (*pgx.Conn, error) {
-	cfg, err := postgres.ParseConfig(url, application)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("connect to PostgreSQL: %w", postgres.Redact(err))
-	}
-	return conn, nil
-}
 
 func closeConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -20,15 +20,21 @@ func (f *fixture) mixed() {
 	END $$`)
 }
 
-// The bookmark is older than the setting: transactions before it have no messages, those behind it do.
-func TestMessagesComeBackFromTheWALToTheirPlaces(t *testing.T) {
-	f := newFixture(t)
+// withoutMessages makes bookmark b and then one event, while messages are not read; behind it they are wanted.
+func (f *fixture) withoutMessages() {
+	f.t.Helper()
 	stop := f.stream()
 	f.bookmark("b")
 	f.exec(`SELECT pg_logical_emit_message(true, 'diehard.event', 'nobody reads it'), publish_event('early', '{}')`)
 	f.confirmed(f.walEnd())
 	stop()
 	f.messages = true
+}
+
+// The bookmark is older than the setting: transactions before it have no messages, those behind it do.
+func TestMessagesComeBackFromTheWALToTheirPlaces(t *testing.T) {
+	f := newFixture(t)
+	f.withoutMessages()
 	f.stream()
 	f.mixed()
 	f.exec(`SELECT pg_logical_emit_message(true, 'diehard.event', 'malformed')`)
@@ -120,12 +126,7 @@ func TestMessagesStayKnownWhenTheSlotIsMadeAnewWithoutThem(t *testing.T) {
 // Nor does a new slot that has them: before it messages took no numbers.
 func TestMessagesBeginWithTheSlotThatIsMadeAnewForThem(t *testing.T) {
 	f := newFixture(t)
-	stop := f.stream()
-	f.bookmark("b")
-	f.exec(`SELECT pg_logical_emit_message(true, 'diehard.event', 'nobody reads it'), publish_event('early', '{}')`)
-	f.confirmed(f.walEnd())
-	stop()
-	f.messages = true
+	f.withoutMessages()
 	f.recreate()
 	f.stream()
 	f.mixed()

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"diehard/shared/postgres"
 	"diehard/streamer/decode"
 )
 
@@ -51,7 +52,7 @@ func FromTable(ctx context.Context, c Config, span Span, m Mode) (Report, error)
 }
 
 func (s *session) outbox(ctx context.Context, span Span) (*outbox, error) {
-	conn, err := connect(ctx, s.PostgresURL, "diehard-streamer-replay")
+	conn, err := postgres.Connect(ctx, s.PostgresURL, "diehard-streamer-replay")
 	if err != nil {
 		return nil, err
 	}

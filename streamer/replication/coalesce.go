@@ -48,12 +48,8 @@ type coalescedConn struct {
 // coalesced returns conn itself where its socket has no low-water mark: on unix
 // sockets and on systems without the option.
 func coalesced(conn net.Conn) net.Conn {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return conn
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil || !setLowWater(raw, 1) {
+	raw := socketOf(conn)
+	if raw == nil || !setLowWater(raw, 1) {
 		return conn
 	}
 	rtt, _ := roundTrip(raw)

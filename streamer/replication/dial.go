@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -37,15 +38,25 @@ func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, er
 	return coalesced(conn), nil
 }
 
+// isNear is also said of what has no window.
 func (d dialer) isNear(conn net.Conn) bool {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
+	raw := socketOf(conn)
+	if raw == nil {
 		return true
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return false
 	}
 	rtt, known := roundTrip(raw)
 	return known && rtt <= d.near
+}
+
+// socketOf returns the socket of a TCP connection, nil of others.
+func socketOf(conn net.Conn) syscall.RawConn {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil // closed: the next use says so
+	}
+	return raw
 }

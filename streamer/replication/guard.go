@@ -24,13 +24,9 @@ type Guard struct {
 
 // OpenGuard connects. The caller closes.
 func OpenGuard(ctx context.Context, url, application string) (*Guard, error) {
-	cfg, err := postgres.ParseConfig(url, application)
+	conn, err := postgres.Connect(ctx, url, application)
 	if err != nil {
 		return nil, err
-	}
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("connect to PostgreSQL: %w", postgres.Redact(err))
 	}
 	g := &Guard{Conn: conn}
 	// The name of a WAL file begins with its timeline.
