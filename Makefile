@@ -9,7 +9,7 @@ DEVSTACK := bin/devstack
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := .dev/bin/golangci-lint-$(GOLANGCI_VERSION)
 PACKAGES ?= ./...
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 15m
 FUZZ_TIME ?= 30s
 CRASH_KILLS ?= 100
 VERSION ?= $(shell git describe --tags --always --dirty 2> /dev/null)
@@ -33,6 +33,15 @@ down: $(DEVSTACK) ## Stop PostgreSQL and ClickHouse; their data stays
 status: $(DEVSTACK) ## Show which engines run
 	@$(DEVSTACK) status
 
+.PHONY: env
+env: $(DEVSTACK) ## Print export lines for everything local: eval "$$(make -s env)"
+	@$(DEVSTACK) env
+
+.PHONY: psql
+psql: export QUERY = $(value SQL)
+psql: $(DEVSTACK) ## Open psql on PostgreSQL, or run SQL: make psql SQL="table slot_lag"
+	@exec $(DEVSTACK) psql $(if $(value SQL),-c "$$QUERY")
+
 .PHONY: query
 query: export QUERY = $(value SQL)
 query: $(DEVSTACK) ## Query ClickHouse: make query SQL="SELECT * FROM event_log"
@@ -54,7 +63,7 @@ bin/api:
 bin/streamer:
 	@go build -o $@ ./streamer
 $(DEVSTACK):
-	@go build -buildvcs=false -o $@ ./shared/embedded/devstack
+	@go build -buildvcs=false -o $@ ./shared/dev/devstack
 
 # With the engines up, no test program has to look whether devstack is up to
 # date. The trap stops them whatever happens and keeps the exit code.
@@ -67,6 +76,14 @@ GOTEST = $(if $(RACE),,echo "no C compiler: the race detector stays off" >&2;) \
 .PHONY: test
 test: $(DEVSTACK) ## All tests on real engines, with the race detector
 	@$(WITH_ENGINES) $(GOTEST) $(PACKAGES)
+
+.PHONY: test-deployment
+test-deployment: ## The alert rules, the manifests and the compose files, by the engines that read them
+	@cd shared/dev/policy/deployment && go vet ./... && go test -count=1 -timeout $(TEST_TIMEOUT) ./... # its files are outside of its module
+
+.PHONY: test-clients
+test-clients: $(DEVSTACK) ## The code of the pages in shared/event/clients, with the libraries of each language
+	@$(WITH_ENGINES) export TEST_CLIENTS=1; go test -v -count=1 -timeout $(TEST_TIMEOUT) ./shared/event/clients
 
 # each_version runs its second argument for each PostgreSQL of POSTGRES_VERSIONS, or of
 # its first argument. It goes on after a version that failed.
@@ -85,6 +102,12 @@ test-crash: $(DEVSTACK) ## Kill streamers and engines at random, then compare ro
 	@export DIEHARD_DEVSTACK=$(CURDIR)/$(DEVSTACK) CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED); \
 	  go test -v -count=1 -timeout 0 -run Crash ./streamer/e2e/crash
 
+# Without the race detector, for more seeds in the same time; make test runs a few with it.
+.PHONY: sim
+sim: ## Simulate faults in virtual time (SEED=1 RUNS=100 PROFILE=all; MUTANTS=200 plants faults that must be found)
+	@export SIM_SEED=$(or $(SEED),1) SIM_RUNS=$(or $(RUNS),100) SIM_PROFILE="$(or $(PROFILE),all)" SIM_MUTANTS=$(MUTANTS); \
+	  go test -count=1 -timeout 0 -v -run $(if $(MUTANTS),TestMutants,TestSim) ./streamer/sim
+
 REMOVE_CONTAINERS := docker ps -aq --filter "label=diehard.checkout=$(CURDIR)" | xargs -r docker rm -fv > /dev/null
 
 .PHONY: test-containers
@@ -98,6 +121,33 @@ images: ## Build the container images diehard-api and diehard-streamer
 	    --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) $(BUILD_FLAGS) .; \
 	done
 
+RELEASE_PLATFORMS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+CYCLONEDX := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+RELEASE_DATE = $(shell git log -1 --format=%cI)
+RELEASE_LDFLAGS = -s -w $(foreach v,version=$(VERSION) commit=$(COMMIT) date=$(RELEASE_DATE),-X diehard/shared/telemetry.$(v))
+
+# The same commit and Go version give the same bytes: no paths, no times but the
+# commit's, files in order and owned by root.
+.PHONY: release
+release: ## Archives, checksums and SBOMs of both programs in dist: make release VERSION=v1.2.3
+	@[[ "$(VERSION)" =~ ^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?$$ ]] || { echo "VERSION=$(VERSION) is not a version such as v1.2.3" >&2; exit 1; }
+	@[ -z "$$(git status --porcelain)" ] || { echo "there are changes that are not committed: a release is a commit" >&2; exit 1; }
+	@rm -rf dist && mkdir -p dist
+	@for platform in $(RELEASE_PLATFORMS); do \
+	  name=diehard-$(VERSION)-$${platform/\//-}; echo "$$name"; mkdir dist/$$name; \
+	  CGO_ENABLED=0 GOOS=$${platform%/*} GOARCH=$${platform#*/} \
+	    go build -trimpath -buildvcs=false -ldflags '$(RELEASE_LDFLAGS)' -o dist/$$name/ ./api ./streamer; \
+	  cp README.md LICENSE .env.example dist/$$name/; \
+	  tar --create --directory dist --sort=name --mtime='$(RELEASE_DATE)' --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw $$name \
+	    | gzip --no-name --best > dist/$$name.tar.gz; \
+	  rm -r dist/$$name; \
+	done
+	@for program in api streamer; do \
+	  go run $(CYCLONEDX) app -json -licenses -noserial -main $$program -output dist/$$program.cdx.json . 2> dist/sbom.log \
+	    || { cat dist/sbom.log >&2; exit 1; }; \
+	done; rm dist/sbom.log; sed -i 's/"timestamp": "[^"]*"/"timestamp": "$(RELEASE_DATE)"/' dist/*.cdx.json
+	@cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
 .PHONY: fuzz
 fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)
 	@go test -list '^Fuzz' $(PACKAGES) | awk '/^Fuzz/ { names[++n] = $$1 } /^ok/ { while (n) print $$2, names[n--] }' | \
@@ -106,8 +156,8 @@ fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)
 	done
 
 .PHONY: bench
-bench: ## Measure beside others (BENCH=drain|latency|producer|api|growth|all BENCH_ROUNDS=3)
-	@go build -o bin/bench ./streamer/bench
+bench: ## Measure beside others (BENCH=drain|latency|producer|api|growth|peers|questions|indexes|all BENCH_ROUNDS=3)
+	@go build -o bin/bench ./shared/dev/bench
 	@bin/bench $(BENCH)
 
 .PHONY: bench-once
@@ -123,7 +173,7 @@ format: $(GOLANGCI) ## Format the code as lint wants it
 	@$(GOLANGCI) fmt
 
 $(GOLANGCI):
-	@mkdir -p $(@D)
+	@mkdir -p -m 700 .dev && mkdir -p $(@D)
 	GOBIN=$(CURDIR)/$(@D)/install go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 	mv $(@D)/install/golangci-lint $@
 
@@ -136,4 +186,4 @@ clean: $(DEVSTACK) ## Stop the engines and delete .dev and bin, data included
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { gsub(/\$$\$$/, "$$", $$2); printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

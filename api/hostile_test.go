@@ -21,11 +21,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/api/keys"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
-// patience is far beyond what the api takes to answer or to hang up.
-const patience = 2 * time.Minute
+// answerTimeout is far longer than the api takes to answer or close the connection.
+const answerTimeout = 2 * time.Minute
 
 // raw sends bytes as they are and returns the status of the answer: 0 when the
 // connection was cut without one.
@@ -36,7 +36,7 @@ func (p *program) raw(t *testing.T, sent string) (status int, header http.Header
 		return 0, nil
 	}
 	defer conn.Close()
-	assert.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
+	assert.NoError(t, conn.SetDeadline(time.Now().Add(answerTimeout)))
 	_, _ = io.WriteString(conn, sent) // it may be cut before the end
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -57,7 +57,7 @@ func (p *program) send(t *testing.T, method, path string, body io.Reader, header
 	for i := 0; i < len(headers); i += 2 {
 		request.Header.Set(headers[i], headers[i+1])
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: answerTimeout}
 	response, err := client.Do(request)
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return 0, "" // the api did not want to hear the rest
@@ -114,7 +114,7 @@ func TestInjectionsAreStoredAsText(t *testing.T) {
 		}
 		code, _ = p.send(t, "POST", "/events", strings.NewReader(`{"event_type":"t","event_context":1}`), "Idempotency-Key", strings.NewReplacer(" ", "", `"`, "", `\`, "").Replace(text))
 		assert.Equal(t, http.StatusAccepted, code)
-		code, _ = p.raw(t, "GET /users/"+strings.ReplaceAll(text, " ", "+")+" HTTP/1.1\r\nHost: x\r\n\r\n")
+		code, _ = p.raw(t, "GET /users/"+strings.ReplaceAll(text, " ", "+")+" HTTP/1.1\r\nHost: localhost\r\n\r\n")
 		assert.Contains(t, []int{http.StatusNotFound, http.StatusBadRequest}, code)
 	}
 	var kept []string
@@ -128,47 +128,47 @@ func TestBrokenHTTPIsRefused(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	p := start(t, env, "API_HEADER_TIMEOUT=300ms", "API_BODY_TIMEOUT=300ms")
-	const post = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+	const post = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 	const event = `{"event_type":"t","event_context":1}`
 	var all sync.WaitGroup
 	for name, sent := range map[string]string{
-		"no HTTP":                     "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-		"binary":                      strings.Repeat("\x00\xff", 1000),
-		"another protocol":            "SSH-2.0-OpenSSH_9.9\r\n",
-		"odd version":                 "GET / HTTP/9.9\r\nHost: x\r\n\r\n",
-		"no host":                     "GET /healthz HTTP/1.1\r\n\r\n",
-		"two hosts":                   "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-		"space before colon":          "GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n",
-		"NUL in a header":             "GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: \x00\r\n\r\n",
-		"header that is large":        "GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + strings.Repeat("a", 200<<10) + "\r\n\r\n",
-		"headers that are many":       "GET /healthz HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X-A: aaaaaaaaaaaaaaaa\r\n", 10_000) + "\r\n",
-		"address that is long":        "GET /" + strings.Repeat("a", 200<<10) + " HTTP/1.1\r\nHost: x\r\n\r\n",
-		"length that is no number":    post + "Content-Length: many\r\n\r\n" + event,
-		"negative length":             post + "Content-Length: -1\r\n\r\n" + event,
-		"two lengths":                 post + "Content-Length: 36\r\nContent-Length: 1\r\n\r\n" + event,
-		"length beyond 64 bits":       post + "Content-Length: 99999999999999999999\r\n\r\n" + event,
-		"length that is a lie":        post + "Content-Length: 100000\r\n\r\n" + event,
-		"huge length":                 post + "Content-Length: 9000000000000000000\r\n\r\n" + event,
-		"chunk size that is none":     post + "Transfer-Encoding: chunked\r\n\r\nzz\r\n" + event + "\r\n0\r\n\r\n",
-		"chunk size beyond 64 bits":   post + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n" + event,
-		"negative chunk size":         post + "Transfer-Encoding: chunked\r\n\r\n-24\r\n" + event + "\r\n0\r\n\r\n",
-		"chunk longer than it says":   post + "Transfer-Encoding: chunked\r\n\r\n10\r\n" + event + "\r\n0\r\n\r\n",
-		"chunk shorter than it says":  post + "Transfer-Encoding: chunked\r\n\r\nffff\r\n" + event + "\r\n0\r\n\r\n",
-		"chunks without an end":       post + "Transfer-Encoding: chunked\r\n\r\n24\r\n" + event + "\r\n",
-		"chunked with extensions":     post + "Transfer-Encoding: chunked\r\n\r\n24;" + strings.Repeat("a", 100<<10) + "\r\n" + event + "\r\n0\r\n\r\n",
-		"odd transfer encoding":       post + "Transfer-Encoding: gzip, chunked\r\n\r\n24\r\n" + event + "\r\n0\r\n\r\n",
-		"two transfer encodings":      post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n24\r\n" + event + "\r\n0\r\n\r\n",
-		"hidden transfer encoding":    post + "Transfer-Encoding : chunked\r\nContent-Length: 36\r\n\r\n" + event,
-		"head that stops":             "POST /events HTTP/1.1\r\nHost: x\r\nContent-Ty",
-		"body that stops":             post + "Content-Length: 36\r\n\r\n" + event[:10],
-		"line that stops":             strings.Replace(post, "application/json", "application/x-ndjson", 1) + "Content-Length: 1000\r\n\r\n" + event + "\n" + event[:10],
-		"nothing at all":              "",
-		"traversal":                   "GET /docs/../../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
-		"encoded traversal":           "GET /docs/..%2f..%2fgo.mod HTTP/1.1\r\nHost: x\r\n\r\n",
-		"NUL in the address":          "GET /users/%00 HTTP/1.1\r\nHost: x\r\n\r\n",
-		"method that does not exist":  "BREW /users HTTP/1.1\r\nHost: x\r\n\r\n",
-		"proxy":                       "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
-		"upgrade to what nobody does": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"no HTTP":                    "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+		"binary":                     strings.Repeat("\x00\xff", 1000),
+		"another protocol":           "SSH-2.0-OpenSSH_9.9\r\n",
+		"odd version":                "GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+		"no host":                    "GET /healthz HTTP/1.1\r\n\r\n",
+		"two hosts":                  "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+		"space before colon":         "GET /healthz HTTP/1.1\r\nHost : localhost\r\n\r\n",
+		"NUL in a header":            "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: \x00\r\n\r\n",
+		"header that is large":       "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: " + strings.Repeat("a", 200<<10) + "\r\n\r\n",
+		"headers that are many":      "GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + strings.Repeat("X-A: aaaaaaaaaaaaaaaa\r\n", 10_000) + "\r\n",
+		"address that is long":       "GET /" + strings.Repeat("a", 200<<10) + " HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"length that is no number":   post + "Content-Length: many\r\n\r\n" + event,
+		"negative length":            post + "Content-Length: -1\r\n\r\n" + event,
+		"two lengths":                post + "Content-Length: 36\r\nContent-Length: 1\r\n\r\n" + event,
+		"length beyond 64 bits":      post + "Content-Length: 99999999999999999999\r\n\r\n" + event,
+		"length that is a lie":       post + "Content-Length: 100000\r\n\r\n" + event,
+		"huge length":                post + "Content-Length: 9000000000000000000\r\n\r\n" + event,
+		"chunk size that is none":    post + "Transfer-Encoding: chunked\r\n\r\nzz\r\n" + event + "\r\n0\r\n\r\n",
+		"chunk size beyond 64 bits":  post + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n" + event,
+		"negative chunk size":        post + "Transfer-Encoding: chunked\r\n\r\n-24\r\n" + event + "\r\n0\r\n\r\n",
+		"chunk longer than it says":  post + "Transfer-Encoding: chunked\r\n\r\n10\r\n" + event + "\r\n0\r\n\r\n",
+		"chunk shorter than it says": post + "Transfer-Encoding: chunked\r\n\r\nffff\r\n" + event + "\r\n0\r\n\r\n",
+		"chunks without an end":      post + "Transfer-Encoding: chunked\r\n\r\n24\r\n" + event + "\r\n",
+		"chunked with extensions":    post + "Transfer-Encoding: chunked\r\n\r\n24;" + strings.Repeat("a", 100<<10) + "\r\n" + event + "\r\n0\r\n\r\n",
+		"odd transfer encoding":      post + "Transfer-Encoding: gzip, chunked\r\n\r\n24\r\n" + event + "\r\n0\r\n\r\n",
+		"two transfer encodings":     post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n24\r\n" + event + "\r\n0\r\n\r\n",
+		"hidden transfer encoding":   post + "Transfer-Encoding : chunked\r\nContent-Length: 36\r\n\r\n" + event,
+		"head that stops":            "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Ty",
+		"body that stops":            post + "Content-Length: 36\r\n\r\n" + event[:10],
+		"line that stops":            strings.Replace(post, "application/json", "application/x-ndjson", 1) + "Content-Length: 1000\r\n\r\n" + event + "\n" + event[:10],
+		"nothing at all":             "",
+		"traversal":                  "GET /docs/../../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"encoded traversal":          "GET /docs/..%2f..%2fgo.mod HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"NUL in the address":         "GET /users/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"method that does not exist": "BREW /users HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"proxy":                      "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+		"upgrade to HTTP 2":          "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 	} {
 		all.Go(func() {
 			status, _ := p.raw(t, sent)
@@ -190,7 +190,7 @@ func TestHeadersCannotBeInjected(t *testing.T) {
 		"Idempotency-Key: a%0aInjected: 1", "Traceparent: 00-\tInjected: 1",
 	} {
 		for _, path := range []string{"/healthz", "/users/a%0d%0aInjected:%201", "/nothing%0aInjected:1"} {
-			status, header := p.raw(t, "GET "+path+" HTTP/1.1\r\nHost: x\r\n"+line+"\r\n\r\n")
+			status, header := p.raw(t, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n"+line+"\r\n\r\n")
 			require.NotZero(t, status)
 			assert.Empty(t, header.Values("Injected"))
 			for name, values := range header {
@@ -287,9 +287,35 @@ func TestTheLogKeepsSecrets(t *testing.T) {
 	assert.Equal(t, http.StatusNotFound, code)
 	code, _ = p.send(t, "GET", "/users/marker", nil, "Authorization", "Bearer marker-wrong")
 	assert.Equal(t, http.StatusUnauthorized, code)
-	require.Eventually(t, func() bool { return strings.Count(p.log.String(), `"msg":"request"`) == 8 }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(p.log.String(), `"msg":"request"`) == 8 }, answerTimeout, 10*time.Millisecond)
 	assert.Contains(t, p.log.String(), "request failed")
 	assert.NotContains(t, p.log.String(), "marker")
 	assert.NotContains(t, p.log.String(), secret)
 	assert.NotContains(t, p.log.String(), strings.TrimPrefix(entry, "shop:"))
+}
+
+// DNS rebinding: a page whose name resolves to 127.0.0.1 must not reach an api
+// that is open because it listens on a loopback address.
+func TestForeignHostsAreRefusedOnLoopback(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	_, entry, err := keys.New("shop")
+	require.NoError(t, err)
+	open, named, closed := start(t, env), start(t, env, "API_HOSTS=api.internal,other:8443"), start(t, env, "API_KEYS="+entry)
+	const event = `{"event_type":"t","event_context":1}`
+	for _, target := range []string{"GET /healthz", "GET /metrics", "GET /docs", "GET /nothing", "HEAD /healthz", "OPTIONS /events", "POST /events"} {
+		for host, want := range map[string][2]bool{ // refused by open, by named
+			"localhost": {}, "127.0.0.1:8080": {}, "[::1]:8080": {}, "api.localhost": {},
+			"evil.example": {true, true}, "127.0.0.1.evil.example": {true, true}, "192.0.2.1:8080": {true, true}, "api.internal:8080": {true, false},
+		} {
+			sent := fmt.Sprintf("%s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", target, host, len(event), event)
+			for i, p := range []*program{open, named} {
+				status, _ := p.raw(t, sent)
+				assert.Equal(t, want[i], status == http.StatusMisdirectedRequest, "%s from %s: %d", target, host, status)
+			}
+			status, _ := closed.raw(t, sent)
+			assert.NotEqual(t, http.StatusMisdirectedRequest, status, "a page has no key")
+		}
+	}
+	assert.Equal(t, [2]int{0, 9}, rows(t, env), "4 and 5 times POST with a host that is allowed")
 }

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,8 +20,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/run"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/shutdown"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -173,7 +172,7 @@ func TestSecondSignalExitsAtOnce(t *testing.T) {
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
 	var exit *exec.ExitError
 	require.ErrorAs(t, p.Wait(), &exit)
-	assert.Equal(t, run.ExitInterrupted, exit.ExitCode())
+	assert.Equal(t, shutdown.ExitInterrupted, exit.ExitCode())
 	assert.Zero(t, <-status)
 }
 
@@ -183,15 +182,15 @@ func TestStartsAndAnswersWithoutDatabase(t *testing.T) {
 	env.PostgresURL = testenv.AwayURL
 	p := start(t, &env)
 	assert.Equal(t, http.StatusServiceUnavailable, <-p.createUser(t))
-	assert.Equal(t, "api listens, but PostgreSQL cannot be used: requests are answered with 503 until it can", p.first.Msg)
+	assert.Equal(t, "PostgreSQL is unavailable; requests get 503 until it is back", p.first.Msg)
 	assert.Contains(t, p.first.Error, "connection refused")
 }
 
-// The log says once that there is no database, and when it is there.
-func TestReadyIsSaidWhenTheDatabaseIsThere(t *testing.T) {
+// An outage at start is logged once, and so is its end.
+func TestReadyIsLoggedWhenTheDatabaseAnswers(t *testing.T) {
 	t.Parallel()
 	env := *testenv.New(t)
-	_, err := env.Pool.Exec(t.Context(), "CREATE ROLE "+env.Slot+" LOGIN PASSWORD 'secret' CONNECTION LIMIT 0")
+	_, err := env.Pool.Exec(t.Context(), "CREATE ROLE "+env.Slot+" LOGIN PASSWORD 'secret' CONNECTION LIMIT 0 IN ROLE diehard_api")
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		_, err := env.Pool.Exec(context.WithoutCancel(t.Context()), "DROP ROLE "+env.Slot)
@@ -209,84 +208,14 @@ func TestReadyIsSaidWhenTheDatabaseIsThere(t *testing.T) {
 		return strings.Contains(p.log.String(), `"msg":"api ready","program":"api","address":"`+p.address)
 	},
 		10*time.Second, 20*time.Millisecond)
-	assert.NotContains(t, p.log.String(), "cannot be used", "said once, in the first line")
+	assert.NotContains(t, p.log.String(), "is unavailable", "logged once, in the first line")
 }
 
-func TestMistakesStopTheProgramWithOneMessage(t *testing.T) {
-	t.Parallel()
+// freeAddress is one that nothing listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = listener.Close() })
-	for name, c := range map[string]struct {
-		environ []string
-		code    int
-		says    []string
-	}{
-		"settings": {
-			[]string{"DATABASE_URL=", "SHUTDOWN_TIMEOUT=soon", "LOG_LEVEL=loud"},
-			2,
-			[]string{"DATABASE_URL is not set", `SHUTDOWN_TIMEOUT = "soon"`, `LOG_LEVEL = "loud"`},
-		},
-		"no keys": {
-			[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=:8080", "ENVIRONMENT=Production"},
-			2,
-			[]string{"API_KEYS is not set", `API_ADDR = ":8080" can be reached from elsewhere`, "api key NAME"},
-		},
-		"a key instead of its hash": {
-			[]string{"DATABASE_URL=postgres://app@db/app", "API_KEYS=shop:hunter2"},
-			2,
-			[]string{"API_KEYS: key 1 is not a SHA-256 hash", "api key NAME"},
-		},
-		"database": {
-			[]string{"DATABASE_URL=postgres://app:hunter2@db:port/app", "SHUTDOWN_TIMEOUT=1ms"},
-			2,
-			[]string{"api: 2 settings are wrong", "DATABASE_URL", "SHUTDOWN_TIMEOUT"},
-		},
-		"malformed address": {[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=8080"}, 2, []string{`API_ADDR = "8080" is not HOST:PORT`}},
-		"address": {
-			[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=" + listener.Addr().String()},
-			1,
-			[]string{"API_ADDR " + listener.Addr().String(), "another program is there: choose another address"},
-		},
-		"address of another machine": {
-			[]string{"DATABASE_URL=postgres://app@db/app", "API_ADDR=192.0.2.1:80", "ENVIRONMENT=Local"}, 1, []string{"choose an address of this machine"},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			cmd := exec.CommandContext(t.Context(), testenv.Build(t, "api"))
-			cmd.Env = c.environ
-			out, err := cmd.CombinedOutput()
-			var exit *exec.ExitError
-			require.ErrorAs(t, err, &exit)
-			assert.Equal(t, c.code, exit.ExitCode())
-			for _, text := range c.says {
-				assert.Contains(t, string(out), text)
-			}
-			assert.NotContains(t, string(out), "hunter2")
-		})
-	}
-}
-
-// A new key goes from the terminal into API_KEYS, and from there opens the api.
-func TestAKeyThatTheProgramMade(t *testing.T) {
-	t.Parallel()
-	out, err := exec.CommandContext(t.Context(), testenv.Build(t, "api"), "key", "shop").Output()
-	require.NoError(t, err)
-	found := regexp.MustCompile(`^key .*: +(dh_\S+)\nhash .*: +(shop:[0-9a-f]{64})\n$`).FindSubmatch(out)
-	require.NotNil(t, found, "%s", out)
-	p := start(t, testenv.New(t), "API_KEYS="+string(found[2]))
-	assert.Equal(t, http.StatusUnauthorized, <-p.createUser(t))
-	assert.Equal(t, http.StatusCreated, <-p.createUser(t, "Authorization", "Bearer "+string(found[1])))
-}
-
-func TestUnknownArgumentsAreExplained(t *testing.T) {
-	t.Parallel()
-	for _, arguments := range [][]string{{"serve"}, {"key", "a", "b"}, {"key", "two words"}} {
-		out, err := exec.CommandContext(t.Context(), testenv.Build(t, "api"), arguments...).CombinedOutput()
-		var exit *exec.ExitError
-		require.ErrorAs(t, err, &exit)
-		assert.Equal(t, 2, exit.ExitCode())
-		assert.Regexp(t, "^(usage: api|api key: a name has)", string(out))
-	}
+	defer listener.Close()
+	return listener.Addr().String()
 }

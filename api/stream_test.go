@@ -9,11 +9,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // peakMemory is the most memory that the api ever had, in bytes.
@@ -31,12 +32,29 @@ func (p *program) peakMemory(t *testing.T) int {
 	return kib << 10
 }
 
+// cpuTime is what the program has used so far.
+func (p *program) cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Process.Pid))
+	if os.IsNotExist(err) {
+		t.Skip("there is no /proc")
+	}
+	require.NoError(t, err)
+	_, fields, _ := strings.Cut(string(stat), ") ") // behind the name
+	user, err := strconv.Atoi(strings.Fields(fields)[11])
+	require.NoError(t, err)
+	system, err := strconv.Atoi(strings.Fields(fields)[12])
+	require.NoError(t, err)
+	const tick = time.Second / 100 // USER_HZ
+	return time.Duration(user+system) * tick
+}
+
 // A body is stored while it arrives: it never is in memory as a whole.
 func TestAStreamNeedsLittleMemory(t *testing.T) {
 	t.Parallel()
 	const lines, lineBytes = 400, 256 << 10 // 100 MiB
 	env := testenv.New(t)
-	p := start(t, env)
+	p := start(t, env, "API_STREAM_TIMEOUT=10m")
 	require.Equal(t, http.StatusCreated, <-p.createUser(t))
 	before := p.peakMemory(t)
 

@@ -29,7 +29,16 @@ func UpClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) 
 		return err
 	}
 	defer db.Close()
-	return up(ctx, provider, ClickHouse, log)
+	if !cfg.TextIndex {
+		return up(ctx, provider, ClickHouse, log)
+	}
+	if err := refuseTextIndex(ctx, db); err != nil {
+		return err
+	}
+	if err := up(ctx, provider, ClickHouse, log); err != nil {
+		return err
+	}
+	return addTextIndex(ctx, db, cfg, log)
 }
 
 // StatusClickHouse lists the migrations of ClickHouse in order. It changes nothing.

@@ -2,13 +2,14 @@ package migrations_test
 
 import (
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // tableColumns lists "name type" of a table, in order.
@@ -35,6 +36,7 @@ func TestEventLogIsThatOfTheContract(t *testing.T) {
 	assert.Equal(t, []string{
 		"event_id UUID", "event_type LowCardinality(String)", "event_date_time DateTime64(6, 'UTC')",
 		"environment LowCardinality(String)", "event_context String", "metadata_version UInt64",
+		"trace_id String", "published_by LowCardinality(String)",
 		"source LowCardinality(String)", "commit_lsn UInt64", "commit_seq UInt32", "timeline UInt32",
 		"commit_time DateTime64(6, 'UTC')", "ingested_at DateTime64(3, 'UTC')",
 	}, tableColumns(t, env, "event_log"))
@@ -48,7 +50,8 @@ func TestEventLogIsThatOfTheContract(t *testing.T) {
 	assert.Equal(t, "toYYYYMM(ingested_at)", partition)
 	assert.Equal(t, "event_type, event_date_time, event_id", sorting)
 	for _, part := range []string{
-		"non_replicated_deduplication_window = 1000", "fsync_after_insert = 1", "fsync_part_directory = 1", "PROJECTION p_resume",
+		"non_replicated_deduplication_window = 1000", "fsync_after_insert = 1", "fsync_part_directory = 1", "PROJECTION p_position",
+		"INDEX by_position", "INDEX by_time", "INDEX by_id", "INDEX by_trace",
 	} {
 		assert.Contains(t, definition, part)
 	}
@@ -59,18 +62,50 @@ func TestProjectionAnswersWhereToGoOn(t *testing.T) {
 	env := testenv.New(t)
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_log (event_type, source, commit_lsn, commit_seq, timeline)
 		SELECT 't', 's', intDiv(number, 10), number % 10 + 1, 1 FROM numbers(10000)`))
-	for _, position := range []string{"max((commit_lsn, commit_seq))", "max((commit_lsn, commit_seq, timeline))"} {
-		rows, err := env.ClickHouse.Query(t.Context(), "EXPLAIN SELECT "+position+" FROM event_log WHERE source = 's'")
-		require.NoError(t, err)
-		var plan string
-		for rows.Next() {
-			var line string
-			require.NoError(t, rows.Scan(&line))
-			plan += line + "\n"
-		}
-		require.NoError(t, rows.Close())
-		assert.Contains(t, plan, "p_resume")
+	const position = "max(bitOr(bitShiftLeft(toUInt128(commit_lsn), 64), toUInt128(bitOr(bitShiftLeft(toUInt64(commit_seq), 32), toUInt64(timeline)))))"
+	assert.Contains(t, explain(t, env, "SELECT "+position+" FROM event_log WHERE source = 's'"), "p_position")
+}
+
+func TestIndexesAnswerTheQuestionsOfAnInvestigation(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_log (event_id, trace_id, event_type, event_date_time, source, commit_lsn, commit_seq, timeline)
+		SELECT toUUID(hex(sipHash128(number))), lower(hex(sipHash128(number))), toString(number % 20), toDateTime64('2026-01-01 00:00:00', 6, 'UTC') + number, 's', number, 1, 1 FROM numbers(400000)`))
+	for index, condition := range map[string]string{
+		"by_id":       "event_id = toUUID(hex(sipHash128(toUInt64(123456))))",
+		"by_trace":    "trace_id = lower(hex(sipHash128(toUInt64(123456))))",
+		"by_position": "commit_lsn BETWEEN 123456 AND 123556",
+		"by_time":     "event_date_time >= '2026-01-02 00:00:00' AND event_date_time < '2026-01-02 01:00:00'",
+	} {
+		plan := explain(t, env, "SELECT event_type FROM event_log WHERE "+condition)
+		assert.Containsf(t, plan, "Name: "+index, "%s", condition)
 	}
+}
+
+func TestEventsCanBeDeletedBesideTheProjection(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_log (event_type, source, commit_lsn, commit_seq, timeline)
+		SELECT 't', 's', number, 1, 1 FROM numbers(10)`))
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), "DELETE FROM event_log WHERE commit_lsn > 5"))
+	var count uint64
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM event_log").Scan(&count))
+	assert.Equal(t, uint64(6), count)
+}
+
+// explain returns the plan of query, with the indexes that it uses.
+func explain(t *testing.T, env *testenv.Env, query string) string {
+	t.Helper()
+	rows, err := env.ClickHouse.Query(t.Context(), "EXPLAIN indexes = 1 "+query)
+	require.NoError(t, err)
+	var plan strings.Builder
+	for rows.Next() {
+		var line string
+		require.NoError(t, rows.Scan(&line))
+		plan.WriteString(line + "\n")
+	}
+	require.NoError(t, rows.Close())
+	return plan.String()
 }
 
 func TestJSONViewReadsEveryContext(t *testing.T) {
@@ -78,6 +113,10 @@ func TestJSONViewReadsEveryContext(t *testing.T) {
 	env := testenv.New(t)
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_log (event_type, event_context) SELECT * FROM values(
 		'event_type String, event_context String', ('1', '{"user":{"id":7}}'), ('2', '[1]'), ('3', '{"a":123456789012345678901234567890}'), ('4', ''))`))
+	var comment string
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT comment FROM system.tables WHERE database = ? AND name = 'event_log_json'",
+		env.ClickHouseConfig.Database).Scan(&comment))
+	assert.Contains(t, comment, "JSONExtractString")
 	var seventh string
 	require.NoError(t, env.ClickHouse.QueryRow(t.Context(),
 		"SELECT toString(event_context.user.id) FROM event_log_json WHERE event_type = '1'").Scan(&seventh))

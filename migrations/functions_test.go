@@ -10,12 +10,12 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
-// Whoever may create in schema public can offer functions that fit our calls better
+// A role that may create in schema public can offer functions that fit our calls better
 // than PostgreSQL's own. Ours run with the rights of their owner.
-func TestOurFunctionsCallNobodyElses(t *testing.T) {
+func TestOurFunctionsIgnoreForeignOverloads(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	conn := connect(t, env.PostgresURL)
@@ -28,8 +28,8 @@ func TestOurFunctionsCallNobodyElses(t *testing.T) {
 		overload("convert_to(text, text)", "bytea", "pg_catalog.convert_to($1, 'UTF8')"),
 		overload("octet_length(character varying)", "int", "1"),
 		"RESET ROLE",
-		"INSERT INTO streamer_slot (slot_name, publication_oid, messages) VALUES ('s', 1, true)",
-		"SELECT outbox_create_partitions(10)", "SELECT outbox_retire_partitions('1 day')", "SELECT idempotency_keys_clean()",
+		"INSERT INTO diehard_slot (slot_name, messages) VALUES ('s', true)",
+		"SELECT outbox_create_partitions(10)", "SELECT outbox_retire_partitions('1 day')", "SELECT diehard_idempotency_keys_clean()",
 		"SELECT publish_event_message('t', '{}')",
 	} {
 		_, err := conn.Exec(t.Context(), statement)
@@ -65,10 +65,10 @@ func TestKeysOfTodayAreNotCleanedAtMidnight(t *testing.T) {
 	env := testenv.New(t)
 	conn, other := connect(t, env.PostgresURL), connect(t, env.PostgresURL)
 	var definition string
-	require.NoError(t, conn.QueryRow(t.Context(), "SELECT pg_get_functiondef('idempotency_keys_clean()'::regprocedure)").Scan(&definition))
-	slow := strings.NewReplacer("idempotency_keys_clean()", "slow_clean()", "'50ms'", "'60s'",
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT pg_get_functiondef('diehard_idempotency_keys_clean()'::regprocedure)").Scan(&definition))
+	slow := strings.NewReplacer("diehard_idempotency_keys_clean()", "slow_clean()", "'50ms'", "'60s'",
 		"clock_timestamp()", "(SELECT at FROM public.clock)", "now()", "(SELECT at FROM public.clock)").Replace(definition)
-	const insert = "INSERT INTO idempotency_keys (key, request, first_id, turn) VALUES (sha256(''), sha256(''), gen_random_uuid(), 1)"
+	const insert = "INSERT INTO diehard_idempotency_keys (key, request, first_id, turn) VALUES (sha256(''), sha256(''), gen_random_uuid(), 1)"
 	for _, statement := range []string{
 		"CREATE TABLE clock (at timestamptz)", "INSERT INTO clock VALUES ('1970-01-01 23:59:59+00')", slow,
 		insert, // of the day before yesterday
@@ -100,7 +100,7 @@ func TestKeysOfTodayAreNotCleanedAtMidnight(t *testing.T) {
 	require.NoError(t, a.err)
 	assert.False(t, a.cleaned)
 	var keys int
-	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM idempotency_keys").Scan(&keys))
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM diehard_idempotency_keys").Scan(&keys))
 	assert.Equal(t, 2, keys)
 	require.NoError(t, conn.QueryRow(t.Context(), "SELECT slow_clean()").Scan(&a.cleaned))
 	assert.False(t, a.cleaned, "turn 2 is empty")

@@ -17,6 +17,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/postgres"
 )
 
 // Databases as named in [Status].
@@ -33,14 +34,14 @@ type Status struct {
 	AppliedAt time.Time // zero if pending
 }
 
-// Applied tells whether the migration has been run.
+// Applied reports whether the migration has been run.
 func (s Status) Applied() bool { return !s.AppliedAt.IsZero() }
 
-// Up migrates PostgreSQL, then ClickHouse, while it holds an advisory lock in
-// PostgreSQL: another process that does the same waits for its end.
-func Up(ctx context.Context, postgresURL string, cfg clickhouse.Config, log *slog.Logger) error {
-	return withLock(ctx, postgresURL, func(db *sql.DB) error {
-		if err := upPostgres(ctx, db, log); err != nil {
+// Up runs a set of migrations of PostgreSQL, then those of ClickHouse, while it holds an
+// advisory lock in PostgreSQL: another process that does the same waits for its end.
+func Up(ctx context.Context, db postgres.Config, set Set, cfg clickhouse.Config, log *slog.Logger) error {
+	return set.withLock(ctx, db, func(db *sql.DB) error {
+		if err := set.up(ctx, db, log); err != nil {
 			return err
 		}
 		return UpClickHouse(ctx, cfg, log)
@@ -48,8 +49,8 @@ func Up(ctx context.Context, postgresURL string, cfg clickhouse.Config, log *slo
 }
 
 // StatusOf lists the migrations of both databases. It changes nothing.
-func StatusOf(ctx context.Context, postgresURL string, cfg clickhouse.Config) ([]Status, error) {
-	list, err := StatusPostgres(ctx, postgresURL)
+func StatusOf(ctx context.Context, db postgres.Config, set Set, cfg clickhouse.Config) ([]Status, error) {
+	list, err := set.Status(ctx, db)
 	if err != nil {
 		return nil, err
 	}

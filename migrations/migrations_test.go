@@ -13,8 +13,9 @@ import (
 
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
-	"diehard/shared/embedded"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/postgres"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -41,7 +42,7 @@ func TestUpBySeveralAtOnceThenAgain(t *testing.T) {
 	env := testenv.New(t)
 	url, cfg := emptyDatabases(t, env)
 
-	pending, err := migrations.StatusOf(t.Context(), url, cfg)
+	pending, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
 	require.NoError(t, err)
 	require.NotEmpty(t, pending)
 	for _, m := range pending {
@@ -50,11 +51,13 @@ func TestUpBySeveralAtOnceThenAgain(t *testing.T) {
 
 	group, ctx := errgroup.WithContext(t.Context())
 	for range 4 {
-		group.Go(func() error { return migrations.Up(ctx, url, cfg, slog.New(slog.DiscardHandler)) })
+		group.Go(func() error {
+			return migrations.Up(ctx, postgres.Config{URL: url}, migrations.Outbox("", ""), cfg, slog.New(slog.DiscardHandler))
+		})
 	}
 	require.NoError(t, group.Wait())
 
-	applied, err := migrations.StatusOf(t.Context(), url, cfg)
+	applied, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
 	require.NoError(t, err)
 	require.Len(t, applied, len(pending))
 	for i, m := range applied {
@@ -63,8 +66,8 @@ func TestUpBySeveralAtOnceThenAgain(t *testing.T) {
 		assert.Equal(t, pending[i].Database, m.Database)
 	}
 
-	require.NoError(t, migrations.Up(t.Context(), url, cfg, slog.New(slog.DiscardHandler)))
-	again, err := migrations.StatusOf(t.Context(), url, cfg)
+	require.NoError(t, migrations.Up(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg, slog.New(slog.DiscardHandler)))
+	again, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
 	require.NoError(t, err)
 	assert.Equal(t, applied, again)
 }
@@ -73,13 +76,15 @@ func TestUpSaysWhatItDidAndNothingTheSecondTime(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	url, cfg := emptyDatabases(t, env)
+	_, err := connect(t, url).Exec(t.Context(), "REVOKE CREATE ON SCHEMA public FROM PUBLIC") // which is warned of each time
+	require.NoError(t, err)
 	var lines strings.Builder
 	log := slog.New(slog.NewTextHandler(&lines, nil))
-	require.NoError(t, migrations.Up(t.Context(), url, cfg, log))
+	require.NoError(t, migrations.Up(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg, log))
 	assert.Contains(t, lines.String(), "database=postgresql migration=00002_outbox.sql")
 	assert.Contains(t, lines.String(), "database=clickhouse migration=00001_event_log.sql")
 	lines.Reset()
-	require.NoError(t, migrations.Up(t.Context(), url, cfg, log))
+	require.NoError(t, migrations.Up(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg, log))
 	assert.Empty(t, lines.String())
 }
 
@@ -104,7 +109,7 @@ func TestStatusChangesNothing(t *testing.T) {
 	env := testenv.New(t)
 	url, cfg := emptyDatabases(t, env)
 	for range 2 {
-		list, err := migrations.StatusOf(t.Context(), url, cfg)
+		list, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
 		require.NoError(t, err)
 		assert.False(t, list[0].Applied())
 	}
@@ -126,7 +131,7 @@ func TestSeveralDatabasesOfANewClusterAtOnce(t *testing.T) {
 		_, err := admin.Exec(t.Context(), "CREATE DATABASE "+name)
 		require.NoError(t, err)
 		group.Go(func() error {
-			return migrations.UpPostgres(ctx, engine.URL(name), slog.New(slog.DiscardHandler))
+			return migrations.Outbox("", "").Up(ctx, postgres.Config{URL: engine.URL(name)}, slog.New(slog.DiscardHandler))
 		})
 	}
 	require.NoError(t, group.Wait())
@@ -138,7 +143,7 @@ func TestSeveralDatabasesOfANewClusterAtOnce(t *testing.T) {
 
 func TestErrorsSayWhichServerAndKeepThePassword(t *testing.T) {
 	t.Parallel()
-	err := migrations.UpPostgres(t.Context(), "postgres://someone:hunter2@127.0.0.1:1/app", slog.New(slog.DiscardHandler))
+	err := migrations.Outbox("", "").Up(t.Context(), postgres.Config{URL: "postgres://someone:hunter2@127.0.0.1:1/app"}, slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "connect to PostgreSQL")
 	assert.NotContains(t, err.Error(), "hunter2")
 

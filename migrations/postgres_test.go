@@ -14,8 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
-	"diehard/shared/embedded"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/postgres"
 )
 
 func connect(t *testing.T, url string) *pgx.Conn {
@@ -42,11 +43,11 @@ func TestColumnsAreThoseOfTheContract(t *testing.T) {
 	conn := connect(t, testenv.New(t).PostgresURL)
 	assert.Equal(t, []string{
 		"id uuid", "email text", "first_name text", "last_name text", "is_active boolean",
-		"created_at timestamp with time zone", "updated_at timestamp with time zone",
+		"created_at timestamp with time zone", "updated_at timestamp with time zone", "email_key text",
 	}, columns(t, conn, "public.users"))
 	assert.Equal(t, []string{
 		"id uuid", "event_type text", "event_date_time timestamp with time zone", "environment text",
-		"event_context json", "metadata_version bigint", "trace_context text", "created_at timestamp with time zone",
+		"event_context json", "metadata_version bigint", "trace_context text", "published_by text", "published_at timestamp with time zone",
 	}, columns(t, conn, "public.outbox"))
 	assert.Equal(t, []string{
 		"slot_name name", "active boolean", "wal_status text", "restart_lsn pg_lsn", "confirmed_flush_lsn pg_lsn",
@@ -102,7 +103,7 @@ func slotLag(t *testing.T, conn *pgx.Conn, slot string) int64 {
 func TestSlotLagWorksInRecovery(t *testing.T) {
 	t.Parallel()
 	engine := testenv.StartPostgres(t, embedded.PostgresOptions{Database: "app"})
-	require.NoError(t, migrations.UpPostgres(t.Context(), engine.URL("app"), slog.New(slog.DiscardHandler)))
+	require.NoError(t, migrations.Outbox("", "").Up(t.Context(), postgres.Config{URL: engine.URL("app")}, slog.New(slog.DiscardHandler)))
 	conn := connect(t, engine.URL("app"))
 	var dir string
 	require.NoError(t, conn.QueryRow(t.Context(), "SHOW data_directory").Scan(&dir))
@@ -164,7 +165,7 @@ func TestPartitionsAreMadeOnce(t *testing.T) {
 
 	var partition, today string
 	require.NoError(t, conn.QueryRow(t.Context(), `INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}')
-		RETURNING tableoid::regclass::text, 'outbox_p' || to_char(created_at AT TIME ZONE 'UTC', 'YYYYMMDD')`).
+		RETURNING tableoid::regclass::text, 'diehard_outbox_p' || to_char(published_at AT TIME ZONE 'UTC', 'YYYYMMDD')`).
 		Scan(&partition, &today))
 	assert.Equal(t, today, partition)
 }
@@ -176,22 +177,25 @@ func createPartitions(t *testing.T, conn *pgx.Conn, days int) int {
 	return made
 }
 
-// A row in the default partition was published already: it stays, and the
-// other days get their partitions.
+// Rows in the default partition were published already: they stay in their table, and
+// every day gets its partition.
 func TestPartitionsLeaveTheRowsOfTheDefaultAlone(t *testing.T) {
 	t.Parallel()
 	conn := connect(t, testenv.New(t).PostgresURL)
 	late := time.Now().UTC().AddDate(0, 0, 9)
-	const insert = "INSERT INTO outbox (event_type, event_context, created_at) VALUES ('t', '{}', $1) RETURNING tableoid::regclass::text"
+	const insert = "INSERT INTO outbox (event_type, event_context, published_at) VALUES ('t', '{}', $1) RETURNING tableoid::regclass::text"
 	var partition string
 	require.NoError(t, conn.QueryRow(t.Context(), insert, late).Scan(&partition))
-	require.Equal(t, "outbox_default", partition)
-	assert.Equal(t, 2, createPartitions(t, conn, 10), "days 8 and 10")
+	require.Equal(t, "diehard_outbox_default", partition)
+	assert.Equal(t, 3, createPartitions(t, conn, 10))
 	var rows int
-	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM outbox_default").Scan(&rows))
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM diehard_outbox_default").Scan(&rows))
+	assert.Zero(t, rows, "its place was taken by an empty one")
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT partition FROM diehard_partitions WHERE state = 'detached'").Scan(&partition))
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count(*) FROM "+partition).Scan(&rows))
 	assert.Equal(t, 1, rows)
 	require.NoError(t, conn.QueryRow(t.Context(), insert, late).Scan(&partition))
-	assert.Equal(t, "outbox_default", partition)
+	assert.Equal(t, "diehard_outbox_p"+late.Format("20060102"), partition)
 }
 
 func TestPublishEventStoresEveryField(t *testing.T) {

@@ -8,11 +8,11 @@ import (
 	"text/template"
 )
 
-// rendered is a file system whose SQL files are templates of names. goose reads
-// the results.
+// rendered is a file system whose SQL files are templates, filled with data. goose
+// reads the results.
 type rendered struct {
 	fs.FS
-	names names
+	data any
 }
 
 // Open implements [fs.FS].
@@ -30,7 +30,7 @@ func (r rendered) Open(name string) (fs.File, error) {
 		return nil, fmt.Errorf("template: %w", err)
 	}
 	var sql bytes.Buffer
-	if err := parsed.Execute(&sql, r.names); err != nil {
+	if err := parsed.Execute(&sql, r.data); err != nil {
 		return nil, fmt.Errorf("template: %w", err)
 	}
 	return renderedFile{file, &sql}, nil

@@ -13,6 +13,7 @@ import (
 func TestClusterGetsReplicatedTables(t *testing.T) {
 	t.Parallel()
 	sql := renderAll(t, clickhouse.Config{
+		Host: "127.0.0.1", Port: 9000,
 		Database: "audit", EventLogTable: "event_log", DeadLetterTable: "event_dead_letter", Cluster: "main",
 	})
 	for _, part := range []string{
@@ -31,7 +32,7 @@ func TestClusterGetsReplicatedTables(t *testing.T) {
 
 func TestOneNodeGetsPlainTables(t *testing.T) {
 	t.Parallel()
-	sql := renderAll(t, clickhouse.Config{Database: "audit", EventLogTable: "log_1", DeadLetterTable: "dead"})
+	sql := renderAll(t, clickhouse.Config{Host: "127.0.0.1", Port: 9000, Database: "audit", EventLogTable: "log_1", DeadLetterTable: "dead"})
 	assert.Contains(t, sql, "CREATE TABLE IF NOT EXISTS `audit`.`log_1`")
 	assert.Contains(t, sql, "CREATE TABLE IF NOT EXISTS `audit`.`dead`")
 	assert.NotContains(t, sql, "ON CLUSTER `")

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"diehard/shared/settings"
@@ -17,8 +18,8 @@ import (
 func bookmarkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bookmark",
-		Short: "Places in the WAL that can be replayed from",
-		Long: "A bookmark is a copy of the streamer's slot that nobody reads from. PostgreSQL keeps all WAL since then,\n" +
+		Short: "Positions in the WAL that can be replayed from",
+		Long: "A bookmark is a copy of the streamer's slot that is never active. PostgreSQL keeps all WAL since then,\n" +
 			"so move it forward now and then, or drop it. It is lost when max_slot_wal_keep_size is reached and does not\n" +
 			"follow a failover to a standby.",
 	}
@@ -45,7 +46,7 @@ func bookmarkAdd() *cobra.Command {
 
 func describeBookmark(out io.Writer, m replay.Bookmark) error {
 	_, err := fmt.Fprintf(out, "bookmark %s: replay is possible from %s on; it keeps %s of WAL on the server, which grows until it is moved or dropped\n",
-		m.Name, m.LSN, humanBytes(m.Retained))
+		m.Name, m.LSN, humanize.IBytes(uint64(max(0, m.Retained))))
 	return err
 }
 
@@ -68,7 +69,7 @@ func bookmarkList() *cobra.Command {
 
 func printBookmarks(out io.Writer, list []replay.Bookmark) error {
 	if len(list) == 0 {
-		_, err := fmt.Fprintln(out, "no bookmarks: `streamer bookmark add NAME` makes one, from which what follows can be replayed")
+		_, err := fmt.Fprintln(out, "no bookmarks: `streamer bookmark add NAME` adds one, from which later events can be replayed")
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -78,7 +79,7 @@ func printBookmarks(out io.Writer, list []replay.Bookmark) error {
 		if !m.Since.IsZero() {
 			since = m.Since.UTC().Format(time.DateTime)
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, m.LSN, humanBytes(m.Retained), since, m.State)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, m.LSN, humanize.IBytes(uint64(max(0, m.Retained))), since, m.State)
 	}
 	return w.Flush()
 }
@@ -125,7 +126,7 @@ func withBookmarks(ctx context.Context, do func(ctx context.Context, b *replay.B
 	if err != nil {
 		return err
 	}
-	b, err := replay.OpenBookmarks(ctx, cfg.Postgres.URL, cfg.Replication.Origin().Slot)
+	b, err := replay.OpenBookmarks(ctx, cfg.Postgres.Address(), cfg.Origin().Slot)
 	if err != nil {
 		return err
 	}

@@ -15,8 +15,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
-	"diehard/shared/clickhouse"
-	"diehard/shared/settings"
 	"diehard/streamer/config"
 	"diehard/streamer/deadletter"
 	"diehard/streamer/sink"
@@ -25,44 +23,37 @@ import (
 func deadLetterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "deadletter",
-		Short: "List the events that could not be stored, try them again, or give them up",
+		Short: "List the events that could not be written, retry them, or drop them",
 	}
 	cmd.AddCommand(deadLetterList(), deadLetterRetry(), deadLetterDrop())
 	return cmd
 }
 
-// letterFlags choose letters by what their events are.
-type letterFlags struct {
+// recordFlags choose dead letters by their events.
+type recordFlags struct {
 	ids, types []string
 	all        bool
 }
 
-func (f *letterFlags) add(cmd *cobra.Command) {
+func (f *recordFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringSliceVar(&f.ids, "id", nil, "only the event with this id; may be repeated")
 	cmd.Flags().StringSliceVar(&f.types, "type", nil, "only events of this type; may be repeated")
 }
 
-// addChange is add for a command that changes letters: without a choice it shall not do so.
-func (f *letterFlags) addChange(cmd *cobra.Command) {
+// addChange is add for a command that changes records, which needs an explicit choice.
+func (f *recordFlags) addChange(cmd *cobra.Command) {
 	f.add(cmd)
-	cmd.Flags().BoolVar(&f.all, "all", false, "every event that is set aside")
+	cmd.Flags().BoolVar(&f.all, "all", false, "every open dead letter")
 }
 
-func (f *letterFlags) filter() (deadletter.Filter, error) {
-	filter := deadletter.Filter{Types: f.types}
-	for _, text := range f.ids {
-		id, err := uuid.Parse(text)
-		if err != nil {
-			return filter, fmt.Errorf("--id %q is not a UUID", text)
-		}
-		filter.IDs = append(filter.IDs, id)
-	}
-	return filter, nil
+func (f *recordFlags) filter() (deadletter.Filter, error) {
+	ids, err := parseIDs("--id", f.ids)
+	return deadletter.Filter{Types: f.types, IDs: ids}, err
 }
 
-func (f *letterFlags) some() bool { return len(f.ids)+len(f.types) > 0 }
+func (f *recordFlags) some() bool { return len(f.ids)+len(f.types) > 0 }
 
-func (f *letterFlags) change(what string) (deadletter.Filter, error) {
+func (f *recordFlags) change(what string) (deadletter.Filter, error) {
 	filter, err := f.filter()
 	if err == nil && f.all == f.some() {
 		err = fmt.Errorf("say which events to %s: --id, --type or --all", what)
@@ -70,23 +61,23 @@ func (f *letterFlags) change(what string) (deadletter.Filter, error) {
 	return filter, err
 }
 
-const fullReasons = "show all that ClickHouse said, which may quote the event"
+const fullReasons = "show ClickHouse's whole message, which may quote the event"
 
 // reasonOf is what may be shown of a reason.
 func reasonOf(reason string, code int32, full bool) string {
 	if full {
 		return reason
 	}
-	return sink.Loggable(reason, code)
+	return sink.RedactedReason(reason, code)
 }
 
 func deadLetterList() *cobra.Command {
-	var chosen letterFlags
+	var chosen recordFlags
 	var retried, dropped, asJSON, full bool
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "Show the events that could not be stored, the last first",
+		Short: "Show the events that could not be written, the last first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter, err := chosen.filter()
@@ -94,95 +85,95 @@ func deadLetterList() *cobra.Command {
 				return err
 			}
 			filter.Retried, filter.Dropped = retried, dropped
-			return withClickHouse(cmd.Context(), func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
-				letters, err := deadletter.List(ctx, conn, cfg.ClickHouse.DeadLetterTable, filter, limit)
+			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+				records, err := deadletter.List(ctx, conn, cfg.ClickHouse.DeadLetterTable, filter, limit)
 				if err != nil {
 					return err
 				}
-				for i, l := range letters {
-					letters[i].Reason = reasonOf(l.Reason, l.Code, full)
+				for i, d := range records {
+					records[i].Reason = reasonOf(d.Reason, d.Code, full)
 				}
 				if asJSON {
-					return printLettersJSON(cmd.OutOrStdout(), letters)
+					return printRecordsJSON(cmd.OutOrStdout(), records)
 				}
-				return printLetters(cmd.OutOrStdout(), letters, limit)
+				return printRecords(cmd.OutOrStdout(), records, limit, full)
 			})
 		},
 	}
 	chosen.add(cmd)
-	cmd.Flags().BoolVar(&retried, "retried", false, "also those that have been stored since")
+	cmd.Flags().BoolVar(&retried, "retried", false, "also those that were written since")
 	cmd.Flags().BoolVar(&dropped, "dropped", false, "also those that were dropped")
 	cmd.Flags().BoolVar(&full, "full", false, fullReasons)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON, one object a line")
-	cmd.Flags().IntVar(&limit, "limit", 100, "at most so many")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON, one object per line")
+	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many")
 	return cmd
 }
 
-func withClickHouse(ctx context.Context, do func(ctx context.Context, cfg config.Config, conn driver.Conn) error) error {
-	cfg, err := settings.Parse[config.Config]("streamer deadletter")
-	if err != nil {
-		return err
-	}
-	conn, err := clickhouse.Open(ctx, cfg.ClickHouse)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return do(ctx, cfg, conn)
-}
+const recordTime = "2006-01-02 15:04:05"
 
-const letterTime = "2006-01-02 15:04:05"
-
-func printLetters(out io.Writer, letters []deadletter.Letter, limit int) error {
-	if len(letters) == 0 {
-		_, err := fmt.Fprintln(out, "no such event is set aside")
+func printRecords(out io.Writer, records []deadletter.Record, limit int, full bool) error {
+	if len(records) == 0 {
+		_, err := fmt.Fprintln(out, "no dead letters")
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "FAILED AT\tEVENT ID\tEVENT TYPE\tCOMMIT LSN\tSEQ\tSTATE\tREASON")
-	for _, l := range letters {
+	for _, d := range records {
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n",
-			l.FailedAt.UTC().Format(letterTime), l.EventID, oneLine(l.EventType), l.LSN, l.Seq, stateOf(l), oneLine(l.Reason))
+			d.FailedAt.UTC().Format(recordTime), d.EventID, oneLine(d.EventType), d.LSN, d.Seq, stateOf(d), shown(d.Reason, full))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if len(letters) == limit {
+	if len(records) == limit {
 		_, err := fmt.Fprintf(out, "there may be more: --limit is %d\n", limit)
 		return err
 	}
 	return nil
 }
 
-func stateOf(l deadletter.Letter) string {
+func stateOf(d deadletter.Record) string {
 	switch {
-	case !l.RetriedAt.IsZero():
-		return "stored " + l.RetriedAt.UTC().Format(letterTime)
-	case !l.DroppedAt.IsZero():
-		return "dropped " + l.DroppedAt.UTC().Format(letterTime)
+	case !d.RetriedAt.IsZero():
+		return "written " + d.RetriedAt.UTC().Format(recordTime)
+	case !d.DroppedAt.IsZero():
+		return "dropped " + d.DroppedAt.UTC().Format(recordTime)
 	default:
-		return "set aside"
+		return "open"
 	}
 }
 
 // oneLine makes v fit for a terminal: ClickHouse quotes the values it refuses,
-// and they may be long and hold anything. --json shows all of it.
+// which may be long and contain anything. --full and --json show all of it.
 func oneLine(v string) string {
 	const most = 200
-	clean := []rune(strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+	text := printable(v)
+	if clean := []rune(text); len(clean) > most {
+		return string(clean[:most]) + "…"
+	}
+	return text
+}
+
+// shown is v for a terminal, cut unless all of it is wanted.
+func shown(v string, full bool) string {
+	if full {
+		return printable(v)
+	}
+	return oneLine(v)
+}
+
+// printable is v as one line without control characters.
+func printable(v string) string {
+	return strings.Join(strings.Fields(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
-	}, v)), " "))
-	if len(clean) > most {
-		return string(clean[:most]) + "…"
-	}
-	return string(clean)
+	}, v)), " ")
 }
 
-// letterJSON is what scripts read.
-type letterJSON struct {
+// recordJSON is what scripts read.
+type recordJSON struct {
 	Source     string     `json:"source"`
 	CommitLSN  string     `json:"commit_lsn"`
 	CommitSeq  uint32     `json:"commit_seq"`
@@ -196,18 +187,18 @@ type letterJSON struct {
 	DroppedAt  *time.Time `json:"dropped_at"`
 }
 
-func printLettersJSON(out io.Writer, letters []deadletter.Letter) error {
+func printRecordsJSON(out io.Writer, records []deadletter.Record) error {
 	encoder := json.NewEncoder(out)
-	for _, l := range letters {
-		row := letterJSON{
-			Source: l.Source, CommitLSN: l.LSN.String(), CommitSeq: l.Seq, CommitTime: l.CommitTime,
-			EventID: l.EventID, EventType: l.EventType, Reason: l.Reason, ErrorCode: l.Code, FailedAt: l.FailedAt,
+	for _, d := range records {
+		row := recordJSON{
+			Source: d.Source, CommitLSN: d.LSN.String(), CommitSeq: d.Seq, CommitTime: d.CommitTime,
+			EventID: d.EventID, EventType: d.EventType, Reason: d.Reason, ErrorCode: d.Code, FailedAt: d.FailedAt,
 		}
-		if !l.RetriedAt.IsZero() {
-			row.RetriedAt = &l.RetriedAt
+		if !d.RetriedAt.IsZero() {
+			row.RetriedAt = &d.RetriedAt
 		}
-		if !l.DroppedAt.IsZero() {
-			row.DroppedAt = &l.DroppedAt
+		if !d.DroppedAt.IsZero() {
+			row.DroppedAt = &d.DroppedAt
 		}
 		if err := encoder.Encode(row); err != nil {
 			return err
@@ -217,20 +208,20 @@ func printLettersJSON(out io.Writer, letters []deadletter.Letter) error {
 }
 
 func deadLetterRetry() *cobra.Command {
-	var chosen letterFlags
+	var chosen recordFlags
 	var dropped, full bool
 	cmd := &cobra.Command{
 		Use:   "retry",
-		Short: "Store events that were set aside, at their own place and exactly once; the streamer may run",
+		Short: "Write dead letters to event_log, at their own position and exactly once; the streamer may run",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			filter, err := chosen.change("try again")
+			filter, err := chosen.change("retry")
 			if err != nil {
 				return err
 			}
 			filter.Dropped = dropped
-			return withClickHouse(cmd.Context(), func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
-				return retryLetters(ctx, cmd.OutOrStdout(), cfg, conn, filter, full)
+			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+				return retryRecords(ctx, cmd.OutOrStdout(), cfg, conn, filter, full)
 			})
 		},
 	}
@@ -240,12 +231,12 @@ func deadLetterRetry() *cobra.Command {
 	return cmd
 }
 
-// errNoLetter: what was asked for by name is not there to be changed.
-var errNoLetter = errors.New("no event that is set aside matches; `streamer deadletter list --retried --dropped` shows all")
+// errNoMatch means that the chosen events are no dead letters.
+var errNoMatch = errors.New("no dead letter matches; `streamer deadletter list --retried --dropped` shows all")
 
-// retryLetters fails when a chosen event is not in event_log at the end.
-func retryLetters(ctx context.Context, out io.Writer, cfg config.Config, conn driver.Conn, filter deadletter.Filter, full bool) error {
-	retrier, err := deadletter.NewRetrier(ctx, cfg.Postgres.URL, conn, cfg.Tables())
+// retryRecords fails when a chosen event is not in event_log at the end.
+func retryRecords(ctx context.Context, out io.Writer, cfg config.Config, conn driver.Conn, filter deadletter.Filter, full bool) error {
+	retrier, err := deadletter.NewRetrier(ctx, cfg.Postgres.Address(), conn, cfg.Tables())
 	if err != nil {
 		return err
 	}
@@ -255,42 +246,42 @@ func retryLetters(ctx context.Context, out io.Writer, cfg config.Config, conn dr
 		count[o.Result]++
 		if o.Cause != "" {
 			_, _ = fmt.Fprintf(out, "%s %s at %s/%d: %s: %s\n", o.EventID, oneLine(o.EventType), o.LSN, o.Seq, o.Result,
-				oneLine(reasonOf(o.Cause, o.CauseCode, full)))
+				shown(reasonOf(o.Cause, o.CauseCode, full), full))
 		}
 	})
-	_, _ = fmt.Fprintf(out, "%d landed, %d were there already, %d refused, %d too early\n",
-		count[deadletter.Landed], count[deadletter.WasThere], count[deadletter.Refused], count[deadletter.TooEarly])
+	_, _ = fmt.Fprintf(out, "%d written, %d already written, %d refused, %d too early\n",
+		count[deadletter.Written], count[deadletter.AlreadyWritten], count[deadletter.Refused], count[deadletter.TooEarly])
 	left := count[deadletter.Refused] + count[deadletter.TooEarly]
 	switch {
 	case err != nil:
 		return err
 	case left > 0:
-		return fmt.Errorf("%d events are still set aside", left)
+		return fmt.Errorf("%d events are still dead letters", left)
 	case len(count) == 0 && len(filter.IDs)+len(filter.Types) > 0:
-		return errNoLetter
+		return errNoMatch
 	}
 	return nil
 }
 
 func deadLetterDrop() *cobra.Command {
-	var chosen letterFlags
+	var chosen recordFlags
 	cmd := &cobra.Command{
 		Use:   "drop",
-		Short: "Give events up that were set aside and can never be stored",
-		Long: "Drop gives events up. They stay in the dead-letter table, marked as dropped, but are not open any more: alerts\n" +
-			"and `retry` pass over them, and `replay` and `verify` do not take them for missing. `list --dropped` shows them,\n" +
-			"and `retry --dropped` takes them up again.",
+		Short: "Drop dead letters that can never be written",
+		Long: "Dropped events stay in the dead-letter table, marked as dropped, but are not open any more: alerts and `retry`\n" +
+			"ignore them, and `replay` and `verify` do not take them for missing. `list --dropped` shows them, and\n" +
+			"`retry --dropped` retries them.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter, err := chosen.change("drop")
 			if err != nil {
 				return err
 			}
-			return withClickHouse(cmd.Context(), func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
-				n, err := deadletter.Drop(ctx, cfg.Postgres.URL, conn, cfg.Tables(), filter)
+			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+				n, err := deadletter.Drop(ctx, cfg.Postgres.Address(), conn, cfg.Tables(), filter)
 				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%d dropped\n", n)
 				if err == nil && n == 0 && chosen.some() {
-					return errNoLetter
+					return errNoMatch
 				}
 				return err
 			})

@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"diehard/shared/health"
+	"diehard/shared/healthcheck"
 	"diehard/shared/settings"
 )
 
@@ -21,7 +21,7 @@ func healthcheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return health.Check(cmd.Context(), cfg.Addr, ready)
+			return healthcheck.Check(cmd.Context(), cfg.Addr, ready)
 		},
 	}
 	cmd.Flags().BoolVar(&ready, "ready", false, "ask whether it can work: /readyz instead of /healthz")

@@ -2,39 +2,31 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"log/slog"
-	"text/tabwriter"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"diehard/migrations"
+	"diehard/shared/event"
+	"diehard/shared/postgres"
 	"diehard/shared/settings"
+	"diehard/shared/telemetry"
 	"diehard/streamer/config"
 	"diehard/streamer/replication"
 )
 
+// postgresConfig is the part of the settings that PostgreSQL's migrations need.
+type postgresConfig struct {
+	Postgres    postgres.Config
+	Replication config.Replication
+	Log         telemetry.LogConfig
+}
+
 func migrateCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "migrate", Short: "Create and update the tables of both databases, and the slot"}
-	cmd.AddCommand(&cobra.Command{
-		Use:   "up",
-		Short: "Run the migrations that are missing; safe to run again, and by several at once",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := settings.Parse[config.Config]("streamer migrate")
-			if err != nil {
-				return err
-			}
-			log := newLogger(cfg)
-			if err := migrations.Up(cmd.Context(), cfg.Postgres.URL, cfg.ClickHouse, log); err != nil {
-				return err
-			}
-			if err := prepareSlot(cmd.Context(), cfg, log); err != nil {
-				log.Warn("the replication slot could not be prepared; the streamer will do it, or say what is wrong", "error", err)
-			}
-			return nil
-		},
-	}, &cobra.Command{
+	cmd.AddCommand(migrateUpCommand(), migrateSQLCommand(), &cobra.Command{
 		Use:   "status",
 		Short: "List the migrations of both databases",
 		Args:  cobra.NoArgs,
@@ -43,18 +35,110 @@ func migrateCommand() *cobra.Command {
 	return cmd
 }
 
+func migrateUpCommand() *cobra.Command {
+	onlyPostgres := false
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run the migrations that are missing; safe to run again, and by several at once",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if onlyPostgres {
+				return migratePostgres(cmd.Context())
+			}
+			cfg, err := settings.Parse[config.Config]("streamer migrate")
+			if err != nil {
+				return err
+			}
+			log := newLogger(cfg)
+			set := migrations.Outbox(cfg.Postgres.Schema, cfg.Replication.Publication)
+			if err := migrations.Up(cmd.Context(), cfg.Postgres, set, cfg.ClickHouse, log); err != nil {
+				return err
+			}
+			closeMessages(cmd.Context(), set, cfg.Postgres, cfg.Replication, log)
+			if err := prepareSlot(cmd.Context(), cfg, log); err != nil {
+				log.Warn("the replication slot could not be prepared; the streamer will do it, or say what is wrong", "error", err)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&onlyPostgres, "postgres", false,
+		"PostgreSQL alone, and no slot: for the database of an application's tests; no setting of ClickHouse is needed")
+	return cmd
+}
+
+func migratePostgres(ctx context.Context) error {
+	cfg, err := settings.Parse[postgresConfig]("streamer migrate")
+	if err != nil {
+		return err
+	}
+	log := telemetry.NewLogger(cfg.Log, os.Stderr, slog.String("program", "streamer"))
+	set := migrations.Outbox(cfg.Postgres.Schema, cfg.Replication.Publication)
+	if err := set.Up(ctx, cfg.Postgres, log); err != nil {
+		return err
+	}
+	closeMessages(ctx, set, cfg.Postgres, cfg.Replication, log)
+	return nil
+}
+
+// closeMessages lets producers alone write messages, if there are to be any: by default
+// every login can. That takes a superuser.
+func closeMessages(ctx context.Context, set migrations.Set, db postgres.Config, r config.Replication, log *slog.Logger) {
+	if !r.Messages {
+		return
+	}
+	if err := set.CloseMessages(ctx, db); err != nil {
+		if open, ok := errors.AsType[*migrations.OpenMessagesError](err); ok {
+			log.Error("every login may write messages, which become events: let a superuser run the fix", "fix", open.Fix)
+			return
+		}
+		log.Warn("who may write messages is not known", "error", err)
+	}
+}
+
+func migrateSQLCommand() *cobra.Command {
+	all := false
+	cmd := &cobra.Command{
+		Use:   "sql",
+		Short: "Print the pending migrations of PostgreSQL as an SQL script, for psql and other tools; `migrate up` then has nothing to do there",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all {
+				// DATABASE_URL is required of Postgres, and not needed here.
+				names, err := settings.Parse[scriptConfig]("streamer migrate")
+				if err != nil {
+					return err
+				}
+				return migrations.Outbox(names.Schema, names.Publication).WriteAll(cmd.OutOrStdout())
+			}
+			cfg, err := settings.Parse[postgresConfig]("streamer migrate")
+			if err != nil {
+				return err
+			}
+			return migrations.Outbox(cfg.Postgres.Schema, cfg.Replication.Publication).WritePending(cmd.Context(), cfg.Postgres, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "every migration, for an empty database; PostgreSQL is not asked")
+	return cmd
+}
+
+// scriptConfig names what a script creates.
+type scriptConfig struct {
+	Schema      event.Schema `env:"OUTBOX_SCHEMA" envDefault:"public" doc:"Schema of the outbox"`
+	Publication string       `env:"REPLICATION_PUBLICATION" envDefault:"outbox_pub" doc:"publication of the outbox"`
+}
+
 // prepareSlot makes the slot as soon as there is a table: what is committed
 // before the slot is not delivered by it, and the streamer may start later than the
 // api. With shards it makes the slots of all of them, and before that their publications.
 func prepareSlot(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	late := false
-	r := cfg.Replication
-	for _, r.Shard = range cfg.Replication.Shard.All() {
-		slot, err := prepareShard(ctx, cfg.Postgres.URL, r.Origin())
+	each := cfg
+	for _, each.Replication.Shard = range cfg.Replication.Shard.All() {
+		slot, err := prepareShard(ctx, cfg.Postgres.Address(), each.Origin())
 		if err != nil {
 			return err
 		}
-		late = late || slot.Late
+		late = late || slot.MissedEvents
 	}
 	switch {
 	case late && cfg.Replication.Shard.Count > 0: // moving to shards, another streamer delivers those
@@ -83,7 +167,7 @@ func migrateStatus(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	list, err := migrations.StatusPostgres(cmd.Context(), cfg.Postgres.URL)
+	list, err := migrations.Outbox(cfg.Postgres.Schema, cfg.Replication.Publication).Status(cmd.Context(), cfg.Postgres)
 	if err != nil {
 		return err
 	}
@@ -91,14 +175,5 @@ func migrateStatus(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "DATABASE\tMIGRATION\tAPPLIED")
-	for _, m := range append(list, clickhouse...) {
-		applied := "pending"
-		if m.Applied() {
-			applied = m.AppliedAt.Format("2006-01-02 15:04:05")
-		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", m.Database, m.Name, applied)
-	}
-	return w.Flush()
+	return migrations.WriteStatus(cmd.OutOrStdout(), append(list, clickhouse...))
 }

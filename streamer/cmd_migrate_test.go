@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/settings"
-	"diehard/shared/testenv"
 	"diehard/streamer/config"
 )
 

@@ -7,10 +7,10 @@ import (
 	"io"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"diehard/shared/clickhouse"
-	"diehard/shared/settings"
 	"diehard/streamer/config"
 	"diehard/streamer/replay"
 )
@@ -48,7 +48,7 @@ func replayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay",
 		Short: "Fill what is missing in event_log, from the WAL or the outbox, or reprocess into another table; the streamer may run",
-		Long: "Replay reads events a second time while the streamer goes on. What event_log has is left alone, so that\n" +
+		Long: "Replay reads events a second time while the streamer runs. Rows of event_log are left alone, so that\n" +
 			"events stay there exactly once; a replay may be interrupted and repeated at any time.\n\n" +
 			"--from-bookmark and --from-lsn read the WAL that a bookmark keeps. --from-table reads the outbox itself,\n" +
 			"for what is older than every bookmark, or after a slot was dropped or lost: the streamer must be running.",
@@ -62,7 +62,7 @@ func replayCommand() *cobra.Command {
 	chosen.add(cmd)
 	cmd.Flags().BoolVar(&chosen.table, "from-table", false, "read the outbox itself instead of the WAL")
 	cmd.Flags().BoolVar(&mode.DryRun, "dry-run", false, "only count")
-	cmd.Flags().StringVar(&mode.Into, "into", "", "reprocess into this table, made by CREATE TABLE … AS event_log")
+	cmd.Flags().StringVar(&mode.Into, "into", "", "reprocess into this table, created by CREATE TABLE … AS event_log")
 	cmd.MarkFlagsOneRequired("from-bookmark", "from-lsn", "from-table")
 	cmd.MarkFlagsMutuallyExclusive("from-table", "from-bookmark")
 	cmd.MarkFlagsMutuallyExclusive("from-table", "from-lsn")
@@ -104,9 +104,9 @@ func closeReplay(out io.Writer, r replay.Report, mode replay.Mode, err error) er
 	if into == "" {
 		into = "the event log"
 	}
-	_, _ = fmt.Fprintf(out, "%d events read from %s in %s\n%d were in %s already\n", r.Read, where, r.Took.Round(time.Millisecond), r.There, into)
-	if r.SetAside > 0 {
-		_, _ = fmt.Fprintf(out, "%d are dead letters (`streamer deadletter list --dropped`)\n", r.SetAside)
+	_, _ = fmt.Fprintf(out, "%d events read from %s in %s\n%d were in %s already\n", r.Read, where, r.Took.Round(time.Millisecond), r.Present, into)
+	if r.DeadLetters > 0 {
+		_, _ = fmt.Fprintf(out, "%d are dead letters (`streamer deadletter list --dropped`)\n", r.DeadLetters)
 	}
 	if r.Messages {
 		_, _ = fmt.Fprintln(out, "events that were published as messages are not in the outbox: `streamer replay --from-bookmark` fills those")
@@ -119,7 +119,7 @@ func closeReplay(out io.Writer, r replay.Report, mode replay.Mode, err error) er
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w; run it again to go on, what has landed is recognised", err)
+		return fmt.Errorf("%w; run it again to go on, what was written is recognized", err)
 	case r.Refused > 0:
 		return fmt.Errorf("%d events were refused by ClickHouse; the log above says why", r.Refused)
 	}
@@ -130,26 +130,18 @@ var errInterrupted = errors.New("interrupted")
 
 // withReplay calls do with what the environment says, and shows its progress.
 func withReplay(cmd *cobra.Command, what string, table bool, do func(ctx context.Context, c replay.Config) error) error {
-	cfg, err := settings.Parse[config.Config]("streamer " + cmd.Name())
-	if err != nil {
-		return err
-	}
-	boundMemory(cfg.Pipeline().Limits)
-	conn, err := clickhouse.Open(cmd.Context(), cfg.ClickHouse)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	unit := humanBytes[uint64]
+	unit := humanize.IBytes
 	if table {
-		unit = events
+		unit = eventCount
 	}
-	p := cfg.Pipeline()
-	log := newLogger(cfg)
-	bar := newProgress(what, unit, cmd.ErrOrStderr(), log)
-	defer bar.end()
-	return do(cmd.Context(), replay.Config{
-		PostgresURL: p.PostgresURL, Slot: p.Slot, Publication: p.Publication, Shard: p.Shard, ClickHouse: conn,
-		Tables: p.Tables, Limits: p.Limits, InsertTimeout: p.InsertTimeout, Log: log, Progress: bar.report,
+	return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+		p, log := cfg.Pipeline(), newLogger(cfg)
+		boundMemory(p.Limits)
+		bar := newProgress(what, unit, cmd.ErrOrStderr(), log)
+		defer bar.end()
+		return do(ctx, replay.Config{
+			PostgresURL: p.PostgresURL, Slot: p.Slot, Publication: p.Publication, Schema: p.Schema, Shard: p.Shard, LocalOnly: p.LocalOnly, ClickHouse: conn,
+			Tables: p.Tables, Limits: p.Limits, InsertTimeout: p.InsertTimeout, Log: log, Progress: bar.report,
+		})
 	})
 }

@@ -2,23 +2,21 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"os"
+	"sync"
 	"time"
 
-	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-	"github.com/jackc/pglogrepl"
+	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/cobra"
 
-	"diehard/shared/clickhouse"
-	"diehard/shared/postgres"
+	"diehard/shared/failure"
 	"diehard/shared/settings"
 	"diehard/shared/telemetry"
 	"diehard/streamer/config"
 	"diehard/streamer/ops"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/retention"
 )
 
 func runCommand() *cobra.Command {
@@ -39,15 +37,22 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			defer func() { _ = conn.Close() }()
-			return stream(cmd.Context(), cfg, start.LSN, conn, log)
+			reader, err := openReader(cfg.ClickHouse)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = reader.Close() }()
+			flow := cfg.Pipeline()
+			flow.StartLSN, flow.Reader = start.LSN, reader
+			return stream(cmd.Context(), cfg, flow, conn, log)
 		},
 	}
 	cmd.Flags().Var(&start, "start-lsn", "skip every event committed before this position; it must not lie before what the slot has confirmed")
 	return cmd
 }
 
-// stream runs the pipeline until ctx ends, and shows what it does.
-func stream(ctx context.Context, cfg config.Config, start pglogrepl.LSN, conn driver.Conn, log *slog.Logger) error {
+// stream runs the pipeline and the maintenance of the outbox until ctx ends, and shows what they do.
+func stream(ctx context.Context, cfg config.Config, flow pipeline.Config, conn driver.Conn, log *slog.Logger) error {
 	flush, err := telemetry.InitSentry(cfg.Sentry, "streamer")
 	if err != nil {
 		return err
@@ -58,59 +63,67 @@ func stream(ctx context.Context, cfg config.Config, start pglogrepl.LSN, conn dr
 		return err
 	}
 	defer probe.Postgres.Close()
-	monitor := ops.NewMonitor(ops.Options{Addr: cfg.Addr, Probe: probe, MaxLag: int64(cfg.MaxLag), Retention: cfg.Retention, Log: log})
-	flow := cfg.Pipeline()
-	flow.StartLSN = start
+	maintainer := &retention.Maintainer{Postgres: probe.Postgres, Schema: cfg.Postgres.Schema, Retention: cfg.Retention, Log: log}
+	monitor := ops.NewMonitor(ops.Options{
+		Addr: cfg.Addr, Hosts: cfg.Hosts, Probe: probe, MaxLag: int64(cfg.MaxLag), Retention: cfg.Retention, Maintenance: maintainer.Err, Log: log,
+		Environment: cfg.Environment, Shard: cfg.Replication.Shard.String(),
+	})
 	p := pipeline.New(flow, conn, log, monitor)
+	maintainer.Active = func() bool { // also while ClickHouse is away: the outbox needs partitions, and what is delivered may go
+		s := p.Progress().State()
+		return s == pipeline.Streaming || s == pipeline.Retrying
+	}
 	stop, err := monitor.Start(ctx, p.Progress())
 	if err != nil {
 		return err
 	}
 	defer stop()
+	maintaining, stopMaintenance := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer stopMaintenance()
+	group.Go(func() { maintainer.Run(maintaining) })
 	log.Info("starting", "slot", flow.Slot, "clickhouse", cfg.ClickHouse.Address(), "version", telemetry.Build().Version)
-	if err := p.Run(ctx); err != nil {
-		telemetry.Report(context.WithoutCancel(ctx), "streamer", err)
+	if err := runUntilStopped(ctx, p, monitor, cfg.ExitOnFailure, log); err != nil {
 		return err
 	}
 	log.Info("stopped", "confirmed_lsn", p.Progress().Confirmed().String())
 	return nil
 }
 
+const (
+	firstFailureWait = time.Second
+	maxFailureWait   = 30 * time.Second
+)
+
+// runUntilStopped runs the pipeline again after a fatal error, with back-off: until an
+// operator has acted, the streamer is up and not ready, and says why. What only
+// another configuration can cure ends the program, as exit asks for with any error.
+func runUntilStopped(ctx context.Context, p *pipeline.Pipeline, monitor *ops.Monitor, exit bool, log *slog.Logger) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = firstFailureWait, maxFailureWait
+	for {
+		flushes, began := p.Progress().LastFlush(), time.Now()
+		err := p.Run(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		monitor.Failed(err)
+		if cause, _ := failure.CauseOf(err); exit || cause == failure.Configuration {
+			return err
+		}
+		if p.Progress().LastFlush() != flushes || time.Since(began) > maxFailureWait {
+			wait.Reset()
+		}
+		pause := wait.NextBackOff()
+		log.Error("the streamer cannot run, retrying", "error", err, "wait", pause.Round(time.Millisecond))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
 // sentryTimeout bounds what Sentry may take at the end.
 const sentryTimeout = 2 * time.Second
-
-// newProbe shares conn; the caller closes the probe's pool.
-func newProbe(ctx context.Context, cfg config.Config, conn driver.Conn) (*ops.Probe, error) {
-	pool, err := postgres.NewPool(ctx, postgres.Config{URL: cfg.Postgres.URL, MaxConns: 2}, "diehard-streamer-watch")
-	if err != nil {
-		return nil, err
-	}
-	from := cfg.Replication.Origin()
-	return &ops.Probe{
-		Postgres: pool, ClickHouse: conn, Slot: from.Slot, Publication: from.Publication,
-		EventLog: cfg.ClickHouse.EventLogTable, DeadLetter: cfg.ClickHouse.DeadLetterTable,
-	}, nil
-}
-
-func newLogger(cfg config.Config) *slog.Logger {
-	return telemetry.NewLogger(cfg.Log, os.Stderr, slog.String("program", "streamer"), slog.String("environment", cfg.Environment))
-}
-
-// compressionBuffer is after how many bytes clickhouse-go compresses and sends
-// what it has of a block. It looks between columns, so the largest column decides
-// on its memory; less than its default keeps the others from adding to it.
-const compressionBuffer = 1 << 20
-
-// openClickHouse does not wait for the server: the pipeline retries by itself.
-func openClickHouse(cfg clickhouse.Config) (driver.Conn, error) {
-	options, err := clickhouse.Options(cfg)
-	if err != nil {
-		return nil, err
-	}
-	options.MaxCompressionBuffer = compressionBuffer
-	conn, err := ch.Open(options)
-	if err != nil {
-		return nil, fmt.Errorf("connect to ClickHouse: %w", err)
-	}
-	return conn, nil
-}

@@ -13,14 +13,14 @@ import (
 )
 
 func slotCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "slot", Short: "Create or drop the replication slot"}
+	cmd := &cobra.Command{Use: "slot", Short: "Create, drop, accept or finish the replication slot"}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "create",
 		Short: "Create the slot at the present end of the WAL; earlier events need `replay --from-table`",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
-				s, err := c.Recreate(ctx)
+				s, err := c.ReplaceSlot(ctx)
 				if err != nil {
 					return err
 				}
@@ -28,12 +28,48 @@ func slotCommand() *cobra.Command {
 				return err
 			})
 		},
-	}, dropSlotCommand())
+	}, dropSlotCommand(), acceptSlotCommand(), finishSlotCommand())
 	return cmd
 }
 
+func finishSlotCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "finish",
+		Short: "Confirm the end of the WAL, when everything is delivered and the streamer is stopped, as pg_upgrade wants it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
+				s, err := c.FinishSlot(ctx)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s has delivered everything and stands at %s; stop the server before anything is published\n", slot, s.ConfirmedFlush)
+				return err
+			})
+		},
+	}
+}
+
+func acceptSlotCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "accept",
+		Short: "Go on with a slot that may not have sent every event, which `replay --from-table` then finds; it keeps what waits in the slot",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
+				s, err := c.AcceptSlot(ctx)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s goes on behind %s; run `streamer replay --from-table`, retention waits for it\n", slot, s.ConfirmedFlush)
+				return err
+			})
+		},
+	}
+}
+
 func dropSlotCommand() *cobra.Command {
-	var forGood bool
+	var forget bool
 	cmd := &cobra.Command{
 		Use:   "drop",
 		Short: "Drop the slot, letting PostgreSQL remove the WAL it holds; the streamer must be stopped",
@@ -46,8 +82,8 @@ func dropSlotCommand() *cobra.Command {
 				} else if err != nil {
 					return err
 				}
-				if forGood {
-					if err := c.Forget(ctx); err != nil {
+				if forget {
+					if err := c.DeleteRecord(ctx); err != nil {
 						return err
 					}
 				}
@@ -56,7 +92,7 @@ func dropSlotCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&forGood, "for-good", false,
+	cmd.Flags().BoolVar(&forget, "forget", false,
 		"the slot will not come back: retention no longer waits for it and drops old partitions, delivered to it or not")
 	return cmd
 }
@@ -66,8 +102,8 @@ func withControl(ctx context.Context, do func(ctx context.Context, c *replicatio
 	if err != nil {
 		return err
 	}
-	from := cfg.Replication.Origin()
-	c, err := replication.OpenControl(ctx, cfg.Postgres.URL, "diehard-streamer-command", from)
+	from := cfg.Origin()
+	c, err := replication.OpenControl(ctx, cfg.Postgres.Address(), "diehard-streamer-command", from)
 	if err != nil {
 		return err
 	}

@@ -2,13 +2,18 @@ package main
 
 import (
 	"context"
+	"io"
+	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/failure"
 	"diehard/streamer/doctor"
+	"diehard/streamer/ops"
 )
 
 // The runbook's entry for a slot that is gone, step by step, with producers that go on.
@@ -16,6 +21,7 @@ func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
 	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_EXIT_ON_FAILURE", "true")
 	t.Setenv("LOG_LEVEL", "error")
 	cmd := root()
 	cmd.SetArgs([]string{"run"})
@@ -27,17 +33,17 @@ func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 		return err == nil && active
 	})
 	deliver(t, env, 30)
-	stop := produceEvents(t, env)
+	stop := produceEvents(t, env, 1)
 	dropUnderTheStreamer(t, env)
 	require.ErrorContains(t, <-ended, "streamer slot create")
 
 	out, err := command(t, "status")
 	require.NoError(t, err)
-	assert.Regexp(t, "(?m)^slot +GONE, .*`streamer doctor`$", out)
+	assert.Regexp(t, "(?m)^slot +missing, .*`streamer doctor`$", out)
 	out, err = command(t, "doctor")
 	require.ErrorIs(t, err, exitCode(doctor.Error))
-	assert.Regexp(t, `(?m)^  FAIL  slot .* is gone: events may be missing in ClickHouse$`, out)
-	assert.Contains(t, out, "streamer slot create, start the streamer, streamer replay --from-table")
+	assert.Regexp(t, `(?m)^  FAIL  slot .* is gone, and with it the position in the WAL: events may be missing in ClickHouse$`, out)
+	assert.Contains(t, out, "`streamer slot create`, start the streamer, `streamer replay --from-table`")
 
 	var lost int // that no slot will deliver; at least one
 	awaitTrue(t, "events are missing", func() bool {
@@ -62,12 +68,46 @@ func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 	assert.Equal(t, rows, events, "no duplicates")
 }
 
-func TestASlotIsGivenUpForGood(t *testing.T) {
+// A streamer that cannot run stays up, says why, and goes on when the operator has acted.
+func TestAStreamerThatCannotRunStaysUpAndRecovers(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("LOG_LEVEL", "error")
+	ctx, stop := context.WithCancel(t.Context())
+	cmd := root()
+	cmd.SetArgs([]string{"run"})
+	cmd.SetErr(io.Discard)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	status := func() ops.Status {
+		s, _ := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR")) // not up yet: the zero Status
+		return s
+	}
+	awaitTrue(t, "the streamer is ready", func() bool { return status().Ready })
+	deliver(t, env, 10)
+	dropUnderTheStreamer(t, env)
+	awaitTrue(t, "the streamer says that it cannot run", func() bool {
+		s := status()
+		return s.State == ops.Failed && s.Cause == failure.SlotLost && !s.Ready
+	})
+	out, err := command(t, "status")
+	require.NoError(t, err)
+	assert.Regexp(t, `(?m)^streamer +FAILED \(slot_lost\), up `, out)
+	_, err = command(t, "slot", "create")
+	require.NoError(t, err)
+	awaitTrue(t, "the streamer goes on by itself", func() bool { return status().Ready })
+	deliver(t, env, 10)
+	stop()
+	require.NoError(t, <-ended)
+}
+
+func TestASlotIsForgotten(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
 	known := func() (known bool) {
 		t.Helper()
-		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM streamer_slot)").Scan(&known))
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM diehard_slot)").Scan(&known))
 		return known
 	}
 	for _, step := range []struct {
@@ -78,10 +118,10 @@ func TestASlotIsGivenUpForGood(t *testing.T) {
 		{[]string{"slot", "create"}, "starts at", true},
 		{[]string{"slot", "drop"}, "dropped", true},
 		{[]string{"slot", "create"}, "starts at", true},
-		{[]string{"slot", "drop", "--for-good"}, "dropped", false},
+		{[]string{"slot", "drop", "--forget"}, "dropped", false},
 		{[]string{"slot", "create"}, "starts at", true},
 		{[]string{"slot", "drop"}, "dropped", true},
-		{[]string{"slot", "drop", "--for-good"}, "did not exist", false},
+		{[]string{"slot", "drop", "--forget"}, "did not exist", false},
 	} {
 		out, err := command(t, step.args...)
 		require.NoError(t, err)
@@ -90,15 +130,20 @@ func TestASlotIsGivenUpForGood(t *testing.T) {
 	}
 }
 
-// produceEvents publishes one event after the other until stop is called.
-func produceEvents(t *testing.T, env *testenv.Env) (stop func()) {
+// producerPace is the time between two transactions of produceEvents.
+const producerPace = 20 * time.Millisecond
+
+// produceEvents publishes transactions of n events, one after the other, until stop is called.
+func produceEvents(t *testing.T, env *testenv.Env, n int) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
+		pace := time.NewTicker(producerPace) // on a slow machine the readers fall behind for ever otherwise
+		defer pace.Stop()
 		var err error
-		for ctx.Err() == nil && err == nil {
-			_, err = env.Pool.Exec(context.WithoutCancel(ctx), "INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}')")
+		for ; ctx.Err() == nil && err == nil; <-pace.C {
+			_, err = env.Pool.Exec(context.WithoutCancel(ctx), "INSERT INTO outbox (event_type, event_context) SELECT 't', '{}' FROM generate_series(1, $1::int)", n)
 		}
 		done <- err
 	}()

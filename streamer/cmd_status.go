@@ -11,7 +11,6 @@ import (
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
-	"diehard/shared/settings"
 	"diehard/streamer/config"
 	"diehard/streamer/ops"
 )
@@ -26,15 +25,13 @@ func statusCommand() *cobra.Command {
 		Short: "Show slot, lag, throughput and errors; works with and without a running streamer",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := settings.Parse[config.Config]("streamer status")
-			if err != nil {
-				return err
-			}
 			show := writeText
 			if asJSON {
 				show = writeJSON
 			}
-			return status(cmd.Context(), cfg, cmd.OutOrStdout(), watch, show)
+			return withProbe(cmd, func(ctx context.Context, cfg config.Config, probe *ops.Probe) error {
+				return status(ctx, cfg, probe, cmd.OutOrStdout(), watch, show)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every second")
@@ -45,17 +42,7 @@ func statusCommand() *cobra.Command {
 var errNoAnswer = errors.New("neither the streamer nor a database answers")
 
 // status shows the status once, or every second until ctx ends.
-func status(ctx context.Context, cfg config.Config, out io.Writer, watch bool, show func(io.Writer, ops.Status) error) error {
-	conn, err := openClickHouse(cfg.ClickHouse)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	probe, err := newProbe(ctx, cfg, conn)
-	if err != nil {
-		return err
-	}
-	defer probe.Postgres.Close()
+func status(ctx context.Context, cfg config.Config, probe *ops.Probe, out io.Writer, watch bool, show func(io.Writer, ops.Status) error) error {
 	for {
 		s := askStatus(ctx, cfg, probe)
 		if watch && onTerminal(out) {
@@ -80,7 +67,7 @@ func status(ctx context.Context, cfg config.Config, out io.Writer, watch bool, s
 	}
 }
 
-// askStatus prefers the streamer, which knows most, if it is the one of our slot.
+// askStatus prefers the running streamer's answer, if it is the one of our slot.
 func askStatus(ctx context.Context, cfg config.Config, probe *ops.Probe) ops.Status {
 	s, err := ops.AskStreamer(ctx, cfg.Addr)
 	if err == nil && s.SlotName == probe.Slot && sameServer(ctx, probe, s.Postgres.Postgres) {
@@ -89,7 +76,7 @@ func askStatus(ctx context.Context, cfg config.Config, probe *ops.Probe) ops.Sta
 	return probe.Status(ctx)
 }
 
-// sameServer tells whether a streamer's PostgreSQL is ours. Slots have the same
+// sameServer reports whether a streamer's PostgreSQL is ours. Slots have the same
 // name in every installation; a server that does not answer in time gives the
 // streamer the benefit of the doubt.
 func sameServer(ctx context.Context, probe *ops.Probe, theirs *ops.Postgres) bool {

@@ -51,7 +51,7 @@ func verifyCommand() *cobra.Command {
 	return cmd
 }
 
-// closeVerify writes the verdict; exit code 1 tells that something is wrong.
+// closeVerify writes the verdict; exit code 1 means that something is wrong.
 func closeVerify(out io.Writer, v replay.Verdict) error {
 	where := "the outbox"
 	if v.To != 0 {
@@ -62,9 +62,9 @@ func closeVerify(out io.Writer, v replay.Verdict) error {
 		return err
 	}
 	_, _ = fmt.Fprintf(out, "%d events in %s: %d equal, %d dead letters, %d missing, %d extra, %d different\n",
-		v.Read, where, v.Equal, v.SetAside, v.Missing, v.Extra, v.Different)
+		v.Read, where, v.Equal, v.DeadLetters, v.Missing, v.Extra, v.Different)
 	if v.Messages {
-		_, _ = fmt.Fprintln(out, "events that were published as messages are not in the outbox, and extra ones cannot be told from them: "+
+		_, _ = fmt.Fprintln(out, "events that were published as messages are not in the outbox, and cannot be distinguished from extra ones: "+
 			"`streamer verify --from-bookmark` compares them all")
 	}
 	if !v.Wrong() {

@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/telemetry/sentrytest"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/sentrytest"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/doctor"
 	"diehard/streamer/ops"
 )
@@ -32,7 +32,7 @@ func use(t *testing.T, env *testenv.Env) {
 		name, value, _ := strings.Cut(entry, "=")
 		t.Setenv(name, value)
 	}
-	t.Setenv("STREAMER_ADDR", "127.0.0.1:1") // nobody listens there
+	t.Setenv("STREAMER_ADDR", "127.0.0.1:1") // nothing listens there
 }
 
 // command runs streamer with the given arguments.
@@ -71,17 +71,17 @@ func TestRunIsWatched(t *testing.T) {
 		return err == nil && strings.Contains(out, "; 12 events in ")
 	}, 20*time.Second, 20*time.Millisecond, "status never shows the events")
 	assert.Regexp(t, `(?m)^streamer +STREAMING, up `, out)
-	assert.Regexp(t, `(?m)^slot +held by diehard-streamer-`, out)
+	assert.Regexp(t, `(?m)^slot +active \(diehard-streamer-`, out)
 	assert.LessOrEqual(t, strings.Count(out, "\n"), 24, "one screen")
 
 	cancel()
 	require.NoError(t, <-done)
 	assert.NotEmpty(t, sentry.Items("transaction"), "flushes are traced")
 	_, err = ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
-	assert.Error(t, err, "nobody listens any more")
+	assert.Error(t, err, "nothing listens any more")
 }
 
-// freeAddress is one that nobody listens on.
+// freeAddress is one on which nothing listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -128,7 +128,7 @@ func TestStatusDoesNotComeFromAnotherInstallation(t *testing.T) {
 	use(t, env)
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		theirs := ops.Postgres{SystemID: "1"}
-		_ = json.NewEncoder(w).Encode(ops.Status{State: "streaming", SlotName: env.Slot, Postgres: ops.PostgresEnd{Postgres: &theirs, Up: true}})
+		_ = json.NewEncoder(w).Encode(ops.Status{State: "streaming", SlotName: env.Slot, Postgres: ops.PostgresEndpoint{Postgres: &theirs, Up: true}})
 	}))
 	defer elsewhere.Close()
 	t.Setenv("STREAMER_ADDR", elsewhere.Listener.Addr().String())
@@ -137,14 +137,14 @@ func TestStatusDoesNotComeFromAnotherInstallation(t *testing.T) {
 	assert.Regexp(t, `(?m)^streamer +NOT RUNNING, slot `+env.Slot, out)
 }
 
-func TestStatusWithoutAnybody(t *testing.T) {
+func TestStatusWhenNothingAnswers(t *testing.T) {
 	use(t, testenv.New(t))
 	t.Setenv("DATABASE_URL", "postgres://someone:hunter2@127.0.0.1:1/app")
 	t.Setenv("CLICKHOUSE_PORT", "1")
 	out, err := command(t, "status")
 	require.ErrorIs(t, err, errNoAnswer)
-	assert.Contains(t, out, "PostgreSQL    DOES NOT ANSWER: ask PostgreSQL")
-	assert.Contains(t, out, "ClickHouse    DOES NOT ANSWER: ")
+	assert.Contains(t, out, "PostgreSQL    unreachable: ask PostgreSQL")
+	assert.Contains(t, out, "ClickHouse    unreachable: ")
 	assert.NotContains(t, out, "hunter2")
 }
 
@@ -161,4 +161,10 @@ func TestDoctorsExitCodeIsTheWorstFinding(t *testing.T) {
 	require.ErrorIs(t, err, exitCode(doctor.Error))
 	assert.Contains(t, out, `CREATE PUBLICATION \"outbox_pub\" FOR TABLE public.outbox`)
 	assert.Contains(t, out, `"level": "error"`)
+}
+
+func TestVersion(t *testing.T) {
+	out, err := command(t, "--version")
+	require.NoError(t, err)
+	assert.Regexp(t, `^streamer \S+ \(commit .+, date .+, go1\..+\)\n$`, out)
 }

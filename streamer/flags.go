@@ -5,8 +5,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-
-	"diehard/shared/settings"
 )
 
 // lsnFlag is a position in the WAL on the command line; 0 when not given.
@@ -61,16 +59,3 @@ func (f *timeFlag) String() string {
 
 // Type implements pflag.Value.
 func (f *timeFlag) Type() string { return "TIME" }
-
-// humanBytes is a size to read, not to parse.
-func humanBytes[T int64 | uint64](n T) string {
-	for _, unit := range []struct {
-		size settings.Bytes
-		name string
-	}{{settings.TiB, "TiB"}, {settings.GiB, "GiB"}, {settings.MiB, "MiB"}, {settings.KiB, "KiB"}} {
-		if n >= T(unit.size) {
-			return fmt.Sprintf("%.1f %s", float64(n)/float64(unit.size), unit.name)
-		}
-	}
-	return fmt.Sprintf("%d B", n)
-}

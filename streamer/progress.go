@@ -52,7 +52,7 @@ func (p *progress) report(done, total uint64) {
 		return
 	}
 	p.drawn = true
-	_, _ = io.WriteString(p.bar, p.line(done, total, elapsed)) // a bar that cannot be drawn is missed by nobody
+	_, _ = io.WriteString(p.bar, p.line(done, total, elapsed)) // without a bar the command still works
 }
 
 // line draws over the line before.
@@ -81,4 +81,4 @@ func (p *progress) end() {
 	}
 }
 
-func events(n uint64) string { return fmt.Sprintf("%d events", n) }
+func eventCount(n uint64) string { return fmt.Sprintf("%d events", n) }

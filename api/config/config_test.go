@@ -47,30 +47,35 @@ func TestKeysAreNeededWhereOthersReachTheApi(t *testing.T) {
 	t.Parallel()
 	hash := strings.Repeat("a", 64)
 	for _, c := range []struct {
-		addr, environment, keys string
-		ok                      bool
+		addr, environment, keys, open string
+		ok                            bool
 	}{
-		{"127.0.0.1:8080", "Production", "", true},
-		{"[::1]:8080", "Production", "", true},
-		{"localhost:8080", "Production", "", true},
-		{":8080", "Local", "", true},
-		{":8080", "Production", hash, true},
-		{"192.0.2.1:8080", "Production", "shop:" + hash + ",bank:" + hash, true},
-		{":8080", "Production", "", false},
-		{"0.0.0.0:8080", "Production", "", false},
-		{"[::]:8080", "Staging", "", false},
-		{"example.com:8080", "Production", "", false},
-		{":8080", "local", "", false},
-		{"127.0.0.1:8080", "Local", "hunter2", false},
+		{"127.0.0.1:8080", "Production", "", "", true},
+		{"127.8.9.1:8080", "Production", "", "", true},
+		{"[::1]:8080", "Production", "", "", true},
+		{"localhost:8080", "Production", "", "", true},
+		{":8080", "Production", hash, "", true},
+		{"192.0.2.1:8080", "Production", "shop:" + hash + ",bank:" + hash, "", true},
+		{":8080", "Production", "", "true", true},
+		{":8080", "Local", "", "true", true},
+		{":8080", "Local", "", "", false},
+		{":8080", "Local", "", "false", false},
+		{":8080", "Production", "", "", false},
+		{"0.0.0.0:8080", "Local", "", "", false},
+		{"[::]:8080", "Staging", "", "", false},
+		{"example.com:8080", "Local", "", "", false},
+		{"localhost.example.com:8080", "Local", "", "", false},
+		{"127.0.0.1:8080", "Local", "hunter2", "", false},
+		{":8080", "Local", "hunter2", "true", false},
 	} {
 		_, err := settings.ParseFrom[config.Config]("api", map[string]string{
-			"DATABASE_URL": "postgres://db/app", "API_ADDR": c.addr, "ENVIRONMENT": c.environment, "API_KEYS": c.keys,
+			"DATABASE_URL": "postgres://db/app", "API_ADDR": c.addr, "ENVIRONMENT": c.environment, "API_KEYS": c.keys, "API_OPEN": c.open,
 		})
 		if c.ok {
 			assert.NoError(t, err, c.addr)
 			continue
 		}
-		require.ErrorContains(t, err, "API_KEYS")
+		require.ErrorContains(t, err, "API_KEYS", c.addr)
 		assert.ErrorContains(t, err, "api key NAME")
 		assert.NotContains(t, err.Error(), "hunter2")
 	}

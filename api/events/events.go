@@ -1,5 +1,5 @@
-// Package events takes the events of other programs and publishes them: all of
-// a request or none, once for each idempotency key.
+// Package events publishes the events of other programs: all of a request or
+// none, and once per idempotency key.
 package events
 
 import (
@@ -10,25 +10,21 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
+	"diehard/api/idempotency"
 	"diehard/shared/event"
+	"diehard/shared/postgres"
 	"diehard/shared/telemetry"
 )
 
-// MaxEvents is how many events a request may have.
+// MaxEvents is the maximum number of events per request.
 const MaxEvents = 100_000
 
-// Errors that are answers, not failures.
-var (
-	ErrTooMany    = fmt.Errorf("more than %d events in one request", MaxEvents)
-	ErrKeyRunning = errors.New("a request with this idempotency key is still running")
-	ErrKeyReused  = errors.New("this idempotency key was used for another request")
-	ErrBusy       = errors.New("too many large requests at a time")
-)
+// ErrTooMany is an error of the client.
+var ErrTooMany = fmt.Errorf("more than %d events in one request", MaxEvents)
 
-// Source yields the events of a request in their order, io.EOF after the last.
-// Any other error ends the request, and none of its events is stored.
+// Source returns the events of a request in order, then io.EOF. After any other
+// error none of the events is stored.
 type Source interface {
 	Next() (NewEvent, error)
 }
@@ -36,103 +32,111 @@ type Source interface {
 // Request is one request to publish events.
 type Request struct {
 	Source Source
-	Caller string // whose idempotency keys these are
-	Key    string // idempotency key; empty: none
-	// Digest is the SHA-256 of all that was sent. It is asked for if there is a
-	// Key, once Source has ended.
-	Digest func() [32]byte
+	Caller string          // stored with the events as who published them; empty: the login
+	Key    idempotency.Key // zero: none
+	// Digest is called if there is a Key, after Source has returned io.EOF.
+	Digest func() idempotency.Digest
 }
 
-// Receipt is what became of a request.
-type Receipt struct {
-	IDs      []uuid.UUID // of the events, in their order
-	Repeated bool        // an earlier request with the same key had stored them
+// Result is the outcome of a request.
+type Result struct {
+	IDs      []uuid.UUID // of the events, in order
+	Repeated bool        // an earlier request with the same key stored them
 }
 
-// Service is the use case. Safe for concurrent use.
+// Service publishes events. Safe for concurrent use.
 type Service struct {
-	db          *pgxpool.Pool
+	db          postgres.DB
 	environment string
-	large       chan struct{} // a place for each large request at work
+	outbox      event.Outbox
 }
 
-// New returns a service that publishes to db, as of environment where an event
-// says nothing else. Large requests, which hold a connection while their body
-// arrives, take at most half of db's connections.
-func New(db *pgxpool.Pool, environment string) *Service {
-	return &Service{db: db, environment: environment, large: make(chan struct{}, max(1, db.Config().MaxConns/2))}
+// New returns a service that publishes to db. environment is that of events
+// without one.
+func New(db postgres.DB, environment string) *Service {
+	return &Service{db: db, environment: environment}
 }
 
-// Accept stores the events of r in one transaction. Memory is bounded by the
-// chunks in which they are sent, not by their number. A request of one chunk and
-// without a key needs one round trip.
+// WithOutbox returns s that publishes into outbox; without it into that of schema public.
+func (s *Service) WithOutbox(outbox event.Outbox) *Service {
+	with := *s
+	with.outbox = outbox
+	return &with
+}
+
+// Publish stores the events of r in one transaction. Memory is bounded by the
+// size of a chunk, not by the number of events. A request of one chunk without a
+// key needs one round trip; one of several holds a connection while r.Source is read.
 //
-// The receipt has the events read so far also when there is an error:
-// [*InvalidError], [ErrTooMany], [ErrKeyRunning], [ErrKeyReused], [ErrBusy],
-// those of r.Source, [event.ErrPublish], or those of pgx.
-func (s *Service) Accept(ctx context.Context, r Request) (Receipt, error) {
-	in, err := newIntake(r.Source, s.environment, telemetry.Traceparent(ctx))
+// With an error the result has the events read so far. Errors:
+// [*InvalidError], [ErrTooMany], [idempotency.ErrRunning],
+// [idempotency.ErrReused], those of r.Source, [event.ErrPublish], or those of pgx.
+func (s *Service) Publish(ctx context.Context, r Request) (Result, error) {
+	in, err := newReader(r.Source, s.environment, telemetry.Traceparent(ctx))
 	if err != nil {
-		return Receipt{}, err
+		return Result{}, err
 	}
-	repeated, err := s.accept(ctx, r, in)
-	return Receipt{IDs: in.ids, Repeated: repeated}, err
+	repeated, err := s.publish(ctx, r, in)
+	return Result{IDs: in.ids, Repeated: repeated}, err
 }
 
-func (s *Service) accept(ctx context.Context, r Request, in *intake) (repeated bool, err error) {
+func (s *Service) publish(ctx context.Context, r Request, in *reader) (repeated bool, err error) {
 	if err := in.read(); err != nil {
 		return false, err
 	}
-	if in.ended && r.Key == "" {
-		return false, event.Publish(ctx, s.db, in.chunk...)
+	if in.ended && r.Key.IsZero() {
+		return false, in.refused(s.outboxOf(r).Publish(ctx, s.db, in.chunk...))
 	}
-	if !in.ended { // from here on the connection waits for the client
-		select {
-		case s.large <- struct{}{}:
-			defer func() { <-s.large }()
-		default:
-			return false, ErrBusy
-		}
-	}
-	// The claim of a key must see what was committed before its lock was free.
+	// The second statement of Claim must see what was committed before its lock was free.
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 	err = pgx.BeginTxFunc(ctx, s.db, options, func(tx pgx.Tx) error {
-		if r.Key == "" {
-			return in.publish(ctx, tx)
+		if r.Key.IsZero() {
+			return in.publish(ctx, tx, s.outboxOf(r))
 		}
-		repeated, err = once(ctx, tx, r, in)
+		repeated, err = s.publishIdempotent(ctx, tx, r, in)
 		return err
 	})
 	return repeated, err
 }
 
-// once publishes unless a request with the same key did.
-func once(ctx context.Context, tx pgx.Tx, r Request, in *intake) (repeated bool, err error) {
-	key := keyOf(r.Caller, r.Key)
-	before, err := key.claim(ctx, tx)
+// outboxOf returns the outbox for the events of r's caller.
+func (s *Service) outboxOf(r Request) event.Outbox {
+	outbox := s.outbox
+	outbox.PublishedBy = r.Caller
+	return outbox
+}
+
+// publishIdempotent publishes the events unless an earlier request with the key did.
+func (s *Service) publishIdempotent(ctx context.Context, tx pgx.Tx, r Request, in *reader) (repeated bool, err error) {
+	before, err := r.Key.Claim(ctx, tx)
 	if err != nil {
 		return false, err
 	}
 	if before == nil {
-		if err := in.publish(ctx, tx); err != nil {
+		if err := in.publish(ctx, tx, s.outboxOf(r)); err != nil {
 			return false, err
 		}
-		return false, key.keep(ctx, tx, r.Digest(), in.first)
+		var batch pgx.Batch
+		r.Key.Save(&batch, idempotency.Use{Digest: r.Digest(), ID: in.first})
+		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+			return false, fmt.Errorf("save idempotency key: %w", err)
+		}
+		return false, nil
 	}
 	if err := in.drain(); err != nil {
 		return false, err
 	}
-	if before.request != r.Digest() {
-		return false, ErrKeyReused
+	if before.Digest != r.Digest() {
+		return false, idempotency.ErrReused
 	}
-	in.renumber(before.first)
+	in.renumber(before.ID)
 	return true, nil
 }
 
-// publish sends the chunk at hand and all that follow.
-func (in *intake) publish(ctx context.Context, tx pgx.Tx) error {
+// publish inserts the current chunk and all that follow.
+func (in *reader) publish(ctx context.Context, tx pgx.Tx, outbox event.Outbox) error {
 	for {
-		if err := event.Publish(ctx, tx, in.chunk...); err != nil {
+		if err := in.refused(outbox.Publish(ctx, tx, in.chunk...)); err != nil {
 			return err
 		}
 		if in.ended {
@@ -144,8 +148,8 @@ func (in *intake) publish(ctx context.Context, tx pgx.Tx) error {
 	}
 }
 
-// drain reads what is left, for its ids.
-func (in *intake) drain() error {
+// drain reads the remaining events, for their ids.
+func (in *reader) drain() error {
 	for !in.ended {
 		if err := in.read(); err != nil {
 			return err
@@ -154,5 +158,5 @@ func (in *intake) drain() error {
 	return nil
 }
 
-// isEnd tells whether err is a source's end.
+// isEnd reports whether err is the end of a source.
 func isEnd(err error) bool { return errors.Is(err, io.EOF) }

@@ -13,12 +13,11 @@ import (
 	"diehard/shared/event"
 )
 
-// maxDepth bounds the nesting of a context: PostgreSQL reads JSON with a stack.
+// maxDepth bounds the nesting of a context: PostgreSQL parses JSON recursively.
 const maxDepth = 1000
 
-// NewEvent is what a caller gives to publish an event. That the context is JSON
-// is the caller's to check, who has read it; what is not is refused without a
-// field's name.
+// NewEvent holds the fields of an event to publish. The source has checked that
+// the context is JSON.
 type NewEvent struct {
 	ID              uuid.UUID       // zero: made when stored
 	Type            string          // 1 to 255 bytes
@@ -26,19 +25,20 @@ type NewEvent struct {
 	Environment     *string         // at most 255 bytes; nil: that of the installation
 	Context         json.RawMessage // JSON of at most 1 MiB, stored byte for byte
 	MetadataVersion int64           // 1 or more; zero: 1
+	Key             string          // what the event is about; see event.Event
 
-	// Broken names the fields that could not even be read, the event itself by
-	// an empty name. They are reported along with those that break a rule.
-	Broken []FieldError
+	// Unreadable lists the fields that could not be parsed, the event itself with
+	// an empty name. They are reported together with those that break a rule.
+	Unreadable []FieldError
 }
 
 // FieldError says what is wrong with one field.
 type FieldError struct {
-	Field   string // as in JSON, with the event's place: events[3].event_type
+	Field   string // as in JSON, with the event's index: events[3].event_type
 	Message string
 }
 
-// InvalidError names the fields that break a rule, [maxFieldErrors] at most.
+// InvalidError lists the fields that break a rule, [maxFieldErrors] at most.
 type InvalidError struct{ Fields []FieldError }
 
 // Error names the fields, never their values.
@@ -55,16 +55,16 @@ var (
 	latest   = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) // exclusive
 )
 
-// problems returns what is wrong with n, by field.
+// problems returns what is wrong with n, per field.
 func (n *NewEvent) problems() []FieldError {
 	broken := map[string]bool{}
-	for _, b := range n.Broken {
+	for _, b := range n.Unreadable {
 		broken[b.Field] = true
 	}
 	if broken[""] {
-		return n.Broken
+		return n.Unreadable
 	}
-	found := n.Broken
+	found := n.Unreadable
 	check := func(field, message string) {
 		if message != "" && !broken[field] {
 			found = append(found, FieldError{field, message})
@@ -88,13 +88,16 @@ func (n *NewEvent) typeProblem() string {
 	if n.Type == "" {
 		return "is required"
 	}
+	if strings.Trim(n.Type, " ") != n.Type {
+		return "must not have spaces at its ends"
+	}
 	return textProblem(n.Type, event.MaxTypeBytes)
 }
 
-func textProblem(text string, most int) string {
+func textProblem(text string, maxBytes int) string {
 	switch {
-	case len(text) > most:
-		return fmt.Sprintf("must have at most %d bytes", most)
+	case len(text) > maxBytes:
+		return fmt.Sprintf("must have at most %d bytes", maxBytes)
 	case !utf8.ValidString(text):
 		return "must be UTF-8"
 	case strings.IndexFunc(text, unicode.IsControl) >= 0:
@@ -119,7 +122,7 @@ func contextProblem(context json.RawMessage) string {
 	}
 }
 
-// depth is how deep text is nested, if it is JSON.
+// depth returns the nesting of text, which is JSON.
 func depth(text []byte) int {
 	var now, deepest int
 	quoted := false
@@ -140,7 +143,7 @@ func depth(text []byte) int {
 	return deepest
 }
 
-// event returns n as it is stored.
+// event returns n as stored.
 func (n *NewEvent) event(environment, traceparent string) event.Event {
 	if n.Environment != nil {
 		environment = *n.Environment

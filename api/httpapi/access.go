@@ -12,17 +12,36 @@ import (
 	"golang.org/x/time/rate"
 
 	"diehard/api/keys"
+	"diehard/shared/hostcheck"
 )
 
 const (
 	headerAPIKey = "X-Api-Key" //nolint:gosec // the name of a header
 	callerField  = "caller"    // of the echo context
-	// forgetCaller is how long the rate of a silent caller is remembered.
-	forgetCaller = 3 * time.Minute
+	// rateExpiry is how long the rate of an inactive caller is kept.
+	rateExpiry = 3 * time.Minute
 )
 
-// requireKey lets requests with one of the keys pass. Without keys everybody
-// does: the configuration allows that for nobody but this machine.
+// checkHost refuses requests to a loopback listener that carry a foreign Host: a
+// browser sends them for a page whose name was rebound to 127.0.0.1.
+func checkHost(loopbackOnly bool, names []string) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		if !loopbackOnly {
+			return next
+		}
+		return func(c echo.Context) error {
+			if !hostcheck.Allowed(c.Request().Host, names) {
+				return &Problem{
+					Status: http.StatusMisdirectedRequest,
+					Detail: "This Host is not allowed. Use localhost or 127.0.0.1, or add the name to API_HOSTS.",
+				}
+			}
+			return next(c)
+		}
+	}
+}
+
+// requireKey refuses requests without a valid key. An empty set refuses none.
 func requireKey(set keys.Set) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		if set.Empty() {
@@ -40,14 +59,14 @@ func requireKey(set keys.Set) echo.MiddlewareFunc {
 	}
 }
 
-// callerOf names whose key a request has, empty without keys.
+// callerOf returns the name of the request's caller, empty without keys.
 func callerOf(c echo.Context) string {
 	caller, _ := c.Get(callerField).(string)
 	return caller
 }
 
-// presentedKey returns the key of a request. Two of them are none: they might
-// be read differently elsewhere.
+// presentedKey returns the key of a request. Two keys count as none: a proxy might
+// check the other one.
 func presentedKey(request *http.Request) (secret string, given bool) {
 	bearer, plain := request.Header.Values(echo.HeaderAuthorization), request.Header.Values(headerAPIKey)
 	switch {
@@ -74,8 +93,8 @@ func unauthorized(c echo.Context, given bool) error {
 	return &Problem{Status: http.StatusUnauthorized, Detail: detail}
 }
 
-// localOrKey lets requests from this machine pass without a key, unless a proxy
-// forwards them.
+// localOrKey exempts requests from this machine from the key, unless a proxy
+// forwarded them.
 func localOrKey(set keys.Set) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		withKey := requireKey(set)(next)
@@ -102,30 +121,26 @@ func isLocal(request *http.Request) bool {
 	return err == nil && address.Addr().Unmap().IsLoopback()
 }
 
-// rateLimited bounds the requests a second of each caller; 0 is no limit. A
-// second's worth may come at once.
-func rateLimited(perSecond float64) echo.MiddlewareFunc {
+// limitRate bounds the requests per second of each caller; 0 is no limit. The
+// burst is the requests of one second.
+func limitRate(perSecond float64) echo.MiddlewareFunc {
 	if perSecond <= 0 {
 		return func(next echo.HandlerFunc) echo.HandlerFunc { return next }
 	}
 	store := middleware.NewRateLimiterMemoryStoreWithConfig(middleware.RateLimiterMemoryStoreConfig{
-		Rate: rate.Limit(perSecond), Burst: max(1, int(perSecond)), ExpiresIn: forgetCaller,
+		Rate: rate.Limit(perSecond), Burst: max(1, int(perSecond)), ExpiresIn: rateExpiry,
 	})
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
-			who := callerOf(c)
-			if who == "" {
-				who = addressOf(c.Request())
-			}
-			if allowed, err := store.Allow(who); err != nil || !allowed {
-				return &Problem{Status: http.StatusTooManyRequests, Detail: "Too many requests of yours in a short time. Try again."}
+			if allowed, err := store.Allow(sharerOf(c)); err != nil || !allowed {
+				return &Problem{Status: http.StatusTooManyRequests, Detail: "You sent too many requests in a short time. Try again."}
 			}
 			return next(c)
 		}
 	}
 }
 
-// addressOf is the client's address, of IPv6 its network: a client has all of it.
+// addressOf returns the client's address; for IPv6 its /64, which belongs to one client.
 func addressOf(request *http.Request) string {
 	host, _, _ := net.SplitHostPort(request.RemoteAddr)
 	address, err := netip.ParseAddr(host)
@@ -138,21 +153,4 @@ func addressOf(request *http.Request) string {
 		return host
 	}
 	return prefix.String()
-}
-
-// admitted bounds the requests at a time. One too many is told so at once: a
-// queue without an end answers nobody in time.
-func admitted(most int) echo.MiddlewareFunc {
-	places := make(chan struct{}, most)
-	return func(next echo.HandlerFunc) echo.HandlerFunc {
-		return func(c echo.Context) error {
-			select {
-			case places <- struct{}{}:
-				defer func() { <-places }()
-				return next(c)
-			default:
-				return &Problem{Status: http.StatusServiceUnavailable, Detail: "Too many requests at the moment. Try again."}
-			}
-		}
-	}
 }

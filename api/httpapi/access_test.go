@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -17,8 +19,8 @@ import (
 	"diehard/api/httpapi"
 	"diehard/api/keys"
 	"diehard/api/users"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/telemetry"
-	"diehard/shared/testenv"
 )
 
 // startServer is start with a real server and its time limits; it returns the address.
@@ -28,7 +30,7 @@ func startServer(t *testing.T, url string, limits httpapi.Timeouts) string {
 	log := slog.New(slog.DiscardHandler)
 	handler := httpapi.New(httpapi.Deps{
 		Users: users.New(pool, "Local"), Events: events.New(pool, "Local"), Ready: pool.Ping, Registry: telemetry.NewRegistry(),
-		Log: log, Timeouts: limits, MaxRequests: 10,
+		Log: log, Timeouts: limits, MaxRequests: 10, MaxStreams: 4, MaxBodyBytes: 32 << 20,
 	})
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -159,7 +161,7 @@ func TestRateLimitOfEachCaller(t *testing.T) {
 
 	handler := httpapi.New(httpapi.Deps{
 		Users: stub{func(context.Context) error { return nil }}, Registry: telemetry.NewRegistry(),
-		Log: slog.New(slog.DiscardHandler), Timeouts: timeouts, MaxRequests: 1, RateLimit: 0.001,
+		Log: slog.New(slog.DiscardHandler), Timeouts: timeouts, MaxRequests: 1, MaxBodyBytes: 1 << 20, RateLimit: 0.001,
 	})
 	for _, c := range []struct {
 		from   string
@@ -174,40 +176,6 @@ func TestRateLimitOfEachCaller(t *testing.T) {
 		recorder := httptest.NewRecorder()
 		handler.ServeHTTP(recorder, request)
 		assert.Equal(t, c.status, recorder.Code, c.from)
-	}
-}
-
-func TestOneRequestTooManyIsToldSoAtOnce(t *testing.T) {
-	t.Parallel()
-	entered, release := make(chan struct{}), make(chan struct{})
-	a := start(t, away, func(d *httpapi.Deps) {
-		d.MaxRequests = 2
-		d.Users = stub{func(context.Context) error {
-			entered <- struct{}{}
-			<-release
-			return nil
-		}}
-	})
-	running := make(chan int)
-	for range 2 {
-		go func() {
-			response, err := a.Client().Post(a.URL+"/users", "application/json", strings.NewReader(`{}`))
-			if err != nil {
-				running <- 0
-				return
-			}
-			_ = response.Body.Close()
-			running <- response.StatusCode
-		}()
-		<-entered
-	}
-	got := a.post(t, `{}`)
-	requireProblem(t, got, http.StatusServiceUnavailable)
-	assert.Equal(t, "2", got.header.Get("Retry-After"))
-	assert.Equal(t, http.StatusOK, a.do(t, http.MethodGet, "/healthz", "").status, "probes are always answered")
-	close(release)
-	for range 2 {
-		assert.Equal(t, http.StatusCreated, <-running)
 	}
 }
 
@@ -234,4 +202,38 @@ func TestSecurityHeaders(t *testing.T) {
 	require.NoError(t, err)
 	defer response.Body.Close()
 	assert.Equal(t, "max-age=31536000", response.Header.Get("Strict-Transport-Security"))
+}
+
+// The README has a row for each route, which says who may ask.
+func TestTheRoutesOfTheREADMEAreOpenAsItSays(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("../README.md")
+	require.NoError(t, err)
+	_, table, found := strings.Cut(string(content), "<!-- tested: routes -->\n")
+	require.True(t, found)
+	table, _, _ = strings.Cut(table, "\n\n")
+	secrets, protect := withKeys(t, "shop")
+	a := start(t, away, protect)
+	rows := regexp.MustCompile("(?m)^\\| `(\\w+) ([^`]+)` \\| ([^|]+) \\| ([^|]+) \\|$").FindAllStringSubmatch(table, -1)
+	require.Len(t, rows, 8)
+	for _, row := range rows {
+		target := strings.ReplaceAll(row[2], "{id}", "01a208df-80c2-7303-be9f-9b63f3b12bf3")
+		refused := func(headers ...string) bool {
+			code := a.do(t, row[1], target, `{}`, append([]string{"Content-Type", "application/json"}, headers...)...).status
+			return code == http.StatusUnauthorized || code == http.StatusForbidden || code == http.StatusNotFound
+		}
+		switch row[3] {
+		case "yes":
+			assert.False(t, refused(), row[0])
+		case "no":
+			assert.True(t, refused(), row[0])
+		case "from this machine, not through a proxy":
+			assert.False(t, refused(), row[0])
+			assert.True(t, refused("X-Forwarded-For", "192.0.2.1"), row[0])
+		default:
+			assert.Fail(t, "not tested", row[0])
+		}
+		assert.Equal(t, "yes", row[4])
+		assert.False(t, refused("X-API-Key", secrets[0]), row[0])
+	}
 }

@@ -19,7 +19,7 @@ import (
 func BenchmarkCreateUser(b *testing.B) {
 	handler := httpapi.New(httpapi.Deps{
 		Users: stub{func(context.Context) error { return nil }}, Registry: telemetry.NewRegistry(),
-		Log: slog.New(slog.DiscardHandler), Timeouts: timeouts, MaxRequests: 100,
+		Log: slog.New(slog.DiscardHandler), Timeouts: timeouts, MaxRequests: 100, MaxBodyBytes: 1 << 20,
 	})
 	const body = `{"email":"test@example.com","first_name":"Test","last_name":"User"}`
 	b.ReportAllocs()

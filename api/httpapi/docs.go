@@ -5,29 +5,30 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"sync"
 
 	"github.com/labstack/echo/v4"
 	"go.yaml.in/yaml/v3"
 )
 
-// docsFiles are the description of this api and the page that shows it. The page
-// needs nothing from elsewhere.
+// docsFiles holds the description of the api and the page that shows it. The page
+// loads nothing from other servers.
 //
 //go:embed docs
 var docsFiles embed.FS
 
-// pagePolicy lets the page use what this server sends, and nothing else.
+// pagePolicy restricts the page to files of this server.
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 func addDocs(e *echo.Echo) {
-	e.GET("/openapi.yaml", docsFile("openapi.yaml", "application/yaml; charset=utf-8"))
-	e.GET("/openapi.json", openAPIJSON)
-	e.GET("/docs", docsFile("page.html", "text/html; charset=utf-8"))
-	e.GET("/docs/page.css", docsFile("page.css", "text/css; charset=utf-8"))
-	e.GET("/docs/page.js", docsFile("page.js", "text/javascript; charset=utf-8"))
-	e.GET("/docs/icon.svg", docsFile("icon.svg", "image/svg+xml"))
+	get(e, "/openapi.yaml", docsFile("openapi.yaml", "application/yaml; charset=utf-8"))
+	get(e, "/openapi.json", openAPIJSON)
+	get(e, "/docs", docsFile("page.html", "text/html; charset=utf-8"))
+	get(e, "/docs/page.css", docsFile("page.css", "text/css; charset=utf-8"))
+	get(e, "/docs/page.js", docsFile("page.js", "text/javascript; charset=utf-8"))
+	get(e, "/docs/icon.svg", docsFile("icon.svg", "image/svg+xml"))
 }
 
 func docsFile(name, contentType string) echo.HandlerFunc {
@@ -43,12 +44,13 @@ func docsFile(name, contentType string) echo.HandlerFunc {
 func sendDocs(c echo.Context, contentType string, content []byte) error {
 	header := c.Response().Header()
 	header.Set("Cache-Control", "no-cache")
+	header.Set(echo.HeaderContentLength, strconv.Itoa(len(content))) // also for HEAD
 	header.Set("Content-Security-Policy", pagePolicy)
 	return c.Blob(http.StatusOK, contentType, content)
 }
 
-// converted is the description as JSON, which a browser can read by itself.
-var converted = sync.OnceValues(func() ([]byte, error) {
+// openAPIAsJSON returns the description as JSON, which a browser can parse.
+var openAPIAsJSON = sync.OnceValues(func() ([]byte, error) {
 	content, err := docsFiles.ReadFile("docs/openapi.yaml")
 	if err != nil {
 		return nil, err
@@ -60,8 +62,7 @@ var converted = sync.OnceValues(func() ([]byte, error) {
 	return appendJSON(nil, &document)
 })
 
-// appendJSON writes node as JSON, in the order in which it was written: people
-// read it.
+// appendJSON appends node as JSON and keeps the order of keys.
 func appendJSON(text []byte, node *yaml.Node) ([]byte, error) {
 	switch node.Kind {
 	case yaml.DocumentNode:
@@ -101,7 +102,7 @@ func appendChildren(text []byte, node *yaml.Node) (_ []byte, err error) {
 }
 
 func openAPIJSON(c echo.Context) error {
-	content, err := converted()
+	content, err := openAPIAsJSON()
 	if err != nil {
 		return fmt.Errorf("openapi.yaml as JSON: %w", err)
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
-	"diehard/shared/testenv"
-	"diehard/shared/testenv/browser"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/dev/testenv/browser"
 )
 
 // press fills the form of an operation, sends it and waits for the answer.

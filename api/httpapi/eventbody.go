@@ -10,82 +10,73 @@ import (
 	"hash"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/labstack/echo/v4"
 
 	"diehard/api/events"
+	"diehard/api/idempotency"
 )
 
 const (
-	mimeNDJSON = "application/x-ndjson"
-
-	maxEventsBytes = 2 << 20   // of JSON, which is read as a whole
-	maxStreamBytes = 256 << 20 // of NDJSON, which is not
+	maxEventsBytes = 2 << 20   // of JSON, which is held in memory
+	maxStreamBytes = 256 << 20 // of NDJSON, which is streamed
 	maxLineBytes   = 2 << 20
 )
 
 // eventsBody is the body of a request with events.
 type eventsBody struct {
 	events.Source
-	digest hash.Hash
-	single bool // one event by itself, not in an array
+	digest func() idempotency.Digest // of the kind of body, and of the body read so far
+	single bool                      // one event by itself, not in an array
 }
 
-// sum is the SHA-256 of all that was read, and of how it was meant.
-func (b *eventsBody) sum() (digest [sha256.Size]byte) {
-	b.digest.Sum(digest[:0])
-	return digest
+// openEvents returns the source of a body's events. NDJSON is hashed while it is read
+// if the request has an idempotency key. Errors are problems: 400.
+func openEvents(c echo.Context, t Timeouts, hashed bool) (*eventsBody, error) {
+	if isStream(c) {
+		return openNDJSON(c, t, hashed), nil
+	}
+	return openJSON(bodyOf(c))
 }
 
-// openEvents returns the events of a body as far as they can be known before it
-// is read. Errors are problems: 415, 413 or 400.
-func openEvents(c echo.Context, t Timeouts) (*eventsBody, error) {
-	if err := refuseEncoding(c); err != nil {
-		return nil, err
-	}
-	switch kind := mediaType(c.Request()); kind {
-	case echo.MIMEApplicationJSON:
-		return openJSON(c)
-	case mimeNDJSON:
-		return openNDJSON(c, t), nil
-	default:
-		return nil, &Problem{
-			Status: http.StatusUnsupportedMediaType,
-			Detail: "Send one event or an array as application/json, or an event a line as " + mimeNDJSON + ".",
-		}
-	}
-}
-
-func openJSON(c echo.Context) (*eventsBody, error) {
-	body, err := readBody(c.Response(), c.Request(), maxEventsBytes)
-	if err != nil {
-		return nil, err
-	}
-	b := &eventsBody{digest: sha256.New()}
-	_, _ = fmt.Fprintf(b.digest, "json\n%s", body) // a hash takes everything
+func openJSON(body []byte) (*eventsBody, error) {
 	text, err := jsonText(body)
 	if err != nil {
 		return nil, err
 	}
+	b := &eventsBody{digest: func() idempotency.Digest { return digestOf("json", body) }}
 	switch text[0] {
 	case '[':
-		b.Source = &values{rest: text[1:]}
+		b.Source = &jsonEvents{rest: text[1:]}
 	case '{':
-		b.Source, b.single = &values{rest: text}, true
+		b.Source, b.single = &jsonEvents{rest: text}, true
 	default:
 		return nil, &Problem{Status: http.StatusBadRequest, Detail: "The body is neither a JSON object nor an array."}
 	}
 	return b, nil
 }
 
-// values is a source of events that are there already: one, or the inside of an
-// array. Each is cut off when it is asked for, so that an array of very many costs
-// no more than the part of it that is looked at.
-type values struct{ rest []byte }
+// digestOf is the SHA-256 of a request: its kind keeps equal bodies of different
+// kinds apart.
+func digestOf(kind string, body []byte) (digest idempotency.Digest) {
+	h := newDigest(kind)
+	_, _ = h.Write(body) // a hash never fails
+	h.Sum(digest[:0])
+	return digest
+}
+
+func newDigest(kind string) hash.Hash {
+	h := sha256.New()
+	_, _ = io.WriteString(h, kind+"\n")
+	return h
+}
+
+// jsonEvents is the source of a JSON body: one event, or the inside of an array.
+// Events are parsed one by one, so an array costs no more than the part that is read.
+type jsonEvents struct{ rest []byte }
 
 // Next implements [events.Source].
-func (v *values) Next() (n events.NewEvent, err error) {
+func (v *jsonEvents) Next() (n events.NewEvent, err error) {
 	var value []byte
 	if value, v.rest = cutValue(v.rest); len(value) == 0 {
 		return n, io.EOF
@@ -93,51 +84,34 @@ func (v *values) Next() (n events.NewEvent, err error) {
 	return readEvent(value), nil
 }
 
-// lines is a source of events that arrive, one a line.
-type lines struct {
+// ndjsonEvents is the source of an NDJSON body: one event per line, while it arrives.
+type ndjsonEvents struct {
 	reader *bufio.Reader
-	line   []byte // what is read of the line so far
+	line   []byte // the current line so far
 	number int
 }
 
-func openNDJSON(c echo.Context, t Timeouts) *eventsBody {
-	b := &eventsBody{digest: sha256.New()}
-	_, _ = io.WriteString(b.digest, "ndjson\n")
-	body := &patientReader{
+func openNDJSON(c echo.Context, t Timeouts, hashed bool) *eventsBody {
+	end, _ := c.Request().Context().Deadline()
+	var body io.Reader = &pacedBody{
 		body:    http.MaxBytesReader(c.Response(), c.Request().Body, maxStreamBytes),
-		control: http.NewResponseController(c.Response()),
-		silence: t.Body, end: time.Now().Add(t.Stream),
+		control: http.NewResponseController(c.Response()), timeout: t.Body, rate: t.BodyRate, end: end,
 	}
-	_ = body.control.SetWriteDeadline(body.end.Add(writeMargin)) // as in Read
-	b.Source = &lines{reader: bufio.NewReaderSize(io.TeeReader(body, b.digest), 64<<10)}
+	b := &eventsBody{}
+	if hashed {
+		h := newDigest("ndjson")
+		body = io.TeeReader(body, h)
+		b.digest = func() (digest idempotency.Digest) {
+			h.Sum(digest[:0])
+			return digest
+		}
+	}
+	b.Source = &ndjsonEvents{reader: bufio.NewReaderSize(body, 64<<10)}
 	return b
 }
 
-// patientReader lets a body take its time, as long as it goes on.
-type patientReader struct {
-	body    io.Reader
-	control *http.ResponseController
-	silence time.Duration
-	end     time.Time
-}
-
-// Read moves the deadline of the connection. After the last byte it is the end
-// of the request: the server would take a passed deadline for a client that left.
-func (r *patientReader) Read(p []byte) (int, error) {
-	deadline := time.Now().Add(r.silence)
-	if deadline.After(r.end) {
-		deadline = r.end
-	}
-	_ = r.control.SetReadDeadline(deadline) // a response without a connection has none
-	n, err := r.body.Read(p)
-	if errors.Is(err, io.EOF) {
-		_ = r.control.SetReadDeadline(r.end.Add(writeMargin))
-	}
-	return n, err
-}
-
 // Next implements [events.Source]. Empty lines are skipped.
-func (l *lines) Next() (events.NewEvent, error) {
+func (l *ndjsonEvents) Next() (events.NewEvent, error) {
 	for {
 		line, err := l.next()
 		if err != nil {
@@ -149,8 +123,8 @@ func (l *lines) Next() (events.NewEvent, error) {
 	}
 }
 
-// next returns a line, io.EOF after the last one.
-func (l *lines) next() ([]byte, error) {
+// next returns the next line, or io.EOF.
+func (l *ndjsonEvents) next() ([]byte, error) {
 	l.line = l.line[:0]
 	l.number++
 	for {
@@ -173,16 +147,16 @@ func (l *lines) next() ([]byte, error) {
 	}
 }
 
-func (l *lines) event(line []byte) (events.NewEvent, error) {
+func (l *ndjsonEvents) event(line []byte) (events.NewEvent, error) {
 	if at := invalidUTF8(line); at >= 0 {
 		return events.NewEvent{}, l.problem(http.StatusBadRequest, fmt.Sprintf("is not UTF-8 (at byte %d)", at+1))
 	}
 	if !json.Valid(line) {
 		return events.NewEvent{}, l.problem(http.StatusBadRequest, fmt.Sprintf("is not valid JSON (at byte %d)", invalidJSON(line)))
 	}
-	return readEvent(bytes.Clone(line)), nil // the line's memory is used again
+	return readEvent(bytes.Clone(line)), nil // the line's buffer is reused
 }
 
-func (l *lines) problem(status int, what string) error {
+func (l *ndjsonEvents) problem(status int, what string) error {
 	return &Problem{Status: status, Detail: fmt.Sprintf("Line %d %s.", l.number, what)}
 }

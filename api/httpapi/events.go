@@ -13,67 +13,34 @@ import (
 	"diehard/api/events"
 )
 
-const (
-	headerIdempotencyKey = "Idempotency-Key"
-	headerReplayed       = "Idempotency-Replayed"
-	maxKeyBytes          = 255
-)
-
-// accepted is the answer to events.
+// accepted is the body of the answer.
 type accepted struct {
 	IDs []uuid.UUID `json:"ids"`
 }
 
-func publishEvents(service Events, t Timeouts, m *published) echo.HandlerFunc {
+func publishEvents(service Events, t Timeouts, m *eventCounter) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		key, err := idempotencyKey(c.Request())
+		key, err := idempotencyKey(c)
 		if err != nil {
 			return err
 		}
-		body, err := openEvents(c, t)
+		body, err := openEvents(c, t, !key.IsZero())
 		if err != nil {
 			return err
 		}
-		receipt, err := service.Accept(c.Request().Context(), events.Request{
-			Source: body, Caller: callerOf(c), Key: key, Digest: body.sum,
-		})
-		m.count(receipt, err)
+		result, err := service.Publish(c.Request().Context(), events.Request{Source: body, Caller: callerOf(c), Key: key, Digest: body.digest})
+		m.count(result, err)
 		if err != nil {
 			return eventsProblem(err, body.single)
 		}
-		if receipt.Repeated {
-			c.Response().Header().Set(headerReplayed, "true")
+		if result.Repeated {
+			replayed(c)
 		}
-		return c.JSON(http.StatusAccepted, accepted{receipt.IDs})
+		return c.JSON(http.StatusAccepted, accepted{result.IDs})
 	}
 }
 
-// idempotencyKey returns the key of a request, empty if it has none. The draft
-// wants a quoted string; most clients send it bare.
-//
-// Source: IETF draft-ietf-httpapi-idempotency-key-header.
-func idempotencyKey(request *http.Request) (string, error) {
-	values := request.Header.Values(headerIdempotencyKey)
-	if len(values) == 0 {
-		return "", nil
-	}
-	key := strings.TrimSpace(values[0])
-	if len(key) > 1 && strings.HasPrefix(key, `"`) && strings.HasSuffix(key, `"`) {
-		key = key[1 : len(key)-1]
-	}
-	if len(values) > 1 || key == "" || len(key) > maxKeyBytes || strings.ContainsFunc(key, notInKey) {
-		return "", &Problem{
-			Status: http.StatusBadRequest,
-			Detail: fmt.Sprintf("%s must be one value of 1 to %d visible ASCII characters, such as a UUID.", headerIdempotencyKey, maxKeyBytes),
-		}
-	}
-	return key, nil
-}
-
-func notInKey(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
-
-// eventsProblem turns the answers of the use case into problems; other errors
-// stay as they are.
+// eventsProblem maps errors of the client to problems; other errors stay as they are.
 func eventsProblem(err error, single bool) error {
 	if invalid, ok := errors.AsType[*events.InvalidError](err); ok {
 		return &Problem{Status: http.StatusUnprocessableEntity, Detail: detailInvalid, Errors: eventErrors(invalid, single)}
@@ -84,24 +51,12 @@ func eventsProblem(err error, single bool) error {
 			Status: http.StatusRequestEntityTooLarge,
 			Detail: fmt.Sprintf("A request may have at most %d events. None was stored.", events.MaxEvents),
 		}
-	case errors.Is(err, events.ErrKeyRunning):
-		return &Problem{
-			Status: http.StatusConflict, again: true,
-			Detail: "A request with this Idempotency-Key is still running. Repeat yours to get its answer.",
-		}
-	case errors.Is(err, events.ErrKeyReused):
-		return &Problem{
-			Status: http.StatusUnprocessableEntity,
-			Detail: "This Idempotency-Key was used for a request with another body. Send the same bytes, or another key.",
-		}
-	case errors.Is(err, events.ErrBusy):
-		return &Problem{Status: http.StatusTooManyRequests, Detail: "Too many large requests are being stored at the moment. Try again, or send fewer at a time."}
 	default:
-		return err
+		return keyProblem(err)
 	}
 }
 
-// eventErrors names the fields of a single event without its place.
+// eventErrors lists the fields, of a single event without its index.
 func eventErrors(invalid *events.InvalidError, single bool) []FieldError {
 	list := make([]FieldError, len(invalid.Fields))
 	for i, f := range invalid.Fields {
@@ -113,7 +68,7 @@ func eventErrors(invalid *events.InvalidError, single bool) []FieldError {
 	return list
 }
 
-// Events is the use case behind /events.
+// Events is what POST /events calls.
 type Events interface {
-	Accept(ctx context.Context, r events.Request) (events.Receipt, error)
+	Publish(ctx context.Context, r events.Request) (events.Result, error)
 }

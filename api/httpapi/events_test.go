@@ -18,7 +18,8 @@ import (
 
 	"diehard/api/events"
 	"diehard/api/httpapi"
-	"diehard/shared/testenv"
+	"diehard/api/idempotency"
+	"diehard/shared/dev/testenv"
 )
 
 const ndjson = "application/x-ndjson"
@@ -202,7 +203,7 @@ func TestIdempotencyKey(t *testing.T) {
 
 	for kind, other := range map[string]string{"application/json": body + " ", ndjson: `{"event_type":"t","event_context":1}`} {
 		p := requireProblem(t, a.publish(t, kind, other, "Idempotency-Key", "k-1"), http.StatusUnprocessableEntity)
-		assert.Contains(t, p.Detail, "was used for a request with another body")
+		assert.Contains(t, p.Detail, "was used for another request")
 	}
 	ids, _ := outbox(t, env.Pool)
 	assert.Len(t, ids, 2)
@@ -221,7 +222,7 @@ func TestIdempotencyKey(t *testing.T) {
 
 func TestASecondRequestWithTheKeyOfARunningOne(t *testing.T) {
 	t.Parallel()
-	a := start(t, away, func(d *httpapi.Deps) { d.Events = refusing{events.ErrKeyRunning} })
+	a := start(t, away, func(d *httpapi.Deps) { d.Events = refusing{idempotency.ErrRunning} })
 	got := a.publish(t, "application/json", `{}`, "Idempotency-Key", "k")
 	requireProblem(t, got, http.StatusConflict)
 	assert.Equal(t, "2", got.header.Get("Retry-After"))
@@ -230,8 +231,8 @@ func TestASecondRequestWithTheKeyOfARunningOne(t *testing.T) {
 // refusing is a use case that answers everything with an error.
 type refusing struct{ err error }
 
-func (r refusing) Accept(context.Context, events.Request) (events.Receipt, error) {
-	return events.Receipt{}, r.err
+func (r refusing) Publish(context.Context, events.Request) (events.Result, error) {
+	return events.Result{}, r.err
 }
 
 func TestAnswersToEventsThatAreNotStored(t *testing.T) {
@@ -242,8 +243,7 @@ func TestAnswersToEventsThatAreNotStored(t *testing.T) {
 		again  string
 	}{
 		{events.ErrTooMany, http.StatusRequestEntityTooLarge, ""},
-		{events.ErrBusy, http.StatusTooManyRequests, "2"},
-		{events.ErrKeyReused, http.StatusUnprocessableEntity, ""},
+		{idempotency.ErrReused, http.StatusUnprocessableEntity, ""},
 		{errors.New("secret detail"), http.StatusInternalServerError, ""},
 	} {
 		a := start(t, away, func(d *httpapi.Deps) { d.Events = refusing{c.err} })
@@ -259,7 +259,7 @@ func TestAnswersToEventsThatAreNotStored(t *testing.T) {
 	assert.Contains(t, a.do(t, http.MethodGet, "/metrics", "").body, `diehard_api_events_total{result="failed"} 1`)
 }
 
-// slowBody sends its pieces when it is told to.
+// slowBody sends its pieces on demand.
 type slowBody struct {
 	pieces chan string
 	rest   strings.Reader
@@ -280,7 +280,7 @@ func (b *slowBody) Read(p []byte) (int, error) {
 func TestAStreamMayTakeItsTimeButNotStop(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
-	a := startServer(t, env.PostgresURL, httpapi.Timeouts{Header: 5 * time.Second, Body: 3 * time.Second, Request: 5 * time.Second, Stream: time.Minute})
+	a := startServer(t, env.PostgresURL, httpapi.Timeouts{Header: 5 * time.Second, Body: 3 * time.Second, BodyRate: 1, Request: 5 * time.Second, Stream: time.Minute})
 	send := func(hang bool) int {
 		body := &slowBody{pieces: make(chan string)}
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a+"/events", body)

@@ -6,9 +6,9 @@ import (
 	"github.com/labstack/echo/v4"
 )
 
-// What browsers shall make of answers: nothing. The page at /docs says more.
-// The values are shared by all answers; nobody appends to them.
-var securityHeaders = map[string][]string{
+// securityValues tell browsers to execute and store nothing. The page at /docs
+// overrides two of them. All answers share the slices: do not append to them.
+var securityValues = map[string][]string{
 	"Cache-Control":           {"no-store"},
 	"Content-Security-Policy": {"default-src 'none'; frame-ancestors 'none'"},
 	"Referrer-Policy":         {"no-referrer"},
@@ -21,12 +21,12 @@ const (
 	hstsValue = "max-age=31536000"
 )
 
-// secured sets what every answer says to browsers. Over plain HTTP there is no
-// HSTS: they would ignore it, and should.
-func secured(next echo.HandlerFunc) echo.HandlerFunc {
+// securityHeaders sets the headers for browsers. HSTS is sent with TLS only: over
+// plain HTTP browsers ignore it.
+func securityHeaders(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		setSecurity(c.Response().Header())
-		if c.Scheme() == "https" { // ours, or that of a proxy in front
+		if c.Scheme() == "https" { // ours, or a proxy's
 			c.Response().Header().Set(hstsName, hstsValue)
 		}
 		return next(c)
@@ -34,7 +34,7 @@ func secured(next echo.HandlerFunc) echo.HandlerFunc {
 }
 
 func setSecurity(header http.Header) {
-	for name, values := range securityHeaders {
+	for name, values := range securityValues {
 		header[name] = values
 	}
 }

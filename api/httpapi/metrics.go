@@ -8,39 +8,39 @@ import (
 	"diehard/api/events"
 )
 
-// published counts events by what became of them.
-type published struct {
+// eventCounter counts events by result.
+type eventCounter struct {
 	stored   prometheus.Counter
 	repeated prometheus.Counter // stored by an earlier request with the same idempotency key
-	refused  prometheus.Counter // the caller has to change something, or to try again
+	refused  prometheus.Counter // the client must change the request or retry
 	failed   prometheus.Counter
 }
 
-func newPublished(registry prometheus.Registerer) *published {
+func newEventCounter(registry prometheus.Registerer) *eventCounter {
 	vec := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "diehard", Subsystem: "api", Name: "events_total",
-		Help: "Events that came with a request, those of new users included, by what became of them.",
+		Help: "Events received with a request, those of new users included, by result.",
 	}, []string{"result"})
 	registry.MustRegister(vec)
-	return &published{
+	return &eventCounter{
 		stored: vec.WithLabelValues("stored"), repeated: vec.WithLabelValues("repeated"),
 		refused: vec.WithLabelValues("refused"), failed: vec.WithLabelValues("failed"),
 	}
 }
 
-// count adds the events of a request, as far as they were read.
-func (m *published) count(r events.Receipt, err error) {
+// count adds the events that were read of a request.
+func (m *eventCounter) count(r events.Result, err error) {
 	m.result(r.Repeated, eventsProblem(err, false)).Add(float64(len(r.IDs)))
 }
 
 // user counts the event of a new user.
-func (m *published) user(err error) {
-	m.result(false, userProblem(err)).Inc()
+func (m *eventCounter) user(repeated bool, err error) {
+	m.result(repeated, userProblem(err)).Inc()
 }
 
-// result is the counter of a request that ended with err, a problem if that is
-// for the caller to solve.
-func (m *published) result(repeated bool, err error) prometheus.Counter {
+// result returns the counter for a request that ended with err, a problem if the
+// client caused it.
+func (m *eventCounter) result(repeated bool, err error) prometheus.Counter {
 	_, refused := errors.AsType[*Problem](err)
 	switch {
 	case refused:

@@ -16,20 +16,16 @@ import (
 
 const maxRequestID = 64
 
-// requestScope gives every request an id and a time limit, and logs it at level
-// debug.
-func requestScope(log *slog.Logger, t Timeouts) echo.MiddlewareFunc {
+// requestScope gives every request an id and logs it at debug level.
+func requestScope(log *slog.Logger) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
 			start := time.Now()
 			request := c.Request()
-			c.Response().Header().Set(echo.HeaderXRequestID, acceptedID(request.Header.Get(echo.HeaderXRequestID)))
-			ctx, cancel := context.WithTimeout(request.Context(), t.of(c))
-			defer cancel()
-			c.SetRequest(request.WithContext(ctx))
+			c.Response().Header().Set(echo.HeaderXRequestID, validRequestID(request.Header.Get(echo.HeaderXRequestID)))
 
 			err := next(c)
-			if log.Enabled(ctx, slog.LevelDebug) {
+			if ctx := request.Context(); log.Enabled(ctx, slog.LevelDebug) {
 				logRequest(ctx, log, c, time.Since(start))
 			}
 			return err
@@ -37,7 +33,7 @@ func requestScope(log *slog.Logger, t Timeouts) echo.MiddlewareFunc {
 	}
 }
 
-// logRequest logs the route and not the path, which may name a person.
+// logRequest logs the route instead of the path, which may contain personal data.
 func logRequest(ctx context.Context, log *slog.Logger, c echo.Context, took time.Duration) {
 	log.LogAttrs(ctx, slog.LevelDebug, "request",
 		slog.String("request_id", requestID(c)),
@@ -47,13 +43,13 @@ func logRequest(ctx context.Context, log *slog.Logger, c echo.Context, took time
 		slog.Duration("took", took))
 }
 
-// requestID is kept where the client gets it from.
+// requestID reads the id from the header of the answer.
 func requestID(c echo.Context) string {
 	return c.Response().Header().Get(echo.HeaderXRequestID)
 }
 
-// acceptedID returns given if it is harmless in logs and headers, else a new id.
-func acceptedID(given string) string {
+// validRequestID returns given if it is safe in logs and headers, else a new id.
+func validRequestID(given string) string {
 	if given != "" && len(given) <= maxRequestID && isToken(given) {
 		return given
 	}
@@ -65,16 +61,16 @@ func acceptedID(given string) string {
 func isToken(s string) bool {
 	for i := range len(s) {
 		c := s[i]
-		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+		alphabetic := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 		digit := c >= '0' && c <= '9'
-		if !letter && !digit && c != '-' && c != '_' && c != '.' {
+		if !alphabetic && !digit && c != '-' && c != '_' && c != '.' {
 			return false
 		}
 	}
 	return true
 }
 
-// panicError is a panic of a handler, with the place where it happened.
+// panicError is a panic of a handler with its stack.
 type panicError struct {
 	value any
 	stack []byte
@@ -82,15 +78,15 @@ type panicError struct {
 
 func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// recovered turns a panic of a handler into an error, so that one request
-// fails and not the process.
-func recovered(next echo.HandlerFunc) echo.HandlerFunc {
+// recoverPanic turns a panic of a handler into an error: the request fails, the
+// process does not.
+func recoverPanic(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) (err error) {
 		defer func() {
 			switch value := recover(); {
 			case value == nil:
 			case isAbort(value):
-				panic(value) //nolint:forbidigo // handed on, not made
+				panic(value) //nolint:forbidigo // net/http handles this one
 			default:
 				err = &panicError{value: value, stack: debug.Stack()}
 			}
@@ -99,7 +95,7 @@ func recovered(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// isAbort tells whether a handler wants the connection cut, as net/http allows.
+// isAbort reports whether value is net/http's request to close the connection.
 func isAbort(value any) bool {
 	err, ok := value.(error)
 	return ok && errors.Is(err, http.ErrAbortHandler)

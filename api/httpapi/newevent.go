@@ -4,15 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 
 	"diehard/api/events"
 )
 
-// eventFields read the fields of an event. Each returns what is wrong, or "".
-// A null stands for a field that is not given, except as a context.
+// eventFields parse the fields of an event. Each returns the problem, or "". null
+// counts as absent, except as a context.
 var eventFields = map[string]func(n *events.NewEvent, value json.RawMessage) string{
 	"id": func(n *events.NewEvent, value json.RawMessage) string {
 		const canonicalLength = 36
@@ -36,8 +35,8 @@ var eventFields = map[string]func(n *events.NewEvent, value json.RawMessage) str
 		if problem != "" || isNull(value) {
 			return problem
 		}
-		at, err := time.Parse(time.RFC3339, text)
-		if err != nil || at.IsZero() {
+		at, ok := parseTime(text)
+		if !ok {
 			return "must be a time such as 2026-11-24T20:15:00.123456Z"
 		}
 		n.DateTime = at
@@ -48,6 +47,10 @@ var eventFields = map[string]func(n *events.NewEvent, value json.RawMessage) str
 		if problem == "" && !isNull(value) {
 			n.Environment = &text
 		}
+		return problem
+	},
+	"event_key": func(n *events.NewEvent, value json.RawMessage) (problem string) {
+		n.Key, problem = readString(value)
 		return problem
 	},
 	"event_context": func(n *events.NewEvent, value json.RawMessage) string {
@@ -74,15 +77,15 @@ func readString(value json.RawMessage) (text, problem string) {
 	return text, ""
 }
 
-// readEvent reads an event from text, which is valid JSON.
+// readEvent parses an event from text, which is valid JSON.
 func readEvent(text []byte) events.NewEvent {
 	var n events.NewEvent
-	broken := func(field, message string) {
-		n.Broken = append(n.Broken, events.FieldError{Field: field, Message: message})
+	report := func(field, message string) {
+		n.Unreadable = append(n.Unreadable, events.FieldError{Field: field, Message: message})
 	}
 	rest := bytes.TrimLeft(text, jsonSpace)
 	if len(rest) == 0 || rest[0] != '{' {
-		broken("", "must be an object")
+		report("", "must be an object")
 		return n
 	}
 	readFields(rest, "an event", func(name string, value json.RawMessage) (problem string, known bool) {
@@ -91,14 +94,14 @@ func readEvent(text []byte) events.NewEvent {
 			return "", false
 		}
 		return read(&n, value), true
-	}, broken)
+	}, report)
 	return n
 }
 
-// readFields gives the fields of object to read, which says what is wrong with a
-// value and whether it knows the name, and hands what is wrong to broken: names
-// that nobody knows, too, for what is misspelt would be lost. noun is what object is.
-func readFields(object []byte, noun string, read func(name string, value json.RawMessage) (problem string, known bool), broken func(field, message string)) {
+// readFields calls read for each field of object; read returns the problem with the
+// value and whether the name is known. Problems go to report, unknown and repeated
+// names included, so that a misspelt field is not lost. noun says what object is.
+func readFields(object []byte, noun string, read func(name string, value json.RawMessage) (problem string, known bool), report func(field, message string)) {
 	seen := map[string]bool{}
 	for rest := object[1:]; ; {
 		var quoted, value json.RawMessage
@@ -108,15 +111,15 @@ func readFields(object []byte, noun string, read func(name string, value json.Ra
 		value, rest = cutValue(rest)
 		name, _ := readString(quoted)
 		if seen[name] {
-			broken(shortened(name), "is given twice")
+			report(truncate(name), "is given twice")
 			continue
 		}
 		seen[name] = true
 		switch problem, known := read(name, value); {
 		case !known:
-			broken(shortened(name), "is not a field of "+noun)
+			report(truncate(name), "is not a field of "+noun)
 		case problem != "":
-			broken(name, problem)
+			report(name, problem)
 		}
 	}
 }
@@ -126,9 +129,9 @@ const (
 	jsonSeparators = jsonSpace + ",:"
 )
 
-// cutValue cuts the next name or value off the inside of an object or array, as it
-// stands. value is empty at the end of that. It is valid JSON, so where one ends is
-// all there is to find out: a decoder would take several times as long.
+// cutValue cuts the next name or value off the inside of an object or array; value
+// is empty at its end. text is valid JSON, so finding the end is enough, and several
+// times as fast as a decoder.
 func cutValue(text []byte) (value json.RawMessage, rest []byte) {
 	text = bytes.TrimLeft(text, jsonSeparators)
 	depth, quoted := 0, false
@@ -155,11 +158,11 @@ func cutValue(text []byte) (value json.RawMessage, rest []byte) {
 	return nil, nil
 }
 
-// shortened keeps a name that a client made up readable in an answer.
-func shortened(name string) string {
-	const most = 40
-	if runes := []rune(name); len(runes) > most {
-		return string(runes[:most]) + "…"
+// truncate limits the length of a client's field name in an answer.
+func truncate(name string) string {
+	const limit = 40
+	if runes := []rune(name); len(runes) > limit {
+		return string(runes[:limit]) + "…"
 	}
 	return name
 }

@@ -3,12 +3,9 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
-	"github.com/labstack/echo/v4"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -55,13 +52,12 @@ func FuzzCutValue(f *testing.F) {
 func TestAnArrayCostsWhatIsLookedAt(t *testing.T) {
 	body := "[" + strings.Repeat("1,", 500_000) + "1]"
 	allocations := testing.AllocsPerRun(5, func() {
-		request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/events", strings.NewReader(body))
-		source, err := openJSON(echo.New().NewContext(request, httptest.NewRecorder()))
+		source, err := openJSON([]byte(body))
 		require.NoError(t, err)
 		for range 20 {
 			n, err := source.Next()
 			require.NoError(t, err)
-			require.Len(t, n.Broken, 1)
+			require.Len(t, n.Unreadable, 1)
 		}
 	})
 	assert.Less(t, allocations, 1000.0, "for 500,001 values")

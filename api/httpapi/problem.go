@@ -19,16 +19,16 @@ const (
 	mimeProblem = "application/problem+json"
 	retryAfter  = 2 * time.Second
 
-	// statusClientClosed marks requests whose client went away; nobody reads the answer.
+	// statusClientClosed is for logs and metrics: the client closed the connection.
 	statusClientClosed = 499
 )
 
 // Problem is the body of every error, and an error itself. Handlers set Status,
-// Detail and Errors; the rest is filled in when it is sent.
+// Detail and Errors; send sets the rest.
 //
 // Source: RFC 9457, Problem Details for HTTP APIs.
 type Problem struct {
-	Type      string       `json:"type"` // about:blank: the status says it all
+	Type      string       `json:"type"` // about:blank: the status is enough
 	Title     string       `json:"title"`
 	Status    int          `json:"status"`
 	Detail    string       `json:"detail,omitempty"` // for the client; never an internal error's text
@@ -36,10 +36,10 @@ type Problem struct {
 	RequestID string       `json:"request_id,omitempty"`
 	Errors    []FieldError `json:"errors,omitempty"`
 
-	again bool // it passes by itself, though the status does not say so
+	transient bool // retryable although the status does not say so
 }
 
-// FieldError says what is wrong with one field of the body.
+// FieldError is the problem with one field of the body.
 type FieldError struct {
 	Field   string `json:"field"`
 	Message string `json:"message"`
@@ -50,7 +50,7 @@ func (p *Problem) Error() string {
 	return strconv.Itoa(p.Status) + ": " + cmp.Or(p.Detail, http.StatusText(p.Status))
 }
 
-// problemHandler sends err as a problem document and logs it if it is ours.
+// problemHandler sends err as a problem document and logs server errors.
 func problemHandler(log *slog.Logger) echo.HTTPErrorHandler {
 	return func(err error, c echo.Context) {
 		if c.Response().Committed {
@@ -64,7 +64,7 @@ func problemHandler(log *slog.Logger) echo.HTTPErrorHandler {
 	}
 }
 
-// problemOf returns what the client may know about err.
+// problemOf returns what the client may see of err.
 func problemOf(err error) Problem {
 	if p, ok := errors.AsType[*Problem](err); ok {
 		return *p
@@ -75,20 +75,20 @@ func problemOf(err error) Problem {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return Problem{Status: statusClientClosed, Title: "Client Closed Request"}
-	case postgres.IsUnavailable(err):
-		return Problem{Status: http.StatusServiceUnavailable, Detail: "The database cannot be reached at the moment. Try again."}
+	case databaseProblem(err) != "":
+		return Problem{Status: http.StatusServiceUnavailable, Detail: databaseProblem(err)}
 	default:
-		return Problem{Status: http.StatusInternalServerError, Detail: "Something went wrong on our side. The request id helps us to find it."}
+		return Problem{Status: http.StatusInternalServerError, Detail: "Internal error. Report the request id to the operator."}
 	}
 }
 
-// detailOf explains the errors of the router.
+// detailOf returns the detail for an error of the router.
 func detailOf(code int) string {
 	switch code {
 	case http.StatusNotFound:
-		return "There is nothing at this address."
+		return "No such resource."
 	case http.StatusMethodNotAllowed:
-		return "This address does not know this method; see the header Allow."
+		return "This resource does not support the method; see the Allow header."
 	default:
 		return ""
 	}
@@ -100,11 +100,8 @@ func (p Problem) send(c echo.Context) error {
 	p.Title = cmp.Or(p.Title, http.StatusText(p.Status))
 	p.Instance = c.Request().URL.Path
 	p.RequestID = requestID(c)
-	if p.passes() {
+	if p.retryable() {
 		c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(int(retryAfter.Seconds())))
-	}
-	if c.Request().Method == http.MethodHead {
-		return c.NoContent(p.Status)
 	}
 	body, err := json.Marshal(p)
 	if err != nil {
@@ -113,12 +110,12 @@ func (p Problem) send(c echo.Context) error {
 	return c.Blob(p.Status, mimeProblem, body)
 }
 
-// passes tells whether the same request may succeed in a while.
-func (p Problem) passes() bool {
-	return p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests || p.again
+// retryable reports whether the same request may succeed later.
+func (p Problem) retryable() bool {
+	return p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests || p.transient
 }
 
-// logProblem logs what is not the client's fault.
+// logProblem logs server errors.
 func logProblem(log *slog.Logger, c echo.Context, p Problem, err error) {
 	level := slog.LevelError
 	switch {

@@ -8,33 +8,25 @@ import (
 	"net"
 	"net/http"
 	"time"
-
-	"github.com/labstack/echo/v4"
 )
 
 const (
 	idleTimeout    = 2 * time.Minute
-	writeMargin    = 10 * time.Second // for the answer, after the request's own time
+	writeMargin    = 10 * time.Second // for the answer, after the request's timeout
 	maxHeaderBytes = 64 << 10
 )
 
-// Timeouts limit every wait for a client, and what a handler allows itself.
+// Timeouts bound every wait for a client, and the work of a handler.
 type Timeouts struct {
-	Header  time.Duration // for the head of a request to arrive
-	Body    time.Duration // for its body; of NDJSON, the longest silence
-	Request time.Duration // of a request's work
-	Stream  time.Duration // of an NDJSON request in all
+	Header   time.Duration // to receive the header
+	Body     time.Duration // without a byte of the body
+	BodyRate int64         // bytes per second in which a body must arrive after Body; 0: any
+	Request  time.Duration // of a request, without its body
+	Stream   time.Duration // of an NDJSON request, with its body
 }
 
-// of returns how long a request may take.
-func (t Timeouts) of(c echo.Context) time.Duration {
-	if c.Path() == pathEvents && mediaType(c.Request()) == mimeNDJSON {
-		return t.Stream
-	}
-	return t.Request
-}
-
-// NewServer returns a server for handler with a limit on every wait.
+// NewServer returns a server for handler with a timeout for every wait. Handlers
+// that read a body or need longer move the deadlines.
 func NewServer(handler http.Handler, t Timeouts, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
@@ -47,8 +39,8 @@ func NewServer(handler http.Handler, t Timeouts, log *slog.Logger) *http.Server 
 	}
 }
 
-// Serve answers requests until ctx ends; then it takes no new ones and gives
-// the running ones timeout to finish.
+// Serve serves requests until ctx ends; then it accepts no new ones and waits up to
+// timeout for those in progress.
 func Serve(ctx context.Context, server *http.Server, listener net.Listener, timeout time.Duration) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()

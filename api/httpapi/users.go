@@ -11,25 +11,36 @@ import (
 	"diehard/api/users"
 )
 
-func createUser(service Users, m *published) echo.HandlerFunc {
+func createUser(service Users, m *eventCounter) echo.HandlerFunc {
 	return func(c echo.Context) error {
+		key, err := idempotencyKey(c)
+		if err != nil {
+			return err
+		}
 		n, err := readUser(c)
 		if err != nil {
 			return err
 		}
-		user, err := service.Create(c.Request().Context(), n)
-		m.user(err)
+		request := users.Request{User: n, Caller: callerOf(c), Key: key}
+		if !key.IsZero() {
+			request.Digest = digestOf("user", bodyOf(c))
+		}
+		user, repeated, err := service.Create(c.Request().Context(), request)
+		m.user(repeated, err)
 		if err != nil {
 			return userProblem(err)
+		}
+		if repeated {
+			replayed(c)
 		}
 		c.Response().Header().Set(echo.HeaderLocation, "/users/"+user.ID.String())
 		return c.JSON(http.StatusCreated, user)
 	}
 }
 
-// readUser reads the body. Errors are problems, as those of [readObject] or 422.
+// readUser parses the body. Errors are problems: those of [readObject], or 422.
 func readUser(c echo.Context) (n users.NewUser, err error) {
-	const mostErrors = 20
+	const maxErrors = 20
 	object, err := readObject(c)
 	if err != nil {
 		return n, err
@@ -43,7 +54,7 @@ func readUser(c echo.Context) (n users.NewUser, err error) {
 		}
 		return problem, known
 	}, func(field, message string) {
-		if len(wrong) < mostErrors {
+		if len(wrong) < maxErrors {
 			wrong = append(wrong, FieldError{Field: field, Message: message})
 		}
 	})
@@ -54,7 +65,7 @@ func readUser(c echo.Context) (n users.NewUser, err error) {
 }
 
 func getUser(service Users) echo.HandlerFunc {
-	const canonicalLength = 36 // other spellings of an id are other addresses
+	const canonicalLength = 36 // only the canonical form of an id is a path
 	return func(c echo.Context) error {
 		text := c.Param("id")
 		id, err := uuid.Parse(text)
@@ -69,8 +80,7 @@ func getUser(service Users) echo.HandlerFunc {
 	}
 }
 
-// userProblem turns the answers of the use case into problems; other errors
-// stay as they are.
+// userProblem maps errors of the client to problems; other errors stay as they are.
 func userProblem(err error) error {
 	if invalid, ok := errors.AsType[*users.InvalidError](err); ok {
 		return &Problem{Status: http.StatusUnprocessableEntity, Detail: detailInvalid, Errors: fieldErrors(invalid)}
@@ -80,8 +90,10 @@ func userProblem(err error) error {
 		return &Problem{Status: http.StatusConflict, Detail: users.ErrEmailTaken.Error()}
 	case errors.Is(err, users.ErrNotFound):
 		return &Problem{Status: http.StatusNotFound, Detail: users.ErrNotFound.Error()}
+	case errors.Is(err, users.ErrDeleted):
+		return &Problem{Status: http.StatusConflict, Detail: users.ErrDeleted.Error()}
 	default:
-		return err
+		return keyProblem(err)
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package keys knows the callers of the api by their keys. Only hashes of keys
-// are configured, so a configuration that leaks lets nobody in.
+// Package keys authenticates the callers of the api. The configuration holds
+// hashes of keys only, so a leaked configuration gives no access.
 package keys
 
 import (
@@ -14,16 +14,15 @@ import (
 	"strings"
 )
 
-// prefix lets people, and scanners for leaked secrets, tell what a key is for.
+// prefix identifies a key for readers and for scanners of leaked secrets.
 const prefix = "dh_"
 
-// randomBytes make guessing hopeless, which is why one round of SHA-256 is
-// enough of a hash.
+// randomBytes per key: with 256 random bits one round of SHA-256 is enough.
 const randomBytes = 32
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
-// Set holds the keys that are accepted. The zero Set accepts none.
+// Set holds the accepted keys. The zero Set accepts none.
 type Set struct{ keys []key }
 
 type key struct {
@@ -31,9 +30,9 @@ type key struct {
 	hash   [sha256.Size]byte
 }
 
-// Parse reads keys, each "hash" or "name:hash", the hash in hexadecimal. Keys of
-// one name belong to one caller, which is how a key is replaced without a gap.
-// The error does not repeat what it complains about.
+// Parse reads keys, each "hash" or "name:hash", the hash in hexadecimal. Several
+// keys may have one name: a key is replaced without a gap that way. The error
+// does not contain the entry.
 func Parse(entries []string) (Set, error) {
 	var set Set
 	for i, entry := range entries {
@@ -45,7 +44,7 @@ func Parse(entries []string) (Set, error) {
 			return Set{}, fmt.Errorf("name %d is not 1 to 64 letters, digits, dots, hyphens or underscores", i+1)
 		}
 		k := key{caller: name}
-		if n, err := hex.Decode(k.hash[:], []byte(clipped(hash))); err != nil || n != len(k.hash) || len(hash) != hex.EncodedLen(n) {
+		if n, err := hex.Decode(k.hash[:], []byte(truncate(hash))); err != nil || n != len(k.hash) || len(hash) != hex.EncodedLen(n) {
 			return Set{}, fmt.Errorf("key %d is not a SHA-256 hash of 64 hexadecimal digits", i+1)
 		}
 		if !named {
@@ -56,16 +55,15 @@ func Parse(entries []string) (Set, error) {
 	return set, nil
 }
 
-// clipped keeps what is too long from being decoded beyond a hash.
-func clipped(hash string) string {
+// truncate limits hash to the length that hex.Decode has room for.
+func truncate(hash string) string {
 	return hash[:min(len(hash), hex.EncodedLen(sha256.Size))]
 }
 
-// Empty tells whether there are no keys at all.
+// Empty reports whether the set has no keys.
 func (s Set) Empty() bool { return len(s.keys) == 0 }
 
-// Caller returns whose key this is. It takes the same time whichever key is
-// right, and for wrong ones.
+// Caller returns the name of the caller with this key. It compares in constant time.
 func (s Set) Caller(secret string) (caller string, ok bool) {
 	given := sha256.Sum256([]byte(secret))
 	found := -1

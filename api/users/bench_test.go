@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/api/users"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // BenchmarkCreate is one user and its event on one connection, commit included.
@@ -17,7 +17,7 @@ func BenchmarkCreate(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		n.Email = fmt.Sprintf("user%d@example.com", i)
-		_, err := service.Create(b.Context(), n)
+		_, err := create(b.Context(), service, n)
 		require.NoError(b, err)
 	}
 }

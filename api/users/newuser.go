@@ -12,11 +12,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// NewUser is what a caller gives to create a user. Lengths are in characters.
+// NewUser holds the fields of a user to create; the names may be empty. Lengths are in
+// characters.
 type NewUser struct {
 	Email     string `json:"email" validate:"required,max=254,printable,email"`
-	FirstName string `json:"first_name" validate:"required,max=100,printable"`
-	LastName  string `json:"last_name" validate:"required,max=100,printable"`
+	FirstName string `json:"first_name" validate:"max=100,printable"`
+	LastName  string `json:"last_name" validate:"max=100,printable"`
 }
 
 // FieldError says what is wrong with one field.
@@ -45,7 +46,7 @@ func (n NewUser) trimmed() NewUser {
 	}
 }
 
-// user gives n an id and a time. PostgreSQL keeps microseconds.
+// user returns n as a user with an id and a time, in microseconds as PostgreSQL stores it.
 func (n NewUser) user() (User, error) {
 	id, err := uuid.NewV7()
 	if err != nil {

@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS {{.DeadLetter}} {{.OnCluster}} (
     raw         String                 COMMENT 'the columns of the row as they came, as JSON' CODEC(ZSTD(1)),
     reason      String                 COMMENT 'why the row was refused',
     error_code  Int32                  COMMENT 'code of the ClickHouse exception, 0 if it was none',
-    failed_at   DateTime64(3, 'UTC')   COMMENT 'when the row was set aside',
+    failed_at   DateTime64(3, 'UTC')   COMMENT 'when the row was written here',
     retried_at  DateTime64(3, 'UTC')   COMMENT 'when it reached the event log after all; 1970 if it has not'
 )
 ENGINE = {{.ReplacingMergeTree}}

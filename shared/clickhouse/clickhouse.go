@@ -1,5 +1,4 @@
-// Package clickhouse connects to ClickHouse over its native protocol the same
-// way everywhere.
+// Package clickhouse connects to ClickHouse over its native protocol.
 package clickhouse
 
 import (
@@ -7,57 +6,49 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
-	"diehard/shared/certificate"
+	"diehard/shared/tlshint"
 )
 
 const (
-	dialTimeout  = 5 * time.Second
 	readTimeout  = 5 * time.Minute
 	maxOpenConns = 4
 )
 
-// Codes of server exceptions that Open explains.
-const (
-	codeUnknownDatabase      = 81
-	codeWrongPassword        = 193
-	codeRequiredPassword     = 194
-	codeAuthenticationFailed = 516
-)
-
 // Config says which server, database and tables to use.
 type Config struct {
-	Host     string `env:"CLICKHOUSE_HOST,required" example:"127.0.0.1" doc:"host of ClickHouse"`
+	Host     string `env:"CLICKHOUSE_HOST,required" example:"127.0.0.1" doc:"host of ClickHouse; several, separated by commas and with :PORT if it is another one, are tried in order"`
 	Port     uint16 `env:"CLICKHOUSE_PORT" envDefault:"9000" min:"1" doc:"port of ClickHouse's native protocol (9440 is usual with TLS), not the HTTP port"`
 	User     string `env:"CLICKHOUSE_USER" envDefault:"default" doc:"user in ClickHouse"`
-	Password string `env:"CLICKHOUSE_PASSWORD" secret:"true" doc:"password of that user; empty for none"`
+	Password string `env:"CLICKHOUSE_PASSWORD" secret:"true" doc:"password of CLICKHOUSE_USER; empty for none"`
 	Database string `env:"CLICKHOUSE_SCHEMA" envDefault:"default" doc:"database (schema) of the tables; migrations create it if it is missing"`
 
 	EventLogTable   string `env:"CLICKHOUSE_EVENT_LOG_TABLE_NAME" envDefault:"event_log" doc:"table of the events"`
-	DeadLetterTable string `env:"CLICKHOUSE_DEAD_LETTER_TABLE_NAME" envDefault:"event_dead_letter" doc:"table of the rows that could not be stored"`
+	DeadLetterTable string `env:"CLICKHOUSE_DEAD_LETTER_TABLE_NAME" envDefault:"event_dead_letter" doc:"table of the rows that ClickHouse refused"`
 	Cluster         string `env:"CLICKHOUSE_CLUSTER" doc:"name of the cluster on which migrations create replicated tables; empty for one node"`
-	InsertQuorum    uint8  `env:"CLICKHOUSE_INSERT_QUORUM" envDefault:"0" doc:"replicas that must have the rows of an insert before it counts, 2 or more on a cluster; 0 for none"`
+	TextIndex       bool   `env:"CLICKHOUSE_TEXT_INDEX" envDefault:"false" doc:"true lets migrate up add a text index of event_context's words, which merges build; it needs ClickHouse 26.2 or newer"`
+	InsertQuorum    uint8  `env:"CLICKHOUSE_INSERT_QUORUM" envDefault:"0" doc:"number of replicas that must confirm an insert, 2 or more on a cluster; 0 for none"`
 
-	Compression string `env:"CLICKHOUSE_COMPRESSION" envDefault:"auto" oneof:"auto lz4 none" doc:"compression on the way to ClickHouse; auto is none to a server on this machine, where it costs more than it saves, and lz4 to others"`
+	Compression string `env:"CLICKHOUSE_COMPRESSION" envDefault:"auto" oneof:"auto lz4 none" doc:"compression of the data sent to ClickHouse; auto is none to a server on this machine, where it costs more than it saves, and lz4 to others"`
 
 	Secure             bool   `env:"CLICKHOUSE_SECURE" envDefault:"false" doc:"true for TLS"`
-	CAFile             string `env:"CLICKHOUSE_CA_FILE" doc:"PEM file of the authorities that may sign the server's certificate; empty for those of the system"`
+	CAFile             string `env:"CLICKHOUSE_CA_FILE" doc:"PEM file of the trusted certificate authorities; empty for those of the system"`
 	CertFile           string `env:"CLICKHOUSE_CERT_FILE" doc:"PEM file of the client's certificate; empty for none"`
-	KeyFile            string `env:"CLICKHOUSE_KEY_FILE" doc:"PEM file of the client certificate's key; empty without a certificate"`
-	ServerName         string `env:"CLICKHOUSE_SERVER_NAME" doc:"name expected in the server's certificate; empty for the host"`
-	InsecureSkipVerify bool   `env:"CLICKHOUSE_INSECURE_SKIP_VERIFY" envDefault:"false" doc:"true accepts any certificate; only for trials"`
+	KeyFile            string `env:"CLICKHOUSE_KEY_FILE" doc:"PEM file of the key of CLICKHOUSE_CERT_FILE; empty without a certificate"`
+	ServerName         string `env:"CLICKHOUSE_SERVER_NAME" doc:"expected name in the server's certificate; empty for the host"`
+	InsecureSkipVerify bool   `env:"CLICKHOUSE_INSECURE_SKIP_VERIFY" envDefault:"false" doc:"true accepts any certificate; for tests only"`
 }
 
-// Validate reports what single variables cannot: names that are no
-// identifiers, and TLS files without TLS.
+// Validate refuses names that are no identifiers, and TLS settings without TLS.
 func (c Config) Validate() error {
 	return errors.Join(
+		c.checkHosts(),
 		checkIdentifier("CLICKHOUSE_SCHEMA", c.Database),
 		checkIdentifier("CLICKHOUSE_EVENT_LOG_TABLE_NAME", c.EventLogTable),
 		checkIdentifier("CLICKHOUSE_DEAD_LETTER_TABLE_NAME", c.DeadLetterTable),
@@ -66,16 +57,9 @@ func (c Config) Validate() error {
 	)
 }
 
-// Address is host:port.
-func (c Config) Address() string {
-	return net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))
-}
-
-// method is the compression that c asks for.
+// method returns the compression of c.
 func (c Config) method() clickhouse.CompressionMethod {
-	ip := net.ParseIP(c.Host)
-	local := c.Host == "localhost" || ip != nil && ip.IsLoopback()
-	if c.Compression == "none" || c.Compression == "auto" && local {
+	if c.Compression == "none" || c.Compression == "auto" && c.isLocal() {
 		return clickhouse.CompressionNone
 	}
 	return clickhouse.CompressionLZ4
@@ -86,17 +70,15 @@ func (c Config) method() clickhouse.CompressionMethod {
 func Options(c Config) (*clickhouse.Options, error) {
 	options := &clickhouse.Options{
 		Protocol:     clickhouse.Native,
-		Addr:         []string{c.Address()},
+		Addr:         c.Addresses(),
+		DialStrategy: failover(),
+		Settings:     settingsOf(c),
 		Auth:         clickhouse.Auth{Database: c.Database, Username: c.User, Password: c.Password},
 		Compression:  &clickhouse.Compression{Method: c.method()},
 		DialTimeout:  dialTimeout,
 		ReadTimeout:  readTimeout,
 		MaxOpenConns: maxOpenConns,
 		MaxIdleConns: maxOpenConns,
-	}
-	if c.InsertQuorum > 0 {
-		// One at a time: only then can a reader tell rows that wait for their quorum.
-		options.Settings = clickhouse.Settings{"insert_quorum": c.InsertQuorum, "insert_quorum_parallel": 0}
 	}
 	if !c.Secure {
 		return options, nil
@@ -124,7 +106,7 @@ func Open(ctx context.Context, c Config) (driver.Conn, error) {
 	return conn, nil
 }
 
-// Explain adds to an error of connecting where it happened and what helps.
+// Explain adds the address and a hint to an error of connecting.
 func Explain(c Config, err error) error {
 	where := fmt.Sprintf("connect to ClickHouse at %s", c.Address())
 	if hint := hintFor(c, err); hint != "" {
@@ -137,7 +119,7 @@ func hintFor(c Config, err error) string {
 	if exception, ok := errors.AsType[*clickhouse.Exception](err); ok {
 		return hintForCode(c, exception.Code)
 	}
-	if hint := certificate.Hint(err, "CLICKHOUSE_CA_FILE", "CLICKHOUSE_SERVER_NAME"); hint != "" {
+	if hint := tlshint.Hint(err, "CLICKHOUSE_CA_FILE", "CLICKHOUSE_SERVER_NAME"); hint != "" {
 		return hint
 	}
 	if c.Secure && strings.Contains(err.Error(), "remote error: tls") {
@@ -159,19 +141,19 @@ func hintFor(c Config, err error) string {
 }
 
 func hintForCode(c Config, code int32) string {
-	switch code {
-	case codeUnknownDatabase:
+	switch proto.Error(code) {
+	case proto.ErrUnknownDatabase:
 		return fmt.Sprintf("database %q is missing: run the migrations or correct CLICKHOUSE_SCHEMA", c.Database)
-	case codeWrongPassword, codeRequiredPassword, codeAuthenticationFailed:
+	case proto.ErrWrongPassword, proto.ErrRequiredPassword, proto.ErrAuthenticationFailed:
 		return "check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
 	default:
 		return ""
 	}
 }
 
-// IsUnknownDatabase tells whether the server answered that the database of
-// the connection does not exist.
+// IsUnknownDatabase reports whether err says that the database of the connection
+// does not exist.
 func IsUnknownDatabase(err error) bool {
 	exception, ok := errors.AsType[*clickhouse.Exception](err)
-	return ok && exception.Code == codeUnknownDatabase
+	return ok && proto.Error(exception.Code) == proto.ErrUnknownDatabase
 }

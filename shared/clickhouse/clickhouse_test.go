@@ -21,8 +21,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/settings"
-	"diehard/shared/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }

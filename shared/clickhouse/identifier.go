@@ -5,12 +5,12 @@ import (
 	"regexp"
 )
 
-// identifier allows what needs no escaping inside backquotes, in paths of
-// Keeper and in file names.
+// identifier matches names that need no escaping in backquotes, in Keeper's paths
+// and in file names.
 var identifier = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]{0,126}$`)
 
-// QuoteIdentifier returns name in backquotes for use in SQL. A name that is
-// not made of letters, digits, _ and - (at most 127) is an error.
+// QuoteIdentifier returns name in backquotes for use in SQL. A name that has other
+// characters than letters, digits, _ and -, or more than 127, is an error.
 func QuoteIdentifier(name string) (string, error) {
 	if !identifier.MatchString(name) {
 		return "", fmt.Errorf("%q is not a name: use letters, digits, _ and -, at most 127", name)

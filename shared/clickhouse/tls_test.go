@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 func TestTLSTrustsTheRightCertificateAlone(t *testing.T) {

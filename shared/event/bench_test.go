@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
-	"diehard/shared/testenv"
 )
 
 // BenchmarkPublish compares ways to write many events at once; the choice in

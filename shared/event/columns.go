@@ -3,6 +3,7 @@ package event
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,19 +26,25 @@ import (
 const copyAt = 1000
 
 const (
-	target = `INSERT INTO public.outbox
-		(id, event_type, event_date_time, environment, event_context, metadata_version, trace_context) `
+	insertColumns = `id, event_type, event_date_time, environment, event_context, metadata_version, trace_context`
+	target        = `INSERT INTO {outbox}.outbox (` + insertColumns + `) `
+	// targetBy also stores who published, which is for members of diehard_api.
+	targetBy = `INSERT INTO {outbox}.outbox (` + insertColumns + `, published_by) `
 
-	insertOne = target + `VALUES ($1, $2, $3, $4, $5, $6, NULLIF($7::text, ''))`
+	one = `($1, $2, $3, $4, $5, $6, NULLIF($7::text, '')`
 
-	insertMany = target + `SELECT id, type, at, environment, context, version, NULLIF(trace, '')
-		FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::text[], $5::json[], $6::bigint[], $7::text[])
-			AS event (id, type, at, environment, context, version, trace)`
-
+	columns = ` AS event (id, type, at, environment, context, version, trace, key)`
+	many    = `unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::text[], $5::json[], $6::bigint[], $7::text[], $8::text[])` + columns
 	// Every driver can send text, and every type can be cast from it, arrays included.
-	insertManyText = target + `SELECT id, type, at, environment, context, version, NULLIF(trace, '')
-		FROM unnest($1::text::uuid[], $2::text::text[], $3::text::timestamptz[], $4::text::text[], $5::text::json[],
-			$6::text::bigint[], $7::text::text[]) AS event (id, type, at, environment, context, version, trace)`
+	manyText = `unnest($1::text::uuid[], $2::text::text[], $3::text::timestamptz[], $4::text::text[], $5::text::json[],
+		$6::text::bigint[], $7::text::text[], $8::text::text[])` + columns
+
+	row      = `SELECT id, type, at, environment, context, version, NULLIF(trace, '')`
+	argument = `type, context, environment, version, NULLIF(trace, ''), at, id, NULL::text, NULLIF(key, '')`
+	// The functions take an idempotency key, which an insert cannot.
+	byFunction  = `SELECT pg_catalog.count({outbox}.publish_event(` + argument + `)) FROM `
+	intoTheWAL  = `SELECT pg_catalog.count({outbox}.publish_event_message(` + argument + `)) FROM `
+	publishedBy = `, $9::text`
 )
 
 // prepare returns the events completed, or why one of them cannot be published.
@@ -59,34 +66,74 @@ func prepare(events []Event) ([]Event, error) {
 	return ready, nil
 }
 
-// insert returns the statement for pgx, which sends binary.
-func insert(events []Event) (string, []any) {
-	if len(events) == 1 {
-		e := events[0]
-		return insertOne, []any{
-			pgtype.UUID{Bytes: e.ID, Valid: true}, e.Type, e.DateTime, e.Environment, []byte(e.Context), e.MetadataVersion, e.TraceContext,
-		}
+// form is how a driver takes the columns of many events.
+type form struct {
+	source    string // of the rows
+	arguments func(events []Event) []any
+}
+
+var (
+	// forPGX holds in every [pgx.QueryExecMode]: a []byte would be bytea where pgx does
+	// not ask the server for types.
+	forPGX = form{many, arrays}
+	// forAny holds with any driver: each column is a text[] literal.
+	forAny = form{manyText, literals}
+)
+
+// formOf returns the form for db.
+func formOf(db DB) form {
+	if _, ok := db.(sqlDB); ok {
+		return forAny
 	}
+	return forPGX
+}
+
+// statement writes events, which are prepared.
+func (o Outbox) statement(f form, events []Event) (string, []any) {
+	arguments := f.arguments(events)
+	switch {
+	case anyKey(events):
+		return o.Schema.SQL(byFunction + f.source), arguments
+	case o.PublishedBy != "":
+		return o.Schema.SQL(targetBy + row + publishedBy + ` FROM ` + f.source), append(arguments, o.PublishedBy)
+	default:
+		return o.Schema.SQL(target + row + ` FROM ` + f.source), arguments
+	}
+}
+
+// single writes one event by pgx.
+func (o Outbox) single(e *Event) (string, []any) {
+	arguments := []any{e.ID.String(), e.Type, e.DateTime, e.Environment, string(e.Context), e.MetadataVersion, e.TraceContext}
+	if o.PublishedBy != "" {
+		return o.Schema.SQL(targetBy + `VALUES ` + one + `, $8::text)`), append(arguments, o.PublishedBy)
+	}
+	return o.Schema.SQL(target + `VALUES ` + one + `)`), arguments
+}
+
+func anyKey(events []Event) bool {
+	return slices.ContainsFunc(events, func(e Event) bool { return e.IdempotencyKey != "" })
+}
+
+func arrays(events []Event) []any {
 	n := len(events)
 	var (
-		ids          = make([]pgtype.UUID, n)
+		ids          = make([]string, n)
 		types        = make([]string, n)
 		times        = make([]time.Time, n)
 		environments = make([]string, n)
-		contexts     = make([][]byte, n)
+		contexts     = make([]string, n)
 		versions     = make([]int64, n)
 		traces       = make([]string, n)
+		keys         = make([]string, n)
 	)
 	for i, e := range events {
-		ids[i] = pgtype.UUID{Bytes: e.ID, Valid: true}
-		types[i], times[i], environments[i] = e.Type, e.DateTime, e.Environment
-		contexts[i], versions[i], traces[i] = e.Context, e.MetadataVersion, e.TraceContext
+		ids[i], types[i], times[i], environments[i] = e.ID.String(), e.Type, e.DateTime, e.Environment
+		contexts[i], versions[i], traces[i], keys[i] = string(e.Context), e.MetadataVersion, e.TraceContext, e.IdempotencyKey
 	}
-	return insertMany, []any{ids, types, times, environments, contexts, versions, traces}
+	return []any{ids, types, times, environments, contexts, versions, traces, keys}
 }
 
-// insertText returns the statement for any driver: each column is a text[] literal.
-func insertText(events []Event) (string, []any) {
+func literals(events []Event) []any {
 	column := func(value func(e *Event) string) string {
 		var b strings.Builder
 		for i := range events {
@@ -94,7 +141,7 @@ func insertText(events []Event) (string, []any) {
 		}
 		return closeArray(&b)
 	}
-	return insertManyText, []any{
+	return []any{
 		column(func(e *Event) string { return e.ID.String() }),
 		column(func(e *Event) string { return e.Type }),
 		column(func(e *Event) string { return e.DateTime.UTC().Format(time.RFC3339Nano) }),
@@ -102,6 +149,7 @@ func insertText(events []Event) (string, []any) {
 		column(func(e *Event) string { return string(e.Context) }),
 		column(func(e *Event) string { return strconv.FormatInt(e.MetadataVersion, 10) }),
 		column(func(e *Event) string { return e.TraceContext }),
+		column(func(e *Event) string { return e.IdempotencyKey }),
 	}
 }
 
@@ -129,16 +177,22 @@ type copier interface {
 	CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error)
 }
 
-var columnNames = []string{"id", "event_type", "event_date_time", "environment", "event_context", "metadata_version", "trace_context"}
-
-func copyAll(ctx context.Context, db copier, events []Event) error {
-	_, err := db.CopyFrom(ctx, pgx.Identifier{"public", Table}, columnNames, pgx.CopyFromSlice(len(events), func(i int) ([]any, error) {
+func (o Outbox) copy(ctx context.Context, db copier, events []Event) error {
+	names := strings.Split(insertColumns, ", ")
+	if o.PublishedBy != "" {
+		names = append(names, "published_by")
+	}
+	_, err := db.CopyFrom(ctx, pgx.Identifier{o.Schema.Name(), Table}, names, pgx.CopyFromSlice(len(events), func(i int) ([]any, error) {
 		e := &events[i]
-		return []any{
+		values := []any{
 			pgtype.UUID{Bytes: e.ID, Valid: true},
-			e.Type, e.DateTime, e.Environment, []byte(e.Context), e.MetadataVersion,
+			e.Type, e.DateTime, e.Environment, string(e.Context), e.MetadataVersion,
 			pgtype.Text{String: e.TraceContext, Valid: e.TraceContext != ""},
-		}, nil
+		}
+		if o.PublishedBy != "" {
+			values = append(values, o.PublishedBy)
+		}
+		return values, nil
 	}))
 	return err
 }

@@ -19,7 +19,7 @@
 package event
 
 import (
-	"crypto/md5" //nolint:gosec // see keyByte
+	"crypto/md5" //nolint:gosec // see KeyByte
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +37,8 @@ const (
 	MaxContextBytes     = 1 << 20
 	MaxTypeBytes        = 255
 	MaxEnvironmentBytes = 255
+	MaxKeyBytes         = 255 // of an idempotency key
+	MaxPublishedByBytes = 255
 )
 
 // defaultMetadataVersion is the first layout of a context.
@@ -55,6 +57,10 @@ type Event struct {
 	// order if several streamers share the work (STREAMER_SHARD), others need not. It is not
 	// stored: it decides the last byte of the ID that is made. An ID that is given decides itself.
 	Key string
+	// IdempotencyKey makes publishing again do nothing: for a day the event is stored once
+	// for each key of the same login. The transaction that has just used the key is waited
+	// for. Using it for another type or context is an error. Empty is none.
+	IdempotencyKey string
 }
 
 // Typed is implemented by payloads that name their event type themselves.
@@ -89,6 +95,10 @@ func WithTraceContext(traceparent string) Option {
 
 // WithKey sets what the event is about; see Event.Key. The default is nothing.
 func WithKey(key string) Option { return func(e *Event) { e.Key = key } }
+
+// WithIdempotencyKey sets the key under which the event is stored once; see
+// Event.IdempotencyKey. The default is none.
+func WithIdempotencyKey(key string) Option { return func(e *Event) { e.IdempotencyKey = key } }
 
 // New makes an event of payload, which becomes the context: a json.RawMessage
 // as it is, anything else by json.Marshal. The type is what payload says as
@@ -142,22 +152,23 @@ func (e Event) completed() (Event, error) {
 			return e, fmt.Errorf("make an event id: %w", err)
 		}
 		if e.Key != "" {
-			id[len(id)-1] = keyByte(e.Key)
+			id[len(id)-1] = KeyByte(e.Key)
 		}
 		e.ID = id
 	}
 	if e.DateTime.IsZero() {
 		e.DateTime = time.Now()
 	}
+	e.DateTime = e.DateTime.Truncate(time.Microsecond) // a driver that sends text would have PostgreSQL round it
 	if e.MetadataVersion == 0 {
 		e.MetadataVersion = defaultMetadataVersion
 	}
 	return e, nil
 }
 
-// keyByte is where events with a key go: the row filters of shards look at the
-// last byte of the id. event_id_for in SQL does the same.
-func keyByte(key string) byte {
+// KeyByte returns the last byte of the id of an event with a key: the row filters of
+// shards look at it. event_id_for in SQL does the same.
+func KeyByte(key string) byte {
 	sum := md5.Sum([]byte(key)) //nolint:gosec // spreads keys, keeps no secrets; PostgreSQL has it, too
 	return sum[len(sum)-1]
 }

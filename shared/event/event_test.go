@@ -95,7 +95,7 @@ func TestInvalidEventsAreRefused(t *testing.T) {
 		"no type":                {func(e *event.Event) { e.Type = "" }, "the type is empty"},
 		"long type":              {func(e *event.Event) { e.Type = strings.Repeat("x", 256) }, "the type has 256 bytes, more than 255"},
 		"type not UTF-8":         {func(e *event.Event) { e.Type = "\xff" }, "the type is not UTF-8"},
-		"zero byte in type":      {func(e *event.Event) { e.Type = "a\x00" }, "the type contains a zero byte"},
+		"zero byte in type":      {func(e *event.Event) { e.Type = "a\x00" }, "the type contains a control character"},
 		"long environment":       {func(e *event.Event) { e.Environment = strings.Repeat("x", 256) }, "the environment has 256 bytes"},
 		"environment not UTF-8":  {func(e *event.Event) { e.Environment = "\xff" }, "the environment is not UTF-8"},
 		"no context":             {func(e *event.Event) { e.Context = nil }, "the context of t is not JSON"},

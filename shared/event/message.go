@@ -2,8 +2,7 @@ package event
 
 import (
 	"context"
-	"encoding/json"
-	"strings"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -16,19 +15,10 @@ import (
 //	{"order": 42}
 //
 // The object is the row without its context, under the names of the columns. v is
-// the version of this form. environment ("") and metadata_version (1) may be left
-// out, and so may trace_context. The time is RFC 3339. The encoding is UTF-8.
+// the version of this form. environment (""), metadata_version (1), trace_context and
+// published_by may be left out. The time is RFC 3339. The encoding is UTF-8. The function
+// publish_event_message writes it.
 const MessagePrefix = "diehard.event"
-
-// MessageVersion is the version of the form that [PublishMessages] writes.
-const MessageVersion = 1
-
-const (
-	// The function refuses while no streamer reads messages: they would be lost.
-	emit = `SELECT public.publish_messages($1::text[])`
-	// As for rows, every driver can send text.
-	emitText = `SELECT public.publish_messages($1::text::text[])`
-)
 
 // PublishMessages writes events into the WAL alone, as transactional logical
 // decoding messages: no table, no partitions, no vacuum, and nothing to retain.
@@ -36,76 +26,53 @@ const (
 // published, if and only if the transaction commits.
 //
 // The streamer must run with REPLICATION_MESSAGES=true; PostgreSQL refuses the
-// call while it never has. What is in the WAL only cannot be queried, and is
+// call while it has not. What is in the WAL only cannot be queried, and is
 // replayed from a bookmark or not at all.
 //
 // If one event is invalid nothing is sent. Errors are as those of [Publish].
 func PublishMessages(ctx context.Context, db DB, events ...Event) error {
+	return Outbox{}.PublishMessages(ctx, db, events...)
+}
+
+// PublishMessages is [PublishMessages] by way of o's functions. PublishedBy must be empty:
+// a message always carries the login of the session.
+func (o Outbox) PublishMessages(ctx context.Context, db DB, events ...Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	messages, err := frame(events)
+	sql, arguments, err := o.message(formOf(db), events)
 	if err != nil {
 		return wrap(err)
 	}
-	if _, ok := db.(sqlDB); !ok {
-		_, err = db.Exec(ctx, emit, messages)
-		return wrap(err)
-	}
-	var list strings.Builder
-	for _, m := range messages {
-		appendElement(&list, m)
-	}
-	_, err = db.Exec(ctx, emitText, closeArray(&list))
+	_, err = db.Exec(ctx, sql, arguments...)
 	return wrap(err)
 }
 
 // QueueMessages is to [PublishMessages] what [Queue] is to [Publish].
 func QueueMessages(batch *pgx.Batch, events ...Event) error {
+	return Outbox{}.QueueMessages(batch, events...)
+}
+
+// QueueMessages is [QueueMessages] by way of o's functions.
+func (o Outbox) QueueMessages(batch *pgx.Batch, events ...Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	messages, err := frame(events)
+	sql, arguments, err := o.message(forPGX, events)
 	if err != nil {
 		return wrap(err)
 	}
-	queue(batch, emit, []any{messages})
+	queue(batch, sql, arguments)
 	return nil
 }
 
-// header is the first line of a message.
-type header struct {
-	Version         int    `json:"v"`
-	ID              string `json:"id"`
-	Type            string `json:"event_type"`
-	DateTime        string `json:"event_date_time"`
-	Environment     string `json:"environment,omitempty"`
-	MetadataVersion int64  `json:"metadata_version,omitempty"` // 1 is left out
-	TraceContext    string `json:"trace_context,omitempty"`
-}
-
-const microseconds = "2006-01-02T15:04:05.000000Z"
-
-// frame returns the contents of messages.
-func frame(events []Event) ([]string, error) {
+func (o Outbox) message(f form, events []Event) (string, []any, error) {
+	if o.PublishedBy != "" {
+		return "", nil, fmt.Errorf("%w: a message cannot be published for another", ErrInvalid)
+	}
 	ready, err := prepare(events)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	messages := make([]string, len(ready))
-	for i, e := range ready {
-		h := header{
-			Version: MessageVersion, ID: e.ID.String(), Type: e.Type, DateTime: e.DateTime.UTC().Format(microseconds),
-			Environment: e.Environment, MetadataVersion: e.MetadataVersion, TraceContext: e.TraceContext,
-		}
-		if h.MetadataVersion == defaultMetadataVersion {
-			h.MetadataVersion = 0
-		}
-		line, err := json.Marshal(h)
-		if err != nil {
-			return nil, err
-		}
-		messages[i] = string(line) + "\n" + string(e.Context)
-	}
-	return messages, nil
+	return o.Schema.SQL(intoTheWAL + f.source), f.arguments(ready), nil
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
-	"diehard/shared/testenv"
 )
 
 // That messages arrive is tested with the streamer, in package e2e.
@@ -26,7 +26,7 @@ func listening(t *testing.T) *testenv.Env {
 	env := testenv.New(t)
 	_, err := env.Pool.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot)
 	require.NoError(t, err)
-	_, err = env.Pool.Exec(t.Context(), "INSERT INTO streamer_slot (slot_name, publication_oid, messages) VALUES ('s', 1, true)")
+	_, err = env.Pool.Exec(t.Context(), "INSERT INTO diehard_slot (slot_name, messages) VALUES ('s', true)")
 	require.NoError(t, err)
 	return env
 }
@@ -53,7 +53,7 @@ func TestMessagesAreFramedTheSameFromEverywhere(t *testing.T) {
 	t.Parallel()
 	env := listening(t)
 	e := full(3)
-	e.Type, e.Environment, e.Context = "a \"b\"\n\\ é", "Prüfung", json.RawMessage(" {\"a\\\"\" : [1,\n 2]}")
+	e.Type, e.Environment, e.Context = "a \"b\"\\ é", "Prüfung", json.RawMessage(" {\"a\\\"\" : [1,\n 2]}")
 	require.NoError(t, event.PublishMessages(t.Context(), env.Pool, e, e))
 	db := sql.OpenDB(stdlib.GetPoolConnector(env.Pool))
 	defer db.Close()
@@ -62,7 +62,7 @@ func TestMessagesAreFramedTheSameFromEverywhere(t *testing.T) {
 	require.NoError(t, event.QueueMessages(&batch, e))
 	require.NoError(t, env.Pool.SendBatch(t.Context(), &batch).Close())
 	_, err := env.Pool.Exec(t.Context(), "SELECT publish_event_message($1, $2, $3, $4, $5, $6, $7)",
-		e.Type, []byte(e.Context), e.Environment, e.MetadataVersion, e.TraceContext, e.DateTime, e.ID)
+		e.Type, string(e.Context), e.Environment, e.MetadataVersion, e.TraceContext, e.DateTime, e.ID)
 	require.NoError(t, err)
 
 	list := messages(t, env)
@@ -70,7 +70,7 @@ func TestMessagesAreFramedTheSameFromEverywhere(t *testing.T) {
 	for _, m := range list {
 		header, context, _ := strings.Cut(m, "\n")
 		assert.Equal(t, string(e.Context), context)
-		assert.JSONEq(t, `{"v":1,"id":"`+e.ID.String()+`","event_type":"a \"b\"\n\\ é","event_date_time":"2026-01-02T03:04:05.000009Z",
+		assert.JSONEq(t, `{"v":1,"id":"`+e.ID.String()+`","published_by":"postgres","event_type":"a \"b\"\\ é","event_date_time":"2026-01-02T03:04:05.000009Z",
 			"environment":"Prüfung","metadata_version":4,"trace_context":"`+traceparent+`"}`, header)
 	}
 	assert.Empty(t, stored(t, env.Pool), "the table stays empty")
@@ -86,11 +86,11 @@ func TestWhatHasItsDefaultIsLeftOutOfAMessage(t *testing.T) {
 		header, _, _ := strings.Cut(m, "\n")
 		var fields map[string]any
 		require.NoError(t, json.Unmarshal([]byte(header), &fields))
-		assert.Len(t, fields, 4, header)
+		assert.Len(t, fields, 5, header)
 	}
 }
 
-func TestMessagesAreRefusedWhileNobodyReadsThem(t *testing.T) {
+func TestMessagesAreRefusedWhileNoStreamerReadsThem(t *testing.T) {
 	t.Parallel()
 	pool := testenv.New(t).Pool
 	err := event.PublishMessages(t.Context(), pool, full(1))
@@ -111,20 +111,20 @@ func TestInvalidMessagesAreRefused(t *testing.T) {
 	require.NoError(t, event.PublishMessages(t.Context(), nil))
 
 	for arguments, says := range map[string]string{
-		`NULL, '{}'`:                                       "only trace_context may be NULL",
-		`'t', NULL`:                                        "only trace_context may be NULL",
-		`'t', '{}', NULL`:                                  "only trace_context may be NULL",
+		`NULL, '{}'`:                                       "event_type is missing",
+		`'t', NULL`:                                        "event_context is missing",
 		`'', '{}'`:                                         "event_type must have 1 to 255 bytes",
 		`repeat('é', 128), '{}'`:                           "event_type must have 1 to 255 bytes",
 		`'t', '{}', repeat('x', 256)`:                      "environment must have at most 255 bytes",
-		`'t', '{}', '', 1, repeat('x', 256)`:               "trace_context must have at most 255 bytes",
-		`'t', '{}', '', -1`:                                "metadata_version must not be negative",
+		`'t', '{}', '', 1, repeat('x', 256)`:               "trace_context must be a W3C traceparent of version 00",
+		`'t', '{}', '', -1`:                                "metadata_version must be 1 or more",
 		`'t', '{}', '', 1, NULL, 'infinity'`:               "event_date_time must be between the years 1900 and 2299",
 		`'t', '{}', '', 1, NULL, '-infinity'`:              "event_date_time must be between the years 1900 and 2299",
 		`'t', '{}', '', 1, NULL, '1899-12-31 23:59:59+00'`: "event_date_time must be between the years 1900 and 2299",
 		`'t', '{}', '', 1, NULL, '2300-01-01 00:00:00+00'`: "event_date_time must be between the years 1900 and 2299",
-		`'t', '{'`:                                         "invalid input syntax for type json",
-		`'t', to_json(repeat('x', 1048575))`:               "event_context must have at most 1048576 bytes",
+
+		`'t', '{'`:                           "invalid input syntax for type json",
+		`'t', to_json(repeat('x', 1048575))`: "event_context must have at most 1048576 bytes",
 	} {
 		_, err := env.Pool.Exec(t.Context(), "SELECT publish_event_message("+arguments+")")
 		require.ErrorContains(t, err, says, arguments)
@@ -144,7 +144,7 @@ func TestMessagesFollowTheTransaction(t *testing.T) {
 	assert.Empty(t, messages(t, env))
 }
 
-// Whoever chooses the shard by the key must come to the same, here and in SQL.
+// Go and SQL must choose the same shard for a key.
 func TestKeysAreTheSameInGoAndSQL(t *testing.T) {
 	t.Parallel()
 	pool := testenv.New(t).Pool

@@ -42,9 +42,9 @@ func snakeCase(name string) string {
 	return b.String()
 }
 
-// startsWord tells whether a word begins at runes[i], i > 0: at an upper case
-// letter after anything else (userCreated), and at the last upper case letter
-// before a lower case one (HTTPRequest).
+// startsWord reports whether a word begins at runes[i], i > 0: at an upper-case
+// rune after anything else (userCreated), and at the last upper-case rune
+// before a lower-case one (HTTPRequest).
 func startsWord(runes []rune, i int) bool {
 	if !unicode.IsUpper(runes[i]) || runes[i-1] == '_' {
 		return false

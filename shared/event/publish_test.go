@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
-	"diehard/shared/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }

@@ -6,14 +6,15 @@ import (
 	"database/sql/driver"
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
-	"diehard/shared/testenv"
 )
 
 // plain is a driver that knows no more than database/sql demands of one: what
@@ -73,6 +74,25 @@ func TestDatabaseSQLStoresEveryFieldInEveryMode(t *testing.T) {
 		assert.Equal(t, want, stored(t, env.Pool), name)
 		_, err := db.ExecContext(t.Context(), "TRUNCATE outbox")
 		require.NoError(t, err)
+	}
+}
+
+// PostgreSQL rounds a text with more digits than it stores, and binary values are cut off.
+func TestATimeIsTheSameByEveryWay(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	e := full(1)
+	want := e.DateTime
+	for _, more := range []time.Duration{1, 500, 999} {
+		e.DateTime = want.Add(more)
+		require.NoError(t, event.Publish(t.Context(), env.Pool, e))
+		require.NoError(t, event.Publish(t.Context(), env.Pool, e, e))
+		for _, db := range openSQL(t, env) {
+			require.NoError(t, event.Publish(t.Context(), event.SQL(db), e))
+		}
+	}
+	for _, row := range stored(t, env.Pool) {
+		assert.Equal(t, want, row.DateTime)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -18,12 +19,13 @@ var (
 	latest   = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) // exclusive
 )
 
-// Validate tells whether the outbox would take e. Errors wrap [ErrInvalid] and
+// Validate reports whether the outbox would take e. Errors wrap [ErrInvalid] and
 // never contain the context.
 func (e Event) Validate() error {
 	problem := firstOf(
 		e.checkType,
 		func() string { return checkText("environment", e.Environment, MaxEnvironmentBytes) },
+		func() string { return checkText("idempotency key", e.IdempotencyKey, MaxKeyBytes) },
 		e.checkContext,
 		e.checkRest,
 	)
@@ -45,6 +47,9 @@ func firstOf(checks ...func() string) string {
 func (e Event) checkType() string {
 	if e.Type == "" {
 		return "the type is empty: use a named Go type or WithType"
+	}
+	if strings.Trim(e.Type, " ") != e.Type {
+		return "the type has spaces at its ends"
 	}
 	return checkText("type", e.Type, MaxTypeBytes)
 }
@@ -75,21 +80,21 @@ func (e Event) checkRest() string {
 	}
 }
 
-// checkText refuses what a PostgreSQL text or the column's bound does not take.
+// checkText refuses what the column does not take.
 func checkText(what, text string, most int) string {
 	switch {
 	case len(text) > most:
 		return fmt.Sprintf("the %s has %d bytes, more than %d", what, len(text), most)
 	case !utf8.ValidString(text):
 		return fmt.Sprintf("the %s is not UTF-8", what)
-	case strings.IndexByte(text, 0) >= 0:
-		return fmt.Sprintf("the %s contains a zero byte", what)
+	case strings.IndexFunc(text, unicode.IsControl) >= 0:
+		return fmt.Sprintf("the %s contains a control character", what)
 	default:
 		return ""
 	}
 }
 
-// ValidTraceContext tells whether s is a traceparent of version 00:
+// ValidTraceContext reports whether s is a traceparent of version 00:
 // 00-<32 hex>-<16 hex>-<2 hex>, in lower case, neither id all zero.
 //
 // Source: W3C Trace Context, "traceparent Header",

@@ -1,4 +1,4 @@
-// Package failure says what to do about an error: retry, set the row aside, or stop.
+// Package failure classifies errors: retry, write the row to the dead-letter table, or stop.
 package failure
 
 import "errors"
@@ -7,7 +7,7 @@ import "errors"
 type Class uint8
 
 const (
-	// Transient errors pass by themselves: retry with back-off and jitter, for ever.
+	// Transient errors go away: retry with back-off and jitter, without limit.
 	Transient Class = iota
 	// Poison errors are caused by the data of a row: isolate it and write it to the dead-letter table.
 	Poison
@@ -44,7 +44,7 @@ func Wrap(class Class, err error) error {
 }
 
 // Of returns the class of err. Unclassified errors are Transient: retrying is
-// the only reaction that can neither lose data nor stop the pipeline for good.
+// the only reaction that neither loses data nor stops the pipeline.
 func Of(err error) Class {
 	if c, ok := errors.AsType[*classified](err); ok {
 		return c.class

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
-	"diehard/shared/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -78,7 +78,7 @@ func TestPoolFollowsItsConfig(t *testing.T) {
 	assert.Equal(t, 5*time.Second, pool.Config().ConnConfig.ConnectTimeout)
 }
 
-func TestPoolStartsWhileTheServerIsAway(t *testing.T) {
+func TestPoolStartsWhileTheServerIsDown(t *testing.T) {
 	t.Parallel()
 	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: "postgres://app:hunter2@127.0.0.1:1/app"}, "test")
 	require.NoError(t, err)
@@ -88,7 +88,7 @@ func TestPoolStartsWhileTheServerIsAway(t *testing.T) {
 	assert.NotContains(t, err.Error(), "hunter2")
 }
 
-func TestUnavailableIsToldFromMistakes(t *testing.T) {
+func TestUnavailableIsDistinguishedFromMistakes(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	for statement, unavailable := range map[string]bool{
@@ -113,7 +113,7 @@ func TestUnavailableIsToldFromMistakes(t *testing.T) {
 	assert.True(t, postgres.IsUnavailable(err), "%v", err)
 }
 
-// A server that hangs up in the middle is away, too.
+// A server that closes the connection is unavailable, too.
 func TestBrokenConnectionIsUnavailable(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)

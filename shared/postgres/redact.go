@@ -1,19 +1,20 @@
 package postgres
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
 
-	"diehard/shared/certificate"
+	"diehard/shared/tlshint"
 )
 
-// hidden stands where a password was.
+// hidden replaces a password.
 const hidden = "xxxxx"
 
 var (
 	urlPassword = regexp.MustCompile(`(://[^/?#\s:@]*):[^\s]*@`)
-	keyPassword = regexp.MustCompile(`(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)`)
+	keyPassword = regexp.MustCompile(`(?i)\b((?:ssl)?password(?:_command)?\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)`)
 )
 
 // RedactURL returns a connection string, or any text with some in it, without
@@ -35,6 +36,9 @@ func Redact(err error) error {
 	if err == nil {
 		return nil
 	}
+	if stranger, ok := errors.AsType[*StrangerError](err); ok { // says all that is to be said
+		return &redacted{text: stranger.Error(), err: err}
+	}
 	text := err.Error()
 	clean := RedactURL(text)
 	if clean == text {
@@ -43,10 +47,13 @@ func Redact(err error) error {
 	return &redacted{text: clean, err: err}
 }
 
-// Explain is Redact for errors of connecting: it adds what to do where the
-// server's certificate was refused.
+// Explain is Redact for errors of connecting: it adds the fix where the server's
+// certificate was rejected, and where a connection pooler answered (ErrPooler).
 func Explain(err error) error {
-	hint := certificate.Hint(err, "sslrootcert in DATABASE_URL", "another host there")
+	if refusedByPooler(err) {
+		return fmt.Errorf("%w: %w", ErrPooler, Redact(err))
+	}
+	hint := tlshint.Hint(err, "sslrootcert in DATABASE_URL", "another host there")
 	if hint == "" {
 		return Redact(err)
 	}

@@ -8,12 +8,12 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/embedded"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
-	"diehard/shared/testenv"
 )
 
-func TestVerifyFullTrustsTheRightCertificateAlone(t *testing.T) {
+func TestVerifyFullTrustsOnlyTheRightCertificate(t *testing.T) {
 	t.Parallel()
 	engine := testenv.StartPostgres(t, embedded.PostgresOptions{})
 	authority, stranger := testenv.NewAuthority(t), testenv.NewAuthority(t)
@@ -37,7 +37,7 @@ func TestVerifyFullTrustsTheRightCertificateAlone(t *testing.T) {
 	require.ErrorContains(t, connect("disable", ""), "no encryption", "the server takes TLS alone")
 	err := connect("verify-full", stranger.File)
 	assert.ErrorContains(t, err, "set sslrootcert in DATABASE_URL to the PEM file of the right one")
-	assert.True(t, postgres.IsUnavailable(err), "it may be mended at the server")
+	assert.True(t, postgres.IsUnavailable(err), "it may be fixed at the server")
 
 	testenv.ServeTLS(t, engine, authority.Issue(t, "db.example.com", soon))
 	assert.ErrorContains(t, connect("verify-full", authority.File), "is for another name")

@@ -7,30 +7,31 @@ import (
 	"net"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// passing are the SQLSTATE classes and codes of errors that are not about the
-// statement: the same statement works when the server is well again.
+// transientCodes are SQLSTATE classes and codes of errors that are not caused by the
+// statement: the same statement succeeds once the server has recovered.
 // Source: PostgreSQL docs, "PostgreSQL Error Codes".
-var passing = []string{
-	"08",    // connection exceptions
-	"53",    // insufficient resources: too many connections, disk full, out of memory
-	"57P",   // operator intervention: shutdown, crash, starting up
-	"57014", // query canceled, by statement_timeout
-	"58",    // system errors: I/O
-	"25006", // read-only transaction: this server is a standby now
-	"40001", // serialization failure
-	"40P01", // deadlock
-	"55P03", // lock not available, by lock_timeout
+var transientCodes = []string{
+	"08",                             // connection exceptions
+	"53",                             // insufficient resources: too many connections, disk full, out of memory
+	"57P",                            // operator intervention: shutdown, crash, starting up
+	pgerrcode.QueryCanceled,          // query canceled, by statement_timeout
+	"58",                             // system errors: I/O
+	pgerrcode.ReadOnlySQLTransaction, // read-only transaction: a standby
+	pgerrcode.SerializationFailure,   // serialization failure
+	pgerrcode.DeadlockDetected,       // deadlock
+	pgerrcode.LockNotAvailable,       // lock not available, by lock_timeout
 }
 
-// IsUnavailable tells whether err means that the server could not be reached or
-// could not work, rather than that something is wrong with the statement. The
-// statement may have been executed all the same.
+// IsUnavailable reports whether err means that the server could not be reached or
+// could not execute, as opposed to an error in the statement. The statement may
+// have been executed nevertheless.
 func IsUnavailable(err error) bool {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		for _, code := range passing {
+		for _, code := range transientCodes {
 			if strings.HasPrefix(pgErr.Code, code) {
 				return true
 			}

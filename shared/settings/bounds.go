@@ -14,7 +14,7 @@ import (
 	"github.com/caarlos0/env/v11"
 )
 
-// kindOf says in words what a variable of type t looks like.
+// kindOf describes the values of type t.
 func kindOf(t reflect.Type) string {
 	switch t {
 	case reflect.TypeFor[time.Duration]():
@@ -39,8 +39,8 @@ func kindOf(t reflect.Type) string {
 	}
 }
 
-// outOfBounds says which of the tags oneof, form, min and max value breaks, or "".
-// The error is about a tag that cannot be understood.
+// outOfBounds says which of the tags oneof, form, min and max value violates, or "".
+// The error is about a tag that cannot be parsed.
 func outOfBounds(value reflect.Value, field reflect.StructField) (string, error) {
 	if words := strings.Fields(field.Tag.Get("oneof")); len(words) > 0 {
 		if text := fmt.Sprint(value.Interface()); text != "" && !slices.Contains(words, text) {
@@ -49,8 +49,8 @@ func outOfBounds(value reflect.Value, field reflect.StructField) (string, error)
 	}
 	switch form := field.Tag.Get("form"); {
 	case form != "" && form != "address":
-		return "", fmt.Errorf("form %q is not known", form)
-	case form == "address" && !isAddress(value.String()):
+		return "", fmt.Errorf("unknown form %q", form)
+	case form == "address" && value.String() != "" && !isAddress(value.String()):
 		return "is not HOST:PORT, such as 127.0.0.1:8080, or :8080 for every address of this machine", nil
 	}
 	if text, ok := field.Tag.Lookup("min"); ok {
@@ -66,8 +66,7 @@ func outOfBounds(value reflect.Value, field reflect.StructField) (string, error)
 	return "", nil
 }
 
-// isAddress tells whether a program can be told to listen on text: a port with,
-// or without, a host before it.
+// isAddress reports whether text is an address to listen on: HOST:PORT or :PORT.
 func isAddress(text string) bool {
 	_, port, err := net.SplitHostPort(text)
 	if err != nil {
@@ -77,7 +76,7 @@ func isAddress(text string) bool {
 	return err == nil
 }
 
-// compare orders value and a bound, written as values of the same type are.
+// compare orders value and a bound, which is text in the syntax of value's type.
 func compare(value reflect.Value, text string) (int, error) {
 	field := reflect.StructField{Name: "Bound", Type: value.Type(), Tag: `env:"BOUND"`}
 	holder := reflect.New(reflect.StructOf([]reflect.StructField{field}))

@@ -119,7 +119,7 @@ func writeEnv(out *strings.Builder, v Var) {
 	fmt.Fprintf(out, "\n# %s\n#%s=%s\n", doc, v.Name, cmp.Or(v.Default, v.Example))
 }
 
-// firstOfEach returns the variables that are not yet in seen, and adds them.
+// firstOfEach returns the variables that are not in seen, and adds them to it.
 func firstOfEach(vars []Var, seen map[string]bool) []Var {
 	var kept []Var
 	for _, v := range vars {
@@ -131,7 +131,7 @@ func firstOfEach(vars []Var, seen map[string]bool) []Var {
 	return kept
 }
 
-// sentence returns doc with a capital letter in front.
+// sentence returns doc with its first letter in upper case.
 func sentence(doc string) string {
 	first, size := utf8.DecodeRuneInString(doc)
 	if size == 0 {

@@ -5,19 +5,19 @@
 //
 //	type Config struct {
 //		Rows  int           `env:"CLICKHOUSE_BATCH_SIZE" envDefault:"100000" min:"1" doc:"rows of a batch"`
-//		Every time.Duration `env:"CLICKHOUSE_FLUSH_INTERVAL" envDefault:"1s" min:"1ms" doc:"longest wait of a row for its batch"`
+//		Every time.Duration `env:"CLICKHOUSE_FLUSH_INTERVAL" envDefault:"1s" min:"1ms" doc:"longest time that a row waits for its batch"`
 //		Key   string        `env:"API_KEY,required" secret:"true" doc:"key of the caller"`
 //		telemetry.LogConfig // structs without an env tag are parts of the whole
 //	}
 //
 // Tags: env (name, and ",required"), envDefault, doc (meaning, unit, special
 // values), min and max (numbers, durations, [Bytes]), oneof (words separated by
-// a space), form ("address": what a program can listen on), secret ("true": the
-// value is never printed), example (for .env.example, where there is no default).
+// a space), form ("address": an address to listen on), secret ("true": the value
+// is never printed), example (for .env.example if there is no default).
 //
-// A struct with a method Validate() error is asked what tags cannot say, one
-// error a line, each naming its variables. It sees the default of a variable that
-// is wrong by itself; what it says about such a variable is left out.
+// A struct may have a method Validate() error for what tags cannot say: one error
+// per line, each naming its variables. A variable that is wrong by itself has its
+// default there, and errors that name it are left out.
 package settings
 
 import (
@@ -62,8 +62,8 @@ type reading struct {
 	problems    []string        // a line each
 }
 
-// readStruct fills the struct v. Its parts come first, so that Validate knows
-// what is wrong with any of them.
+// readStruct fills the struct v, nested structs first, so that Validate is called
+// when all variables are known.
 func (r *reading) readStruct(v reflect.Value) {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
@@ -76,7 +76,7 @@ func (r *reading) readStruct(v reflect.Value) {
 		}
 	}
 	for _, problem := range validate(v) {
-		if !r.knows(problem) {
+		if !r.isReported(problem) {
 			r.problems = append(r.problems, problem)
 		}
 	}
@@ -89,7 +89,7 @@ func (r *reading) readField(target reflect.Value, field reflect.StructField) {
 	if problem != "" {
 		r.bad[describe(field).Name] = true
 		r.problems = append(r.problems, problem)
-		value, problem = parseField(field, nil)
+		value, problem = parseField(field, map[string]string{}) // a nil map means the process environment
 	}
 	if problem == "" {
 		target.Set(value)
@@ -98,13 +98,13 @@ func (r *reading) readField(target reflect.Value, field reflect.StructField) {
 
 var variableNames = regexp.MustCompile(`\b[A-Z][A-Z0-9_]+\b`)
 
-// knows tells whether a line of Validate is about a variable that is bad anyway.
-func (r *reading) knows(line string) bool {
+// isReported reports whether a line of Validate names a variable that is wrong by itself.
+func (r *reading) isReported(line string) bool {
 	return slices.ContainsFunc(variableNames.FindAllString(line, -1), func(name string) bool { return r.bad[name] })
 }
 
-// parseField reads one variable. It gives the field to the env library in a
-// struct of its own, so that an error is surely this variable's.
+// parseField reads one variable. The env library gets a struct of this field alone,
+// so that an error belongs to this variable.
 func parseField(field reflect.StructField, environment map[string]string) (value reflect.Value, problem string) {
 	variable := describe(field)
 	if variable.Required && environment[variable.Name] == "" {
@@ -135,7 +135,7 @@ func complaint(v Var, problem string) string {
 	return line
 }
 
-// shown is the value as a message may show it.
+// shown returns the value for a message, unless it is secret.
 func shown(v Var, environment map[string]string) string {
 	if v.Secret {
 		return "(secret, not shown)"

@@ -1,6 +1,8 @@
 package telemetry
 
 import (
+	"cmp"
+	"fmt"
 	"runtime/debug"
 	"sync"
 )
@@ -9,11 +11,12 @@ import (
 type BuildInfo struct {
 	Version string // module version, or "devel" when built without version control
 	Commit  string // revision of the source, "" if unknown; "+dirty" if it had changes
+	Date    string // of that revision, RFC 3339, "" if unknown
 	Go      string // version of the compiler
 }
 
-// Set by the linker where there is no version control to read, as in docker/Dockerfile.
-var version, commit string
+// Set by the linker where the sources have no version control, as in docker/Dockerfile.
+var version, commit, date string
 
 // Build returns what the linker recorded about the running binary.
 var Build = sync.OnceValue(func() BuildInfo {
@@ -23,7 +26,7 @@ var Build = sync.OnceValue(func() BuildInfo {
 	}
 	build := readBuild(info)
 	if version != "" {
-		build.Version, build.Commit = version, commit
+		build.Version, build.Commit, build.Date = version, commit, date
 	}
 	return build
 })
@@ -38,6 +41,8 @@ func readBuild(info *debug.BuildInfo) BuildInfo {
 		switch setting.Key {
 		case "vcs.revision":
 			build.Commit = setting.Value
+		case "vcs.time":
+			build.Date = setting.Value
 		case "vcs.modified":
 			dirty = setting.Value == "true"
 		}
@@ -48,7 +53,12 @@ func readBuild(info *debug.BuildInfo) BuildInfo {
 	return build
 }
 
-// Release is the version as Sentry and /metrics show it: diehard@v1.2.3.
+// Release is the name of the release in Sentry: diehard@v1.2.3.
 func (b BuildInfo) Release() string {
 	return "diehard@" + b.Version
+}
+
+// String is what --version prints after the program's name.
+func (b BuildInfo) String() string {
+	return fmt.Sprintf("%s (commit %s, date %s, %s)", b.Version, cmp.Or(b.Commit, "unknown"), cmp.Or(b.Date, "unknown"), b.Go)
 }

@@ -8,15 +8,15 @@ import (
 	"github.com/getsentry/sentry-go"
 )
 
-// maxFollowed bounds the traces that a flush is made visible in.
-const maxFollowed = 16
+// maxLinkedTraces is the number of traces that a flush is linked to.
+const maxLinkedTraces = 16
 
-// FlushData is what is known about a flush at its end.
+// FlushData is the data of a finished flush.
 type FlushData struct {
 	Rows      int // rows of the batch
 	Bytes     int // bytes of the batch, uncompressed
-	QueueRows int // rows read and waiting behind this batch
-	Retries   int // failed tries before the last one
+	QueueRows int // rows read that wait behind this batch
+	Retries   int // failed attempts before the last one
 	FirstLSN  string
 	LastLSN   string
 }
@@ -53,7 +53,7 @@ func StartFlush(ctx context.Context, name string, traceparents []string) *Flush 
 	return &Flush{hub: hub, span: startTask(context.WithoutCancel(ctx), hub, name), traces: sampledTraces(traceparents)}
 }
 
-// sampledTraces returns the first few different traceparents that are recorded.
+// sampledTraces returns up to maxLinkedTraces different traceparents that are sampled.
 func sampledTraces(traceparents []string) []string {
 	var kept []string
 	seen := map[string]bool{}
@@ -65,7 +65,7 @@ func sampledTraces(traceparents []string) []string {
 		if _, _, sampled, ok := parseTraceparent(traceparent); ok && sampled {
 			kept = append(kept, traceparent)
 		}
-		if len(kept) == maxFollowed {
+		if len(kept) == maxLinkedTraces {
 			break
 		}
 	}
@@ -90,7 +90,7 @@ func (f *Flush) Finish(data FlushData, err error) {
 	finish(f.span, status, end, fields)
 }
 
-// deliver shows the flush in the trace of an event that it carried.
+// deliver adds the flush to the trace of one of its events.
 func (f *Flush) deliver(traceparent string, status sentry.SpanStatus, end time.Time, fields map[string]any) {
 	span := startTask(context.Background(), f.hub, "deliver_event", sentry.ContinueFromTrace(sentryTrace(traceparent)))
 	span.StartTime = f.span.StartTime
@@ -99,7 +99,7 @@ func (f *Flush) deliver(traceparent string, status sentry.SpanStatus, end time.T
 	finish(span, status, end, fields)
 }
 
-// startTask starts a transaction of its own, whatever else hub is busy with.
+// startTask starts a transaction on a clone of hub.
 func startTask(ctx context.Context, hub *sentry.Hub, name string, options ...sentry.SpanOption) *sentry.Span {
 	ctx = sentry.SetHubOnContext(ctx, hub.Clone())
 	return sentry.StartSpan(ctx, "queue.process", append(options,

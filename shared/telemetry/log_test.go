@@ -26,23 +26,26 @@ func TestConsoleLine(t *testing.T) {
 	log := telemetry.NewLogger(cfg, &out, slog.String("program", "streamer"))
 	log.Debug("not shown")
 	log.WithGroup("sink").With("table", "event_log").Warn("insert failed\nretrying",
-		"took", 12345678*time.Nanosecond, "err", errors.New("a b"), slog.Group("batch", "rows", 10), "empty", "")
+		"took", 12345678*time.Nanosecond, "error", errors.New("a b"), slog.Group("batch", "rows", 10), "empty", "")
 
 	line := out.String()
 	require.Regexp(t, `^\d\d:\d\d:\d\d\.\d{3} WRN `, line)
 	assert.Equal(t, `WRN insert failed retrying program=streamer sink.table=event_log `+
-		`sink.took=12.35ms sink.err="a b" sink.batch.rows=10 sink.empty=""`+"\n", line[len("15:04:05.000 "):])
+		`sink.took=12.35ms sink.error="a b" sink.batch.rows=10 sink.empty=""`+"\n", line[len("15:04:05.000 "):])
 }
 
 func TestJSONLine(t *testing.T) {
 	var out bytes.Buffer
 	cfg := telemetry.LogConfig{Level: slog.LevelDebug, Formatter: "json"}
-	telemetry.NewLogger(cfg, &out, slog.String("program", "api")).Debug("hello", "rows", 3)
+	telemetry.NewLogger(cfg, &out, slog.String("program", "api")).Debug("hello", "rows", 3, "took", 1500*time.Millisecond, slog.Group("batch", "age", time.Minute))
 
 	var got map[string]any
 	require.NoError(t, json.Unmarshal(out.Bytes(), &got))
 	delete(got, "time")
-	assert.Equal(t, map[string]any{"level": "DEBUG", "msg": "hello", "program": "api", "rows": 3.0}, got)
+	assert.Equal(t, map[string]any{
+		"level": "DEBUG", "msg": "hello", "program": "api", "rows": 3.0,
+		"took": "1.5s", "batch": map[string]any{"age": "1m0s"},
+	}, got)
 }
 
 func TestConsoleHandlerKeepsSlogsContract(t *testing.T) {
@@ -122,6 +125,6 @@ func TestLogConfigFromTheEnvironment(t *testing.T) {
 	assert.Equal(t, telemetry.LogConfig{Level: slog.LevelWarn, Formatter: "console"}, cfg)
 
 	_, err = settings.ParseFrom[telemetry.LogConfig]("api", map[string]string{"LOG_LEVEL": "loud", "LOG_FORMATTER": "xml"})
-	require.ErrorContains(t, err, `LOG_LEVEL = "loud" is not a valid value; expected: least level`)
+	require.ErrorContains(t, err, `LOG_LEVEL = "loud" is not a valid value; expected: minimum log level`)
 	require.ErrorContains(t, err, `LOG_FORMATTER = "xml" is not one of console, json`)
 }

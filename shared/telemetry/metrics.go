@@ -15,7 +15,7 @@ func NewRegistry() *prometheus.Registry {
 	info := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "diehard_build_info",
 		Help:        "The running build, as labels; the value is always 1.",
-		ConstLabels: prometheus.Labels{"version": build.Version, "commit": build.Commit, "go": build.Go},
+		ConstLabels: prometheus.Labels{"version": build.Version, "commit": build.Commit, "date": build.Date, "go": build.Go},
 	}, func() float64 { return 1 })
 
 	registry := prometheus.NewRegistry()

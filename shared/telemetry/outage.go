@@ -12,37 +12,37 @@ import (
 	"diehard/shared/failure"
 )
 
-// Outage turns the retries of one dependency into one report: the first failed
-// try is sent to Sentry, further ones are counted, and the first success sends
-// a closing message to the same issue. Safe for concurrent use.
+// Outage reports the retries of one dependency once: the first failed attempt is
+// sent to Sentry, further ones are counted, and the first success sends a closing
+// message to the same issue. Safe for concurrent use.
 type Outage struct {
 	kind string
 
-	mu    sync.Mutex
-	since time.Time // zero: no outage
-	tries int
-	class failure.Class
+	mu       sync.Mutex
+	since    time.Time // zero: no outage
+	attempts int
+	class    failure.Class
 }
 
-// NewOutage returns a watch over what kind names, for example "clickhouse".
+// NewOutage returns the outage state of a dependency, for example "clickhouse".
 func NewOutage(kind string) *Outage {
 	return &Outage{kind: kind}
 }
 
-// Failed notes a failed try. Only the first one of an outage is reported, and
-// again if the class of the error changes.
+// Failed records a failed attempt. It reports the first one of an outage, and one
+// whose error has another class than the one before.
 func (o *Outage) Failed(ctx context.Context, err error) {
 	if err == nil || errors.Is(ctx.Err(), context.Canceled) {
-		return // a try that we gave up ourselves says nothing about the other side
+		return // we cancelled the attempt: it says nothing about the dependency
 	}
 	class := failure.Of(err)
 	o.mu.Lock()
-	first := o.tries == 0
+	first := o.attempts == 0
 	if first {
 		o.since = time.Now()
 	}
 	news := first || class != o.class
-	o.tries++
+	o.attempts++
 	o.class = class
 	o.mu.Unlock()
 	if news {
@@ -50,28 +50,20 @@ func (o *Outage) Failed(ctx context.Context, err error) {
 	}
 }
 
-// Recovered notes a success. It closes the outage, if there was one.
+// Recovered records a success and closes the outage, if there is one.
 func (o *Outage) Recovered(ctx context.Context) {
 	o.mu.Lock()
-	since, tries, class := o.since, o.tries, o.class
-	o.since, o.tries = time.Time{}, 0
+	since, attempts, class := o.since, o.attempts, o.class
+	o.since, o.attempts = time.Time{}, 0
 	o.mu.Unlock()
-	if tries == 0 {
+	if attempts == 0 {
 		return
 	}
 	event := issueEvent(o.kind, class)
 	event.Level = sentry.LevelInfo
 	event.Message = fmt.Sprintf("%s recovered after %s", o.kind, roundDuration(time.Since(since)))
 	event.Contexts = map[string]sentry.Context{"outage": {
-		"since": since.UTC().Format(time.RFC3339), "failed_tries": tries,
+		"since": since.UTC().Format(time.RFC3339), "failed_attempts": attempts,
 	}}
 	hubOf(ctx).CaptureEvent(event)
-}
-
-// State returns when the present outage began and how many tries have failed
-// since then, or the zero time and 0.
-func (o *Outage) State() (since time.Time, tries int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.since, o.tries
 }

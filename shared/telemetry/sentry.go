@@ -13,15 +13,15 @@ import (
 
 // SentryConfig connects a program to a Sentry project.
 type SentryConfig struct {
-	DSN              string  `env:"SENTRY_CONFIG_DSN" secret:"true" example:"https://KEY@sentry.example.com/1" doc:"address of the Sentry project; empty: Sentry is off"`
+	DSN              string  `env:"SENTRY_CONFIG_DSN" secret:"true" example:"https://KEY@sentry.example.com/1" doc:"address of the Sentry project; empty turns Sentry off"`
 	Environment      string  `env:"SENTRY_CONFIG_ENVIRONMENT,expand" envDefault:"${ENVIRONMENT}" doc:"environment shown in Sentry; by default the value of ENVIRONMENT"`
-	TracesSampleRate float64 `env:"SENTRY_CONFIG_TRACES_SAMPLE_RATE" envDefault:"1" min:"0" max:"1" doc:"share of API requests that are traced, 0 to 1; above 0 every flush of the streamer is traced"`
+	TracesSampleRate float64 `env:"SENTRY_CONFIG_TRACES_SAMPLE_RATE" envDefault:"1" min:"0" max:"1" doc:"fraction of API requests that are traced, 0 to 1; above 0, every flush of the streamer is traced"`
 }
 
-// errBadDSN has no cause: it would quote the address and with it the key.
+// errBadDSN wraps no cause, which would quote the address and its key.
 var errBadDSN = failure.Wrap(failure.Fatal, errors.New("SENTRY_CONFIG_DSN is not the address of a Sentry project, as in https://KEY@HOST/PROJECT"))
 
-// Validate refuses an address that is none.
+// Validate refuses an address that Sentry cannot parse.
 func (c SentryConfig) Validate() error {
 	if c.DSN == "" {
 		return nil
@@ -32,14 +32,14 @@ func (c SentryConfig) Validate() error {
 	return nil
 }
 
-// closeTimeout bounds the wait for the SDK's own goroutines at the end.
+// closeTimeout bounds the wait for the SDK's goroutines.
 const closeTimeout = 2 * time.Second
 
 // InitSentry turns Sentry on for the whole process, or does nothing without a
 // DSN. program is a tag on everything that is sent.
 //
-// flush sends what is still queued, within the given time, and closes the
-// connection; call it once, at the end of the program.
+// flush sends the queued events within the given time and closes the client; call
+// it once, at the end of the program.
 func InitSentry(cfg SentryConfig, program string) (flush func(time.Duration), err error) {
 	if cfg.DSN == "" {
 		return func(time.Duration) {}, nil
@@ -53,8 +53,8 @@ func InitSentry(cfg SentryConfig, program string) (flush func(time.Duration), er
 		TracesSampleRate:      cfg.TracesSampleRate,
 		MaxBreadcrumbs:        -1, // breadcrumbs would carry log lines
 		Integrations:          withoutModules,
-		BeforeSend:            scrubEvent,
-		BeforeSendTransaction: scrubEvent,
+		BeforeSend:            redactEvent,
+		BeforeSendTransaction: redactEvent,
 	})
 	if err != nil {
 		return nil, errBadDSN
@@ -76,7 +76,7 @@ func InitSentry(cfg SentryConfig, program string) (flush func(time.Duration), er
 	}, nil
 }
 
-// withoutModules leaves the list of dependencies out of every event.
+// withoutModules drops the integration that adds the list of dependencies to events.
 func withoutModules(all []sentry.Integration) []sentry.Integration {
 	var kept []sentry.Integration
 	for _, integration := range all {
@@ -130,8 +130,8 @@ func hubOf(ctx context.Context) *sentry.Hub {
 	return sentry.CurrentHub()
 }
 
-// Tracing reports whether transactions are sent at all. Where it is false,
-// there is no use in collecting trace contexts.
+// Tracing reports whether transactions are sent. If not, trace contexts need not be
+// collected.
 func Tracing(ctx context.Context) bool {
 	client := hubOf(ctx).Client()
 	return client.IsEnabled() && client.Options().EnableTracing

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func TestScrub(t *testing.T) {
+func TestRedact(t *testing.T) {
 	for text, want := range map[string]string{
 		`relation "event_log" does not exist`:                   `relation "event_log" does not exist`,
 		`dial postgres://u:p@h:5432/db failed`:                  `dial postgres://[hidden]@h:5432/db failed`,
@@ -27,14 +27,14 @@ func TestScrub(t *testing.T) {
 		`Key (email)=(ann.b+c@mail.example.com) already exists`: `Key (email)=([email]) already exists`,
 		"row {\"a\":\n{\"b\":1}} is bad":                        "row {…} is bad",
 	} {
-		assert.Equal(t, want, telemetry.Scrub(text))
+		assert.Equal(t, want, telemetry.Redact(text))
 	}
-	long := telemetry.Scrub(strings.Repeat("ü", 1000))
+	long := telemetry.Redact(strings.Repeat("ü", 1000))
 	assert.LessOrEqual(t, len(long), 604)
 	assert.True(t, strings.HasSuffix(long, "ü…"))
 }
 
-func TestMetricsTellTheBuild(t *testing.T) {
+func TestMetricsNameTheBuild(t *testing.T) {
 	response := httptest.NewRecorder()
 	request := httptest.NewRequest(http.MethodGet, "/metrics", nil)
 	telemetry.MetricsHandler(telemetry.NewRegistry()).ServeHTTP(response, request)

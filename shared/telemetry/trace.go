@@ -18,7 +18,7 @@ const (
 )
 
 // parseTraceparent returns the parts of a W3C traceparent; ok is false if it is
-// not a valid one.
+// invalid.
 func parseTraceparent(text string) (traceID, spanID string, sampled, ok bool) {
 	m := traceparentPattern.FindStringSubmatch(text)
 	if m == nil || m[1] == zeroTraceID || m[2] == zeroSpanID {
@@ -28,8 +28,8 @@ func parseTraceparent(text string) (traceID, spanID string, sampled, ok bool) {
 	return m[1], m[2], flags%2 == 1, true // '1' is odd as a character, too
 }
 
-// sentryTrace is a traceparent as Sentry writes it. An unsampled traceparent
-// leaves the decision to us: gateways send them without recording anything.
+// sentryTrace returns traceparent as a sentry-trace header. For an unsampled one,
+// which gateways send without recording a trace, the sampling decision is ours.
 func sentryTrace(traceparent string) string {
 	traceID, spanID, sampled, ok := parseTraceparent(traceparent)
 	switch {
@@ -44,9 +44,9 @@ func sentryTrace(traceparent string) string {
 
 type incomingKey struct{}
 
-// ContinueTrace takes over the caller's trace, from sentry-trace or
-// traceparent. The returned context carries it for [Traceparent]; options are
-// for the transaction of the request.
+// ContinueTrace continues the caller's trace from sentry-trace or traceparent. The
+// returned context carries it for [Traceparent]; the options are for the
+// transaction of the request.
 func ContinueTrace(r *http.Request) (context.Context, []sentry.SpanOption) {
 	header := r.Header.Get(sentry.SentryTraceHeader)
 	traceparent := r.Header.Get(sentry.TraceparentHeader)
@@ -60,8 +60,8 @@ func ContinueTrace(r *http.Request) (context.Context, []sentry.SpanOption) {
 	return ctx, []sentry.SpanOption{sentry.ContinueFromHeaders(header, r.Header.Get(sentry.SentryBaggageHeader))}
 }
 
-// Traceparent returns the W3C traceparent of the work in ctx: its span when
-// traces are sent to Sentry, else what the caller gave us, else "".
+// Traceparent returns the W3C traceparent in ctx: that of its span if traces are
+// sent to Sentry, else the caller's, else "".
 func Traceparent(ctx context.Context) string {
 	if span := sentry.SpanFromContext(ctx); span != nil {
 		return span.ToTraceparent()

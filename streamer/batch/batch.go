@@ -14,7 +14,7 @@ type Limits struct {
 	Bytes int // at least 1
 }
 
-// Batch is what one insert lands: rows in stream order and the position they
+// Batch is what one insert writes: rows in stream order and the position they
 // reach. Batches are reused; see Reset. Not safe for concurrent use.
 type Batch struct {
 	decode.Rows
@@ -23,6 +23,9 @@ type Batch struct {
 	// every earlier one are durable; 0 when the batch completes no transaction
 	// and holds no idle position.
 	Confirm pglogrepl.LSN
+
+	// Urgent: Confirm is to be confirmed now, because the stream ends or the server waits for it.
+	Urgent bool
 
 	// Received counts the bytes of pgoutput this batch was made of.
 	Received int
@@ -33,24 +36,24 @@ type Batch struct {
 // columns find their size with the first batches.
 func New(l Limits) *Batch {
 	b := &Batch{}
-	b.Context = make([]byte, 0, l.Bytes+spare)
+	b.Context = make([]byte, 0, l.Bytes+spare(l))
 	return b
 }
 
-// spare is room for the row that makes a batch full, of the largest size.
-const spare = 1<<20 + 16
+// spare is room for the row that makes a batch full, of the largest size or that of a small batch.
+func spare(l Limits) int { return min(l.Bytes, 1<<20+16) }
 
 // Commit notes the end of a transaction whose rows are in this batch or earlier
 // ones. end must be Commit.TransactionEndLSN.
-func (b *Batch) Commit(end pglogrepl.LSN) { b.mark(end) }
+func (b *Batch) Commit(end pglogrepl.LSN) { b.confirm(end) }
 
-// Idle notes a keepalive: the server has sent everything up to walEnd. It must
+// Keepalive notes a keepalive: the server has sent everything up to walEnd. It must
 // not be called inside a transaction, where walEnd confirms nothing new.
-func (b *Batch) Idle(walEnd pglogrepl.LSN) { b.mark(walEnd) }
+func (b *Batch) Keepalive(walEnd pglogrepl.LSN) { b.confirm(walEnd) }
 
-// mark never moves Confirm back: the first keepalive of a session may lie behind
+// confirm never moves Confirm back: the first keepalive of a session may lie behind
 // what was acknowledged in the session before.
-func (b *Batch) mark(lsn pglogrepl.LSN) { b.Confirm = max(b.Confirm, lsn) }
+func (b *Batch) confirm(lsn pglogrepl.LSN) { b.Confirm = max(b.Confirm, lsn) }
 
 // Full reports that the batch must be handed over before another row is added.
 func (b *Batch) Full(l Limits) bool {
@@ -63,9 +66,9 @@ func (b *Batch) Pending() bool { return !b.Empty() || b.Confirm != 0 }
 // Reset empties the batch. A buffer that a row beyond the size limit has blown up
 // is let go, so that memory follows the bounds and not the largest row seen.
 func (b *Batch) Reset(l Limits) {
-	if cap(b.Context) > 2*(l.Bytes+spare) {
-		b.Context = make([]byte, 0, l.Bytes+spare)
+	if cap(b.Context) > 2*(l.Bytes+spare(l)) {
+		b.Context = make([]byte, 0, l.Bytes+spare(l))
 	}
 	b.Rows.Reset()
-	b.Confirm, b.Received = 0, 0
+	b.Confirm, b.Received, b.Urgent = 0, 0, false
 }

@@ -131,7 +131,7 @@ func (s *stream) keepalive(r *reader) {
 		s.end += pglogrepl.LSN(rapid.IntRange(0, 1000).Draw(s.t, "other wal"))
 		lsn = s.end
 	}
-	r.open().Idle(lsn)
+	r.open().Keepalive(lsn)
 	r.marked = max(r.marked, lsn)
 }
 

@@ -10,10 +10,9 @@ import (
 	"diehard/streamer/sink"
 )
 
-// Drop gives the letters up that f chooses and that wait for their retry, and returns
-// how many. They stay in the table, marked, so that it is known what became of
-// their events, and no replay sets them aside anew. Retry with Filter.Dropped takes
-// them up again. It may be repeated at any time.
+// Drop marks the open records that f chooses as dropped, and returns how many.
+// They stay in the table, so that verify and replay account for them. Retry with
+// Filter.Dropped retries them. It may be repeated at any time.
 //
 // Errors: ErrBusy; the number is right then, too.
 func Drop(ctx context.Context, postgresURL string, conn driver.Conn, tables sink.Tables, f Filter) (dropped int, err error) {
@@ -22,9 +21,9 @@ func Drop(ctx context.Context, postgresURL string, conn driver.Conn, tables sink
 		return 0, err
 	}
 	defer g.Close()
-	t := table{conn: conn, name: quote(tables.DeadLetter)}
+	t := table{conn: conn, name: sink.Quote(tables.DeadLetter)}
 	f.Retried, f.Dropped = false, false
-	for last := (Letter{}); ; {
+	for last := (Record{}); ; {
 		page, err := t.page(ctx, f, last)
 		if err != nil || len(page) == 0 {
 			return dropped, err

@@ -9,15 +9,15 @@ import (
 	"diehard/streamer/replication"
 )
 
-// lockKey is the advisory lock that the one retry holds that may run ("retry" in ASCII).
+// lockKey is the advisory lock of the one retry or drop that may run ("retry" in ASCII).
 const lockKey = 0x7265747279
 
-// ErrBusy means that another command changes letters.
+// ErrBusy means that another command changes records.
 var ErrBusy = errors.New("another `streamer deadletter retry` or `drop` is running: wait until it has ended")
 
-// lock makes this command the only one that changes letters. The caller closes the guard.
-func lock(ctx context.Context, postgresURL string) (*replication.Guard, error) {
-	g, err := replication.OpenGuard(ctx, postgresURL, "diehard-streamer-deadletter")
+// lock makes this command the only one that changes records. The caller closes the guard.
+func lock(ctx context.Context, postgresURL string) (*replication.AdvisoryLock, error) {
+	g, err := replication.OpenAdvisoryLock(ctx, postgresURL, "diehard-streamer-deadletter")
 	if err != nil {
 		return nil, err
 	}
@@ -32,8 +32,8 @@ func lock(ctx context.Context, postgresURL string) (*replication.Guard, error) {
 	return g, nil
 }
 
-// confirmed is how far the streamer of a slot has confirmed; 0 if the slot is not on the guard's server.
-func confirmed(ctx context.Context, g *replication.Guard, systemID, slot string) (pglogrepl.LSN, error) {
+// confirmed is what the streamer of a slot has confirmed; 0 if the slot is not on the lock's server.
+func confirmed(ctx context.Context, g *replication.AdvisoryLock, systemID, slot string) (pglogrepl.LSN, error) {
 	if systemID != g.SystemID {
 		return 0, nil
 	}

@@ -9,15 +9,15 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/decode"
 	"diehard/streamer/sink"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// fixture is a slot, and a streamer's end of it: what a streamer has landed and
-// set aside.
+// fixture is a slot, and a streamer's end of it: what a streamer was written and
+// written to the dead-letter table.
 type fixture struct {
 	*testenv.Env
 	t         *testing.T
@@ -56,6 +56,7 @@ func event(n int, kind string) decode.Event {
 	return decode.Event{
 		ID: id(n), Type: []byte(kind), DateTime: 1_700_000_000_000_000 + int64(n), Environment: []byte("Test"),
 		Context: fmt.Appendf(nil, `{"n": %d}`, n), MetadataVersion: uint64(n),
+		TraceID: id(n), PublishedBy: []byte("shop"),
 	}
 }
 
@@ -65,23 +66,23 @@ func at(lsn pglogrepl.LSN, seq uint32) decode.Position { return decode.Position{
 
 const commitTime = 1_700_000_000_123_456
 
-func (f *fixture) attempt() sink.Attempt {
+func (f *fixture) attempt() sink.InsertRequest {
 	f.inserts++
 	token := fmt.Sprintf("%stest-%d", f.source.QueryPrefix(), f.inserts)
-	return sink.Attempt{QueryID: token, Token: token, IngestedAt: time.Now(), Verify: f.alive}
+	return sink.InsertRequest{QueryID: token, Token: token, IngestedAt: time.Now(), Verify: f.alive}
 }
 
-// land puts a row into event_log, as the streamer does.
-func (f *fixture) land(p decode.Position, e decode.Event) {
+// write puts a row into event_log, as the streamer does.
+func (f *fixture) write(p decode.Position, e decode.Event) {
 	f.t.Helper()
 	rows := new(decode.Rows)
 	rows.Append(p, commitTime, &e)
 	require.NoError(f.t, f.sink.Insert(f.t.Context(), rows, 0, 1, f.attempt()))
 }
 
-// setAside puts rows into the dead-letter table, as the streamer does with rows
+// putDeadLetters puts rows into the dead-letter table, as the streamer does with rows
 // that ClickHouse refused.
-func (f *fixture) setAside(failedAt time.Time, rejects ...decode.Reject) {
+func (f *fixture) putDeadLetters(failedAt time.Time, rejects ...decode.Reject) {
 	f.t.Helper()
 	a := f.attempt()
 	a.IngestedAt = failedAt
@@ -125,11 +126,11 @@ func (f *fixture) retry(filter Filter) map[uuid.UUID]Outcome {
 	return outcomes
 }
 
-func (f *fixture) list(filter Filter) []Letter {
+func (f *fixture) list(filter Filter) []Record {
 	f.t.Helper()
-	letters, err := List(f.t.Context(), f.ClickHouse, f.tables.DeadLetter, filter, 100_000)
+	records, err := List(f.t.Context(), f.ClickHouse, f.tables.DeadLetter, filter, 100_000)
 	require.NoError(f.t, err)
-	return letters
+	return records
 }
 
 // rows counts event_log by event id.

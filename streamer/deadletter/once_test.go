@@ -29,15 +29,15 @@ func TestOneRetryAtATime(t *testing.T) {
 	f.retrier().Close()
 }
 
-func TestOperatorsInARaceLandEachLetterOnce(t *testing.T) {
+func TestOperatorsInARaceWriteEachDeadLetterOnce(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	const n = 50
-	f.land(at(1000, 1), event(n, "later"))
+	f.write(at(1000, 1), event(n, "later"))
 	for i := range n {
-		f.setAside(time.Now(), reject(at(900, uint32(i+1)), event(i, "a")))
+		f.putDeadLetters(time.Now(), reject(at(900, uint32(i+1)), event(i, "a")))
 	}
-	var landed atomic.Int64
+	var written atomic.Int64
 	var operators sync.WaitGroup
 	for range 4 {
 		operators.Go(func() {
@@ -51,8 +51,8 @@ func TestOperatorsInARaceLandEachLetterOnce(t *testing.T) {
 					return
 				}
 				assert.NoError(t, r.Retry(t.Context(), Filter{}, func(o Outcome) {
-					assert.Equal(t, Landed, o.Result)
-					landed.Add(1)
+					assert.Equal(t, Written, o.Result)
+					written.Add(1)
 				}))
 				r.Close()
 				tries++
@@ -60,7 +60,7 @@ func TestOperatorsInARaceLandEachLetterOnce(t *testing.T) {
 		})
 	}
 	operators.Wait()
-	assert.Equal(t, int64(n), landed.Load())
+	assert.Equal(t, int64(n), written.Load())
 	counts := f.rows()
 	require.Len(t, counts, n+1)
 	for _, count := range counts {
@@ -73,15 +73,15 @@ func TestOperatorsInARaceLandEachLetterOnce(t *testing.T) {
 func TestAnInsertLeftRunningIsEndedFirst(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.land(at(900, 1), event(9, "later"))
-	f.setAside(time.Now(), reject(at(500, 1), event(1, "a")))
+	f.write(at(900, 1), event(9, "later"))
+	f.putDeadLetters(time.Now(), reject(at(500, 1), event(1, "a")))
 
 	rows := new(decode.Rows)
 	e := event(1, "a")
 	rows.Append(at(500, 1), commitTime, &e)
 	registered, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error)
 	go func() {
-		done <- f.sink.Insert(t.Context(), rows, 0, 1, sink.Attempt{
+		done <- f.sink.Insert(t.Context(), rows, 0, 1, sink.InsertRequest{
 			QueryID: queryPrefix(f.source) + "left-1", Token: "left", IngestedAt: time.Now(),
 			Verify: func(context.Context) error {
 				close(registered)
@@ -91,7 +91,7 @@ func TestAnInsertLeftRunningIsEndedFirst(t *testing.T) {
 		})
 	}()
 	<-registered
-	assert.Equal(t, Landed, f.retry(Filter{})[id(1)].Result)
+	assert.Equal(t, Written, f.retry(Filter{})[id(1)].Result)
 	close(goOn)
 	require.Error(t, <-done, "it was ended")
 	assert.Equal(t, map[uuid.UUID]int{id(1): 1, id(9): 1}, f.rows())
@@ -102,8 +102,8 @@ func TestARetryThatLostItsLockInsertsNothing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.useSource(sink.Source{SystemID: "123", Slot: "elsewhere"}) // its slot is not asked for: the proof itself must fail
-	f.land(at(900, 1), event(9, "later"))
-	f.setAside(time.Now(), reject(at(500, 1), event(1, "a")))
+	f.write(at(900, 1), event(9, "later"))
+	f.putDeadLetters(time.Now(), reject(at(500, 1), event(1, "a")))
 	r := f.retrier()
 	_, err := f.Pool.Exec(t.Context(), "SELECT pg_terminate_backend($1::int, 5000)", r.guard.Conn.PgConn().PID())
 	require.NoError(t, err)
@@ -118,8 +118,8 @@ func TestAStreamerThatStartsEndsTheInsertsOfARetry(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	assert.True(t, strings.HasPrefix(queryPrefix(f.source), f.source.QueryPrefix()))
-	f.land(at(900, 1), event(9, "later"))
-	f.setAside(time.Now(), reject(at(500, 1), event(1, "a")))
+	f.write(at(900, 1), event(9, "later"))
+	f.putDeadLetters(time.Now(), reject(at(500, 1), event(1, "a")))
 	ctx := clickhouse.Context(t.Context(), clickhouse.WithQueryID(queryPrefix(f.source)+"x-1"))
 	batch, err := f.ClickHouse.PrepareBatch(ctx, "INSERT INTO event_log (event_type)")
 	require.NoError(t, err)
@@ -133,15 +133,15 @@ func TestAStreamerThatStartsEndsTheInsertsOfARetry(t *testing.T) {
 func TestAFailingViewDoublesNothing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.land(at(900, 1), event(9, "later"))
+	f.write(at(900, 1), event(9, "later"))
 	f.exec("CREATE TABLE picky (n UInt8) ENGINE = MergeTree ORDER BY n")
 	f.exec("CREATE MATERIALIZED VIEW feed TO picky AS SELECT throwIf(event_type = 'bad', 'picky') AS n FROM event_log")
-	f.setAside(time.Now(), reject(at(500, 1), event(1, "good")), reject(at(500, 2), event(2, "bad")), reject(at(500, 3), event(3, "good")))
+	f.putDeadLetters(time.Now(), reject(at(500, 1), event(1, "good")), reject(at(500, 2), event(2, "bad")), reject(at(500, 3), event(3, "good")))
 	outcomes := f.retry(Filter{})
 	counts := f.rows()
 	for _, n := range []int{1, 2, 3} {
 		switch outcomes[id(n)].Result {
-		case Landed:
+		case Written:
 			assert.Equal(t, 1, counts[id(n)])
 		case Refused:
 			assert.Zero(t, counts[id(n)])
@@ -149,8 +149,8 @@ func TestAFailingViewDoublesNothing(t *testing.T) {
 			t.Errorf("event %d: %+v", n, outcomes[id(n)])
 		}
 	}
-	assert.Equal(t, Landed, outcomes[id(1)].Result)
-	assert.Equal(t, Landed, outcomes[id(3)].Result)
+	assert.Equal(t, Written, outcomes[id(1)].Result)
+	assert.Equal(t, Written, outcomes[id(3)].Result)
 
 	f.exec("DROP VIEW feed")
 	f.retry(Filter{})
@@ -161,8 +161,8 @@ func TestAFailingViewDoublesNothing(t *testing.T) {
 func TestARetryThatFailsCanBeRepeated(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.land(at(900, 1), event(9, "later"))
-	f.setAside(time.Now(), reject(at(500, 1), event(1, "a")))
+	f.write(at(900, 1), event(9, "later"))
+	f.putDeadLetters(time.Now(), reject(at(500, 1), event(1, "a")))
 	r := f.retrier()
 	f.exec("RENAME TABLE event_log TO away")
 	err := r.Retry(t.Context(), Filter{}, func(Outcome) { t.Error("nothing has happened") })
@@ -170,5 +170,5 @@ func TestARetryThatFailsCanBeRepeated(t *testing.T) {
 	f.exec("RENAME TABLE away TO event_log")
 	var results []Result
 	require.NoError(t, r.Retry(t.Context(), Filter{}, func(o Outcome) { results = append(results, o.Result) }))
-	assert.Equal(t, []Result{Landed}, results)
+	assert.Equal(t, []Result{Written}, results)
 }

@@ -18,47 +18,47 @@ import (
 	"diehard/streamer/sink"
 )
 
-// Result says what became of a letter.
+// Result of the retry of a record.
 type Result string
 
 const (
-	// Landed is in event_log now.
-	Landed Result = "landed"
-	// WasThere was in event_log already; the letter is marked now.
-	WasThere Result = "was there"
-	// Refused cannot become a row of event_log still.
+	// Written is in event_log now.
+	Written Result = "written"
+	// AlreadyWritten was in event_log already; the record is marked now.
+	AlreadyWritten Result = "already written"
+	// Refused is still refused by event_log.
 	Refused Result = "refused"
-	// TooEarly lies beyond what the streamer has confirmed; see Retrier.
+	// TooEarly is beyond what the streamer has confirmed; see Retrier.
 	TooEarly Result = "too early"
 )
 
-// Outcome is a letter and what became of it.
+// Outcome is a record and the result of its retry.
 type Outcome struct {
-	Letter
+	Record
 	Result    Result
 	Cause     string // why it is not in event_log; empty if it is
 	CauseCode int32  // of the ClickHouse exception that Cause is the text of; 0 if it was none
 }
 
-// Retrier lands letters at their own place in event_log, exactly once.
+// Retrier writes records at their own position in event_log, exactly once.
 //
-// A letter whose (source, commit_lsn, commit_seq) is in event_log already is only
+// A record whose (source, commit_lsn, commit_seq) is in event_log already is only
 // marked. One retry runs at a time: it holds a lock in PostgreSQL, ends what an
 // earlier one left running in ClickHouse, and each insert proves, when ClickHouse
-// knows it and has not yet got its rows, that the lock is still held. So what was
-// read before an insert still holds when it lands.
+// has registered it and has not yet received its rows, that the lock is still held. So what was
+// read before an insert still holds when it is written.
 //
 // A streamer that starts goes on behind the last row of its source in event_log.
-// A letter must therefore not land ahead of rows that have not: it has to lie at
-// or before the last row that landed, or below what the slot has confirmed.
-// Otherwise it is TooEarly, which passes as soon as the streamer has caught up.
+// A record must therefore not be written ahead of rows that are not: its position must be
+// at or before the last row of event_log, or below what the slot has confirmed.
+// Otherwise it is TooEarly, until the streamer has caught up.
 // A streamer that starts in the middle of a retry ends the retry's insert, like
-// that of any predecessor, before it reads where the table ends.
+// that of any predecessor, before it reads the last position.
 type Retrier struct {
-	letters table
+	records table
 	log     eventLog
 	tables  sink.Tables
-	guard   *replication.Guard
+	guard   *replication.AdvisoryLock
 	nonce   string
 	inserts int
 	fenced  map[sink.Source]bool
@@ -73,197 +73,197 @@ func NewRetrier(ctx context.Context, postgresURL string, conn driver.Conn, table
 		return nil, err
 	}
 	return &Retrier{
-		letters: table{conn: conn, name: quote(tables.DeadLetter)},
-		log:     eventLog{conn: conn, name: quote(tables.EventLog)},
+		records: table{conn: conn, name: sink.Quote(tables.DeadLetter)},
+		log:     eventLog{conn: conn, name: sink.Quote(tables.EventLog)},
 		tables:  tables, guard: g, nonce: strings.ToLower(rand.Text()), fenced: make(map[sink.Source]bool),
 	}, nil
 }
 
-// Close lets go of the lock.
+// Close releases the lock.
 func (r *Retrier) Close() { r.guard.Close() }
 
-// Retry tries the letters that f chooses, except those that are known to be in event_log
+// Retry tries the records that f chooses, except those that are known to be in event_log
 // already, and reports each of them. After an error it can be called again.
 func (r *Retrier) Retry(ctx context.Context, f Filter, report func(Outcome)) error {
 	f.Retried = false
-	var last Letter
+	var last Record
 	for {
-		page, err := r.letters.page(ctx, f, last)
+		page, err := r.records.page(ctx, f, last)
 		if err != nil || len(page) == 0 {
 			return err
 		}
 		last = page[len(page)-1]
 		for _, group := range byOrigin(page) {
-			if err := r.group(ctx, group, report); err != nil {
+			if err := r.retryGroup(ctx, group, report); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// byOrigin cuts letters, which are in the order of the table, where source or timeline changes.
-func byOrigin(letters []Letter) [][]Letter {
-	var groups [][]Letter
-	for i, l := range letters {
-		if i == 0 || l.Source != letters[i-1].Source || l.Timeline != letters[i-1].Timeline {
+// byOrigin cuts records, which are in the order of the table, where source or timeline changes.
+func byOrigin(records []Record) [][]Record {
+	var groups [][]Record
+	for i, d := range records {
+		if i == 0 || d.Source != records[i-1].Source || d.Timeline != records[i-1].Timeline {
 			groups = append(groups, nil)
 		}
 		g := &groups[len(groups)-1]
-		*g = append(*g, l)
+		*g = append(*g, d)
 	}
 	return groups
 }
 
-// group retries letters of one source and timeline.
-func (r *Retrier) group(ctx context.Context, letters []Letter, report func(Outcome)) error {
-	b, err := r.begin(ctx, letters)
+// retryGroup retries records of one source and timeline.
+func (r *Retrier) retryGroup(ctx context.Context, records []Record, report func(Outcome)) error {
+	g, err := r.begin(ctx, records)
 	if err != nil {
 		return err
 	}
-	there, err := r.log.landed(ctx, letters, time.UnixMilli(0))
+	present, err := r.log.written(ctx, records, time.UnixMilli(0))
 	if err != nil {
 		return err
 	}
-	for _, l := range letters {
-		if there[l.Position] {
-			b.settle(l, WasThere)
+	for _, d := range records {
+		if present[d.Position] {
+			g.resolve(d, AlreadyWritten)
 		} else {
-			b.decode(l)
+			g.decode(d)
 		}
 	}
-	if b.rows.Len() > 0 {
-		if err := r.land(ctx, b, 0, b.rows.Len()); err != nil {
+	if g.rows.Len() > 0 {
+		if err := r.insert(ctx, g, 0, g.rows.Len()); err != nil {
 			return err
 		}
 	}
-	if err := r.letters.mark(ctx, b.landed, time.Now(), false); err != nil {
+	if err := r.records.mark(ctx, g.written, time.Now(), false); err != nil {
 		return err
 	}
-	for _, o := range b.outcomes {
+	for _, o := range g.outcomes {
 		report(o)
 	}
 	return nil
 }
 
-// attempt is a group on its way into event_log.
-type attempt struct {
+// group is the records of one source and timeline.
+type group struct {
 	source sink.Source
 	sink   *sink.Sink
 	bounds bounds
 
 	rows     decode.Rows
-	waiting  []Letter // one for each of rows
-	landed   []Letter
+	waiting  []Record // one for each of rows
+	written  []Record
 	outcomes []Outcome
 }
 
-// begin ends what an earlier retry left running and reads how far it is safe to go.
-func (r *Retrier) begin(ctx context.Context, letters []Letter) (*attempt, error) {
-	system, slot, ok := strings.Cut(letters[0].Source, "/")
+// begin ends what an earlier retry left running and reads the bounds.
+func (r *Retrier) begin(ctx context.Context, records []Record) (*group, error) {
+	system, slot, ok := strings.Cut(records[0].Source, "/")
 	if !ok {
-		return nil, fmt.Errorf("dead letter %s/%d has the source %q, which is none of ours", letters[0].LSN, letters[0].Seq, letters[0].Source)
+		return nil, fmt.Errorf("dead letter %s/%d has the source %q, which names no slot", records[0].LSN, records[0].Seq, records[0].Source)
 	}
-	b := &attempt{source: sink.Source{SystemID: system, Slot: slot}}
-	b.sink = sink.New(r.letters.conn, r.tables, b.source, letters[0].Timeline)
-	if !r.fenced[b.source] {
-		if err := b.sink.Fence(ctx, queryPrefix(b.source), func(uint64) {}); err != nil {
+	g := &group{source: sink.Source{SystemID: system, Slot: slot}}
+	g.sink = sink.New(r.records.conn, r.tables, g.source, records[0].Timeline)
+	if !r.fenced[g.source] {
+		if err := g.sink.Fence(ctx, queryPrefix(g.source), func(uint64) {}); err != nil {
 			return nil, err
 		}
-		r.fenced[b.source] = true
+		r.fenced[g.source] = true
 	}
-	if strings.Contains(slot, "/") { // placed by a replay from the table: no streamer goes on behind it
-		b.bounds.confirmed = math.MaxUint64
-		return b, nil
+	if strings.Contains(slot, "/") { // a replay from the table chose the position: no streamer goes on behind it
+		g.bounds.confirmed = math.MaxUint64
+		return g, nil
 	}
 	var err error
-	if b.bounds.landed, _, err = b.sink.Position(ctx); err != nil {
+	if g.bounds.written, _, err = g.sink.Position(ctx); err != nil {
 		return nil, err
 	}
-	b.bounds.confirmed, err = confirmed(ctx, r.guard, system, slot)
-	return b, err
+	g.bounds.confirmed, err = confirmed(ctx, r.guard, system, slot)
+	return g, err
 }
 
 // queryPrefix begins with that of the source: a streamer that starts ends our inserts too.
 func queryPrefix(s sink.Source) string { return s.QueryPrefix() + "deadletter-" }
 
-// bounds say up to where everything of a source is in one of the tables.
+// bounds are up to where every row of a source is in one of the tables.
 type bounds struct {
-	landed    decode.Position
+	written   decode.Position
 	confirmed pglogrepl.LSN
 }
 
-func (b bounds) cover(p decode.Position) bool { return !p.After(b.landed) || p.LSN < b.confirmed }
+func (b bounds) cover(p decode.Position) bool { return !p.After(b.written) || p.LSN < b.confirmed }
 
-func (b *attempt) settle(l Letter, result Result) {
-	b.landed = append(b.landed, l)
-	b.outcomes = append(b.outcomes, Outcome{Letter: l, Result: result})
+func (g *group) resolve(d Record, result Result) {
+	g.written = append(g.written, d)
+	g.outcomes = append(g.outcomes, Outcome{Record: d, Result: result})
 }
 
-// leave leaves l a letter.
-func (b *attempt) leave(l Letter, result Result, cause string, code int32) {
-	b.outcomes = append(b.outcomes, Outcome{Letter: l, Result: result, Cause: cause, CauseCode: code})
+// keep keeps d a dead letter.
+func (g *group) keep(d Record, result Result, cause string, code int32) {
+	g.outcomes = append(g.outcomes, Outcome{Record: d, Result: result, Cause: cause, CauseCode: code})
 }
 
-// decode adds l to the rows to land, if it may land and can be decoded now.
-func (b *attempt) decode(l Letter) {
-	if !b.bounds.cover(l.Position) {
-		b.leave(l, TooEarly, b.tooEarly(), 0)
+// decode adds d to the rows to insert, if it is within the bounds and can be decoded now.
+func (g *group) decode(d Record) {
+	if !g.bounds.cover(d.Position) {
+		g.keep(d, TooEarly, g.tooEarly(), 0)
 		return
 	}
-	tuple, err := decode.ParseTuple(l.raw)
+	tuple, err := decode.ParseTuple(d.raw)
 	if err == nil {
-		err = tuple.Append(&b.rows, l.Position, l.CommitTime.UnixMicro())
+		err = tuple.Append(&g.rows, d.Position, d.CommitTime.UnixMicro())
 	}
 	if err != nil {
-		b.leave(l, Refused, err.Error(), 0)
+		g.keep(d, Refused, err.Error(), 0)
 		return
 	}
-	b.waiting = append(b.waiting, l)
+	g.waiting = append(g.waiting, d)
 }
 
-func (b *attempt) tooEarly() string {
-	if b.bounds.confirmed == 0 {
-		return fmt.Sprintf("slot %s of system %s is not on the server that DATABASE_URL names, and nothing newer from it has landed: "+
-			"set DATABASE_URL to its server", b.source.Slot, b.source.SystemID)
+func (g *group) tooEarly() string {
+	if g.bounds.confirmed == 0 {
+		return fmt.Sprintf("slot %s of system %s is not on the server that DATABASE_URL names, and event_log has nothing newer from it: "+
+			"set DATABASE_URL to its server", g.source.Slot, g.source.SystemID)
 	}
-	return fmt.Sprintf("the streamer has confirmed %s only, and rows before this one may still be on their way: let it run and try again",
-		b.bounds.confirmed)
+	return fmt.Sprintf("the streamer has confirmed %s only, and may still deliver rows before this one: let it run and try again",
+		g.bounds.confirmed)
 }
 
-// land inserts rows [from, to) as one block. When ClickHouse refuses the data,
-// the halves are tried, until the rows that it refuses stand alone.
-func (r *Retrier) land(ctx context.Context, b *attempt, from, to int) error {
+// insert writes rows [from, to) as one block. When ClickHouse refuses the data,
+// the halves are tried, until each refused row is alone.
+func (r *Retrier) insert(ctx context.Context, g *group, from, to int) error {
 	r.inserts++
-	id := fmt.Sprintf("%s%s-%d", queryPrefix(b.source), r.nonce, r.inserts)
+	id := fmt.Sprintf("%s%s-%d", queryPrefix(g.source), r.nonce, r.inserts)
 	began := time.Now()
-	refusal := b.sink.Insert(ctx, &b.rows, from, to, sink.Attempt{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
-	// A letter that is refused stays a letter: a code that no list has may be taken for a refusal at once.
+	refusal := g.sink.Insert(ctx, &g.rows, from, to, sink.InsertRequest{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
+	// A refused record stays a dead letter, so an unknown code may be taken for a refusal at once.
 	if refusal != nil && failure.Of(refusal) != failure.Poison && sink.Unknown(refusal) == 0 {
-		return fmt.Errorf("retry dead letters: %w; try again, what has landed is recognised", refusal)
+		return fmt.Errorf("retry dead letters: %w; try again: what was written is recognized", refusal)
 	}
-	// Success is believed when it is seen. And a failing materialized view
-	// reports an error although the rows have landed.
-	letters := b.waiting[from:to]
-	there, err := r.log.landed(ctx, letters, began)
+	// The table decides: a failing materialized view reports an error although the
+	// rows were written.
+	records := g.waiting[from:to]
+	present, err := r.log.written(ctx, records, began)
 	switch {
 	case err != nil:
 		return err
-	case len(there) == len(letters):
-		for _, l := range letters {
-			b.settle(l, Landed)
+	case len(present) == len(records):
+		for _, d := range records {
+			g.resolve(d, Written)
 		}
 		return nil
-	case refusal == nil || len(there) > 0:
+	case refusal == nil || len(present) > 0:
 		return errIncomplete
-	case len(letters) == 1:
-		b.leave(letters[0], Refused, sink.Reason(refusal), sink.Code(refusal))
+	case len(records) == 1:
+		g.keep(records[0], Refused, sink.Reason(refusal), sink.Code(refusal))
 		return nil
 	}
 	middle := from + (to-from)/2
-	if err := r.land(ctx, b, from, middle); err != nil {
+	if err := r.insert(ctx, g, from, middle); err != nil {
 		return err
 	}
-	return r.land(ctx, b, middle, to)
+	return r.insert(ctx, g, middle, to)
 }
 
-var errIncomplete = errors.New("retry dead letters: the rows are not all there; try again, what has landed is recognised")
+var errIncomplete = errors.New("retry dead letters: not all rows were written; try again: what was written is recognized")

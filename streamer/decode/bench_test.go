@@ -105,7 +105,7 @@ func BenchmarkSmallRow(b *testing.B) {
 func BenchmarkTextRow(b *testing.B) {
 	row := []datum{
 		asText(sampleID.String()), asText("user_created"), asText("2026-11-23 12:34:56.789012+00"), asText("Production"),
-		asText(`{"a": 1}`), asText("3"), null, asText("2026-11-23 12:34:56.789012+00"),
+		asText(`{"a": 1}`), asText("3"), null, asText("2026-11-23 12:34:56.789012+00"), asText("shop"),
 	}
 	messages := [][]byte{beginMessage(sampleLSN, sampleTime), relationMessage(outboxOID, "outbox", outbox...)}
 	for range 10_000 {
@@ -135,7 +135,7 @@ func BenchmarkTransaction(b *testing.B) {
 	}
 }
 
-// One iteration is a row that has landed before.
+// One iteration is a row that is already written.
 func BenchmarkSkippedRow(b *testing.B) {
 	d, rows := decode.NewDecoder(decode.Position{LSN: sampleLSN + 1}), new(decode.Rows)
 	feed(b, d, rows, beginMessage(sampleLSN, sampleTime), relationMessage(outboxOID, "outbox", outbox...))

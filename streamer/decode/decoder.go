@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pglogrepl"
 
@@ -17,17 +18,17 @@ import (
 type Kind uint8
 
 const (
-	// Other is a message without consequence: Relation, Type, Origin, somebody else's Message.
+	// Other is a message without consequence: Relation, Type, Origin, a Message with another prefix.
 	Other Kind = iota
 	// Begin opens a transaction.
 	Begin
 	// Row added a row or a reject.
 	Row
-	// Skipped is a row at or before the resume position: it has landed already.
+	// Skipped is a row at or before the resume position: it is already written.
 	Skipped
-	// Stray is an event in a message outside of any transaction: it has no position,
+	// NonTransactional is an event in a message outside of any transaction: it has no position,
 	// cannot be delivered exactly once, and is not delivered.
-	Stray
+	NonTransactional
 	// Commit ends a transaction; Decoder.CommitEnd is what may be acknowledged once its rows are durable.
 	Commit
 )
@@ -37,6 +38,7 @@ var (
 	errNestedTx  = errors.New("transaction begins inside another")
 	errFormat    = errors.New("column has an unknown format")
 	errUnchanged = errors.New("is an unchanged TOAST value, which an insert never has")
+	errBeyond    = errors.New("ends too far behind the beginning of a row that is too long")
 )
 
 // Decoder follows one replication stream; a new connection needs a new Decoder,
@@ -44,10 +46,10 @@ var (
 type Decoder struct {
 	relations map[uint32]*relation
 	resume    Position
-	// messagesFrom is as in Messages; messages tells that of the open transaction.
+	// messagesFrom is as in AcceptMessagesFrom; messages is that of the open transaction.
 	messagesFrom pglogrepl.LSN
 	messages     bool
-	expected     pglogrepl.LSN // as in Expect; 0 once it has come
+	expected     pglogrepl.LSN // as in ExpectCommit; 0 once it has come
 
 	open       bool
 	pos        Position // of the last row
@@ -61,23 +63,23 @@ func NewDecoder(resume Position) *Decoder {
 	return &Decoder{relations: make(map[uint32]*relation), resume: resume}
 }
 
-// ErrHistory means that the server does not have a transaction whose rows have landed.
-var ErrHistory = errors.New("this server does not know a transaction whose events have landed")
+// ErrDivergedHistory means that the server does not have a transaction whose rows are in ClickHouse.
+var ErrDivergedHistory = errors.New("this server does not have a transaction whose events are in ClickHouse")
 
-// Expect makes the stream begin with the transaction that was committed at lsn:
+// ExpectCommit makes the stream begin with the transaction that was committed at lsn:
 // START_REPLICATION at the LSN of a commit sends this commit first. A server that
 // begins with a later one has another history, in which the places up to lsn may
 // belong to other events.
-func (d *Decoder) Expect(lsn pglogrepl.LSN) { d.expected = lsn }
+func (d *Decoder) ExpectCommit(lsn pglogrepl.LSN) { d.expected = lsn }
 
-// Passed tells that the server has sent everything before lsn.
+// Advance notes that the server has sent everything before lsn.
 //
-// Errors: ErrHistory when the expected transaction has not come by then.
-func (d *Decoder) Passed(lsn pglogrepl.LSN) error {
+// Errors: ErrDivergedHistory when the expected transaction has not come by then.
+func (d *Decoder) Advance(lsn pglogrepl.LSN) error {
 	if d.expected == 0 || lsn <= d.expected {
 		return nil
 	}
-	return fmt.Errorf("%w: it was committed at %s, and the server has nothing before %s", ErrHistory, d.expected, lsn)
+	return fmt.Errorf("%w: it was committed at %s, and the server has nothing before %s", ErrDivergedHistory, d.expected, lsn)
 }
 
 // InTransaction reports that a Begin has been seen and its Commit has not.
@@ -89,13 +91,19 @@ func (d *Decoder) CommitEnd() pglogrepl.LSN { return d.commitEnd }
 // Last is the position of the last row seen, or of the transaction that has begun since.
 func (d *Decoder) Last() Position { return d.pos }
 
-// Decode reads one pgoutput message and appends its row, if it has one, to rows.
-// msg is not retained.
+// Decode is DecodeHead of a whole message.
+func (d *Decoder) Decode(msg []byte, rows *Rows) (Kind, error) {
+	return d.DecodeHead(msg, len(msg), rows)
+}
+
+// DecodeHead reads one pgoutput message and appends its row, if it has one, to rows.
+// msg has the first bytes of the size that the message has; it is not retained. A row that is
+// not complete in them becomes a Reject with its beginning.
 //
-// Errors: ErrHistory, see Expect; malformed messages are failure.Transient (a new
+// Errors: ErrDivergedHistory, see ExpectCommit; malformed messages are failure.Transient (a new
 // connection gets the stream anew); what the publication or the table must not send is failure.Fatal.
 // A row whose values cannot be represented is no error: it becomes a Reject.
-func (d *Decoder) Decode(msg []byte, rows *Rows) (Kind, error) {
+func (d *Decoder) DecodeHead(msg []byte, size int, rows *Rows) (Kind, error) {
 	if len(msg) == 0 {
 		return Other, fmt.Errorf("decode: %w", errTruncated)
 	}
@@ -103,7 +111,7 @@ func (d *Decoder) Decode(msg []byte, rows *Rows) (Kind, error) {
 	var err error
 	switch msg[0] {
 	case 'I':
-		kind, err = d.insert(msg, rows)
+		kind, err = d.insert(msg, size, rows)
 	case 'B':
 		kind, err = Begin, d.begin(msg[1:])
 	case 'C':
@@ -111,13 +119,16 @@ func (d *Decoder) Decode(msg []byte, rows *Rows) (Kind, error) {
 	case 'R':
 		err = d.relation(msg[1:])
 	case 'M':
-		kind, err = d.message(msg, rows)
+		kind, err = d.message(msg, size, rows)
 	case 'Y', 'O':
 	case 'U', 'D', 'T':
 		err = failure.Wrap(failure.Fatal, errors.New(
 			"the publication sends updates, deletes or truncates: ALTER PUBLICATION … SET (publish = 'insert')"))
 	default:
 		err = fmt.Errorf("unknown message %q", msg[0])
+	}
+	if err != nil && d.open {
+		return Other, fmt.Errorf("decode: transaction committed at %s: %w", d.pos.LSN, err)
 	}
 	if err != nil {
 		return Other, fmt.Errorf("decode: %w", err)
@@ -135,7 +146,7 @@ func (d *Decoder) begin(b []byte) error {
 	if c.err != nil {
 		return fmt.Errorf("begin: %w", c.err)
 	}
-	if err := d.Passed(lsn); err != nil {
+	if err := d.Advance(lsn); err != nil {
 		return err
 	}
 	if lsn == d.expected {
@@ -174,7 +185,7 @@ func (d *Decoder) relation(b []byte) error {
 // insertHeader is the message type, the relation's oid and the tuple's marker.
 const insertHeader = 1 + 4 + 1 + 2
 
-func (d *Decoder) insert(msg []byte, rows *Rows) (Kind, error) {
+func (d *Decoder) insert(msg []byte, size int, rows *Rows) (Kind, error) {
 	if len(msg) < insertHeader || msg[5] != 'N' {
 		return Other, fmt.Errorf("insert: %w", errTruncated)
 	}
@@ -187,7 +198,7 @@ func (d *Decoder) insert(msg []byte, rows *Rows) (Kind, error) {
 		return Other, fmt.Errorf("insert: relation %d was not announced", oid)
 	}
 	if rel.fields == nil {
-		if err := rel.bind(); err != nil {
+		if err := rel.resolve(); err != nil {
 			return Other, err
 		}
 	}
@@ -195,21 +206,25 @@ func (d *Decoder) insert(msg []byte, rows *Rows) (Kind, error) {
 	if !d.pos.After(d.resume) {
 		return Skipped, nil
 	}
-	bad, err := d.tuple(msg[insertHeader-2:], rel)
+	values, cut := msg[insertHeader-2:], size > len(msg)
+	bad, err := d.tuple(values, rel, cut)
 	if err != nil {
 		return Other, err
 	}
-	if bad != "" {
-		rows.Reject(d.reject(msg[insertHeader-2:], rel, bad))
-		return Row, nil
+	switch {
+	case bad != "" && cut:
+		rows.Reject(d.rejectHead(values, size, rel, bad))
+	case bad != "":
+		rows.Reject(d.reject(values, rel, bad))
+	default:
+		rows.Append(d.pos, d.commitTime, &d.event)
 	}
-	rows.Append(d.pos, d.commitTime, &d.event)
 	return Row, nil
 }
 
 // tuple reads the row into d.event. bad names the first value that cannot be
-// represented; err is for a malformed message.
-func (d *Decoder) tuple(b []byte, rel *relation) (bad string, err error) {
+// represented; err is for a malformed message. cut says that more follows than b has.
+func (d *Decoder) tuple(b []byte, rel *relation, cut bool) (bad string, err error) {
 	n := int(b[0])<<8 | int(b[1])
 	if n != len(rel.fields) {
 		return "", fmt.Errorf("insert: %d columns, relation %s has %d", n, rel.name, len(rel.fields))
@@ -217,24 +232,29 @@ func (d *Decoder) tuple(b []byte, rel *relation) (bad string, err error) {
 	d.event = Event{}
 	var seen uint8
 	for i, at := 0, 2; i < len(rel.fields); i++ {
-		if at >= len(b) {
-			return "", fmt.Errorf("insert: %w", errTruncated)
-		}
-		format := b[at]
-		if format == formatNull {
-			at++
-			continue
-		}
-		if format != formatBinary && format != formatText {
-			return "", columnError(rel, i, format)
-		}
-		if len(b)-at < 5 {
-			return "", fmt.Errorf("insert: %w", errTruncated)
+		var format byte
+		if at < len(b) {
+			format = b[at]
+			if format == formatNull {
+				at++
+				continue
+			}
+			if format != formatBinary && format != formatText {
+				return "", columnError(rel, i, format)
+			}
 		}
 		start := at + 5
-		at = start + int(binary.BigEndian.Uint32(b[at+1:]))
+		if at = start; start <= len(b) {
+			at += int(binary.BigEndian.Uint32(b[start-4:]))
+		}
 		if at > len(b) {
-			return "", fmt.Errorf("insert: %w", errTruncated)
+			if !cut {
+				return "", fmt.Errorf("insert: %w", errTruncated)
+			}
+			if bad == "" && rel.oursFrom(i) {
+				bad = "column " + rel.columns[i].name + " " + errBeyond.Error()
+			}
+			break
 		}
 		f := &rel.fields[i]
 		if f.set == nil {
@@ -249,6 +269,11 @@ func (d *Decoder) tuple(b []byte, rel *relation) (bad string, err error) {
 		bad = "column " + missing(seen) + " is NULL"
 	}
 	return bad, nil
+}
+
+// oursFrom reports that a column from number i on is one of event_log's.
+func (r *relation) oursFrom(i int) bool {
+	return slices.ContainsFunc(r.fields[i:], func(f field) bool { return f.set != nil })
 }
 
 func columnError(rel *relation, i int, format byte) error {

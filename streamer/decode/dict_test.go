@@ -22,7 +22,7 @@ func typeAt(rows *decode.Rows, i int) string { return rows.Type.Values[rows.Type
 
 // Values that meet in one slot of the memo must not be taken for each other:
 // same length, same outer and middle bytes.
-func TestLookalikesAreToldApart(t *testing.T) {
+func TestLookalikesAreDistinguished(t *testing.T) {
 	t.Parallel()
 	values := []string{"", "a", "aa", "axxbxxc", "ayybyyc", "axxbxxd", "é", strings.Repeat("a", 1000), strings.Repeat("a", 1064)}
 	random := rand.New(rand.NewPCG(1, 2))

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/embedded"
+	"diehard/shared/dev/embedded"
 	"diehard/shared/event"
 	"diehard/streamer/decode"
 )
@@ -73,7 +73,7 @@ func transactions(messages [][]byte) [][][]byte {
 func decodeAll(t *testing.T, messages [][]byte, resume decode.Position) (*decode.Rows, uint64) {
 	t.Helper()
 	d, rows := decode.NewDecoder(resume), new(decode.Rows)
-	d.Messages(1)
+	d.AcceptMessagesFrom(1)
 	budget, announced := uint64(256<<10), 0
 	for _, m := range messages {
 		if len(m) > 0 && m[0] == 'R' {
@@ -99,7 +99,7 @@ func decodeAll(t *testing.T, messages [][]byte, resume decode.Position) (*decode
 			require.Zero(t, d.Last().Seq)
 		case decode.Commit:
 			require.True(t, open && !d.InTransaction())
-		case decode.Other, decode.Stray:
+		case decode.Other, decode.NonTransactional:
 			require.Equal(t, before, d.Last())
 			require.Equal(t, open, d.InTransaction())
 		}
@@ -114,13 +114,13 @@ func decodeAll(t *testing.T, messages [][]byte, resume decode.Position) (*decode
 }
 
 // checkRows makes sure that whatever was accepted is fit for ClickHouse, and
-// that each row survives being set aside.
+// that each row can be rebuilt from its dead letter.
 func checkRows(t *testing.T, rows *decode.Rows) {
 	t.Helper()
 	n := rows.Len()
 	for name, got := range map[string]int{
 		"id": len(rows.ID) / 16, "type": len(rows.Type.Keys), "time": len(rows.DateTime), "environment": len(rows.Environment.Keys),
-		"context": len(rows.ContextEnd), "version": len(rows.MetadataVersion), "seq": len(rows.Seq), "commit time": len(rows.CommitTime),
+		"context": len(rows.ContextEnd), "version": len(rows.MetadataVersion), "trace": len(rows.TraceID) / 16, "published by": len(rows.PublishedBy.Keys), "seq": len(rows.Seq), "commit time": len(rows.CommitTime),
 	} {
 		require.Equal(t, n, got, name)
 	}
@@ -134,6 +134,8 @@ func checkRows(t *testing.T, rows *decode.Rows) {
 	}
 	require.Equal(t, rows.Context, again.Context)
 	require.Equal(t, rows.ID, again.ID)
+	require.Equal(t, rows.TraceID, again.TraceID)
+	require.Equal(t, rows.PublishedBy.Keys, again.PublishedBy.Keys)
 	require.Equal(t, rows.Type.Keys, again.Type.Keys)
 	for _, r := range rows.Rejects {
 		require.NotEmpty(t, r.Reason)

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/embedded"
+	"diehard/shared/dev/embedded"
 	"diehard/streamer/decode"
 )
 
@@ -118,7 +118,7 @@ func describe(t testing.TB, messages [][]byte) string {
 			rows.Reset()
 		case decode.Commit:
 			require.Greater(t, d.CommitEnd(), d.Last().LSN)
-		case decode.Other, decode.Skipped, decode.Stray:
+		case decode.Other, decode.Skipped, decode.NonTransactional:
 		}
 	}
 	require.False(t, d.InTransaction())
@@ -139,7 +139,14 @@ func describeRow(t testing.TB, out *strings.Builder, rows *decode.Rows, p decode
 	if len(context) > 100 {
 		context = fmt.Sprintf("%d bytes, SHA-256 %x", len(context), sha256.Sum256([]byte(context)))
 	}
-	fmt.Fprintf(out, "  %d %s %s %s %q v%d: %s\n", p.Seq, rows.IDAt(0), typeAt(rows, 0),
+	origin := ""
+	if by := rows.PublishedBy.Values[rows.PublishedBy.Keys[0]]; by != "postgres" {
+		origin += " by " + by
+	}
+	if id := rows.TraceIDAt(0); id != "" {
+		origin += " trace " + id
+	}
+	fmt.Fprintf(out, "  %d %s %s %s %q v%d%s: %s\n", p.Seq, rows.IDAt(0), typeAt(rows, 0),
 		time.UnixMicro(rows.DateTime[0]).UTC().Format(time.RFC3339Nano), rows.Environment.Values[rows.Environment.Keys[0]],
-		rows.MetadataVersion[0], context)
+		rows.MetadataVersion[0], origin, context)
 }

@@ -69,6 +69,7 @@ var (
 	setMessageType        = setMessageText(setType, event.MaxTypeBytes)
 	setMessageEnvironment = setMessageText(setEnvironment, event.MaxEnvironmentBytes)
 	setMessageTrace       = setMessageText(setTrace, event.MaxTypeBytes)
+	setMessagePublishedBy = setMessageText(setPublishedBy, event.MaxPublishedByBytes)
 )
 
 // field reads the value of key.
@@ -101,6 +102,8 @@ func (h *header) field(key []byte) error {
 			return nil
 		}
 		set = setMessageTrace
+	case "published_by":
+		set = setMessagePublishedBy
 	default:
 		return nil
 	}

@@ -19,7 +19,7 @@ const (
 	goodContent = `{"v":1,"id":"0193a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b","event_type":"order_paid","event_date_time":"2026-11-23T12:34:56.789012Z"}` + "\n" +
 		` {"a" : 1}`
 	fullContent = `{ "v" : 1, "trace_context":"` + sampleTrace + `", "id":"0193A1B2-C3D4-7E5F-8A9B-0C1D2E3F4A5B" , "event_type":"a \"b\"\n\u00e9",` +
-		`"event_date_time":"2026-11-23T13:34:56.789012+01:00","later":true,"environment":"Prüfung","metadata_version":7}` + "\n" + "[1,\n2]"
+		`"event_date_time":"2026-11-23T13:34:56.789012+01:00","later":true,"published_by":"sh\u006fp","environment":"Prüfung","metadata_version":7}` + "\n" + "[1,\n2]"
 )
 
 // logicalMessage is what the server sends for pg_logical_emit_message.
@@ -33,7 +33,7 @@ func published(content string) []byte { return logicalMessage(1, event.MessagePr
 
 func reading(resume decode.Position) *decode.Decoder {
 	d := decode.NewDecoder(resume)
-	d.Messages(1)
+	d.AcceptMessagesFrom(1)
 	return d
 }
 
@@ -46,14 +46,16 @@ func TestAMessageIsARow(t *testing.T) {
 	require.Empty(t, rows.Rejects)
 	assert.Equal(t, []decode.Position{at(sampleLSN, 1), at(sampleLSN, 2)}, positions(rows))
 	for i, want := range []struct {
-		eventType, environment, context string
-		version                         uint64
-	}{{"order_paid", "", ` {"a" : 1}`, 1}, {"a \"b\"\né", "Prüfung", "[1,\n2]", 7}} {
+		eventType, environment, context, traceID, publishedBy string
+		version                                               uint64
+	}{{"order_paid", "", ` {"a" : 1}`, "", "", 1}, {"a \"b\"\né", "Prüfung", "[1,\n2]", sampleTrace[3:35], "shop", 7}} {
 		assert.Equal(t, sampleID, rows.IDAt(i))
 		assert.Equal(t, want.eventType, typeAt(rows, i))
 		assert.Equal(t, want.environment, rows.Environment.Values[rows.Environment.Keys[i]])
 		assert.Equal(t, want.context, string(rows.ContextAt(i)))
 		assert.Equal(t, want.version, rows.MetadataVersion[i])
+		assert.Equal(t, want.traceID, rows.TraceIDAt(i))
+		assert.Equal(t, want.publishedBy, rows.PublishedBy.Values[rows.PublishedBy.Keys[i]])
 		assert.Equal(t, sampleTime, rows.DateTime[i])
 		assert.Equal(t, sampleTime, rows.CommitTime[i])
 	}
@@ -88,7 +90,7 @@ func TestMessagesCountFromTheirPlaceInTheWAL(t *testing.T) {
 	t.Parallel()
 	for from, want := range map[pglogrepl.LSN]int{0: 0, 1: 1, sampleLSN: 1, sampleLSN + 1: 0} {
 		d, rows := decode.NewDecoder(decode.Position{}), new(decode.Rows)
-		d.Messages(from)
+		d.AcceptMessagesFrom(from)
 		feed(t, d, rows, beginMessage(sampleLSN, sampleTime), published(goodContent))
 		assert.Equal(t, want, rows.Len(), "from %s", from)
 		assert.Equal(t, at(sampleLSN, uint32(want)), d.Last(), "a message that is none has no number")
@@ -109,7 +111,7 @@ func TestOtherMessagesAreSkipped(t *testing.T) {
 func TestAMessageOutsideOfATransactionIsStray(t *testing.T) {
 	t.Parallel()
 	d, rows := reading(decode.Position{}), new(decode.Rows)
-	require.Equal(t, decode.Stray, feed(t, d, rows, logicalMessage(0, event.MessagePrefix, goodContent)))
+	require.Equal(t, decode.NonTransactional, feed(t, d, rows, logicalMessage(0, event.MessagePrefix, goodContent)))
 	require.Equal(t, decode.Other, feed(t, decode.NewDecoder(decode.Position{}), rows, logicalMessage(0, event.MessagePrefix, goodContent)))
 	_, err := d.Decode(published(goodContent), rows)
 	require.ErrorContains(t, err, "outside of a transaction")
@@ -124,32 +126,34 @@ var badMessages = map[string]string{
 	"{}\n{}":     "v is missing",
 	"[]\n{}":     "does not begin with a flat JSON object",
 	"{\"v\":\n1": "does not begin with a flat JSON object",
-	"{\"v\":1,\"id\":{},\"event_type\":\"t\"}\n{}":      "does not begin with a flat JSON object",
-	"{\"v\":1,\"id\":\"\\x\"}\n{}":                      "does not begin with a flat JSON object",
-	"{\"v\":1,\"id\":\"a\tb\"}\n{}":                     "does not begin with a flat JSON object",
-	"{\"v\":1 \"id\":1}\n{}":                            "does not begin with a flat JSON object",
-	"{\"v\":1}x\n{}":                                    "does not begin with a flat JSON object",
-	"\xff\n{}":                                          "is not UTF-8",
-	replaced(`"v":1`, `"v":2`):                          "has a version that this streamer does not know",
-	replaced(`"v":1`, `"v":"1"`):                        "has a version that this streamer does not know",
-	replaced(`"v":1,`, ``):                              "v is missing",
-	replaced(`"id"`, `"ID"`):                            "id is missing",
-	replaced(`0193a1b2`, `0193a1b`):                     "id is not a UUID",
-	replaced(`"event_type"`, `"type"`):                  "event_type is missing",
-	replaced(`order_paid`, ``):                          "event_type is empty",
-	replaced(`order_paid`, strings.Repeat("x", 256)):    "event_type is too long",
-	replaced(`order_paid`, `a\u0000b`):                  "event_type contains a zero byte",
-	replaced(`"order_paid"`, `7`):                       "event_type has a value of the wrong type",
-	replaced(`"event_date_time"`, `"at"`):               "event_date_time is missing",
-	replaced(`2026-11-23T12:34:56.789012Z`, `infinity`): "event_date_time is not a time as in RFC 3339",
-	replaced(`2026-11`, `1026-11`):                      "event_date_time is outside 1900-01-01 to 2299-12-31",
-	replaced(`"v":1`, `"v":1,"metadata_version":-1`):    "metadata_version is negative",
-	replaced(`"v":1`, `"v":1,"metadata_version":1.5`):   "metadata_version is not a 64-bit integer",
-	replaced(`"v":1`, `"v":1,"environment":null`):       "environment has a value of the wrong type",
-	replaced(` {"a" : 1}`, ``):                          "event_context is not JSON",
-	replaced(` {"a" : 1}`, `{} {}`):                     "event_context is not JSON",
-	replaced(` {"a" : 1}`, "\"\xff\""):                  "event_context is not UTF-8",
-	replaced(` {"a" : 1}`, tooLarge()):                  "event_context is too long",
+	"{\"v\":1,\"id\":{},\"event_type\":\"t\"}\n{}":                           "does not begin with a flat JSON object",
+	"{\"v\":1,\"id\":\"\\x\"}\n{}":                                           "does not begin with a flat JSON object",
+	"{\"v\":1,\"id\":\"a\tb\"}\n{}":                                          "does not begin with a flat JSON object",
+	"{\"v\":1 \"id\":1}\n{}":                                                 "does not begin with a flat JSON object",
+	"{\"v\":1}x\n{}":                                                         "does not begin with a flat JSON object",
+	"\xff\n{}":                                                               "is not UTF-8",
+	replaced(`"v":1`, `"v":2`):                                               "has a version that this streamer does not know",
+	replaced(`"v":1`, `"v":"1"`):                                             "has a version that this streamer does not know",
+	replaced(`"v":1,`, ``):                                                   "v is missing",
+	replaced(`"id"`, `"ID"`):                                                 "id is missing",
+	replaced(`0193a1b2`, `0193a1b`):                                          "id is not a UUID",
+	replaced(`"event_type"`, `"type"`):                                       "event_type is missing",
+	replaced(`order_paid`, ``):                                               "event_type is empty",
+	replaced(`order_paid`, strings.Repeat("x", 256)):                         "event_type is too long",
+	replaced(`order_paid`, `a\u0000b`):                                       "event_type contains a zero byte",
+	replaced(`"order_paid"`, `7`):                                            "event_type has a value of the wrong type",
+	replaced(`"event_date_time"`, `"at"`):                                    "event_date_time is missing",
+	replaced(`2026-11-23T12:34:56.789012Z`, `infinity`):                      "event_date_time is not a time as in RFC 3339",
+	replaced(`2026-11`, `1026-11`):                                           "event_date_time is outside 1900-01-01 to 2299-12-31",
+	replaced(`"v":1`, `"v":1,"metadata_version":-1`):                         "metadata_version is negative",
+	replaced(`"v":1`, `"v":1,"metadata_version":1.5`):                        "metadata_version is not a 64-bit integer",
+	replaced(`"v":1`, `"v":1,"environment":null`):                            "environment has a value of the wrong type",
+	replaced(`"v":1`, `"v":1,"published_by":7`):                              "published_by has a value of the wrong type",
+	replaced(`"v":1`, `"v":1,"published_by":"`+strings.Repeat("x", 256)+`"`): "published_by is too long",
+	replaced(` {"a" : 1}`, ``):                                               "event_context is not JSON",
+	replaced(` {"a" : 1}`, `{} {}`):                                          "event_context is not JSON",
+	replaced(` {"a" : 1}`, "\"\xff\""):                                       "event_context is not UTF-8",
+	replaced(` {"a" : 1}`, tooLarge()):                                       "event_context is too long",
 }
 
 func replaced(old, new string) string { return strings.Replace(goodContent, old, new, 1) }
@@ -166,7 +170,7 @@ func badContents() []string {
 	return all
 }
 
-func TestAMalformedMessageIsSetAsideWithItsBytes(t *testing.T) {
+func TestAMalformedMessageIsRejectedWithItsBytes(t *testing.T) {
 	t.Parallel()
 	for content, reason := range badMessages {
 		d, rows := reading(decode.Position{}), new(decode.Rows)
@@ -184,7 +188,7 @@ func TestAMalformedMessageIsSetAsideWithItsBytes(t *testing.T) {
 	}
 }
 
-func TestAMessageThatWasSetAsideCanBeRetried(t *testing.T) {
+func TestARejectedMessageCanBeRetried(t *testing.T) {
 	t.Parallel()
 	raw := `{"columns":[{"name":"message","oid":17,"format":"b","value":"` + base64.StdEncoding.EncodeToString([]byte(goodContent)) + `"}]}`
 	tuple, err := decode.ParseTuple(raw)
@@ -212,7 +216,7 @@ func TestOfAMonstrousMessageOnlyTheBeginningIsKept(t *testing.T) {
 func TestTheLargestMessagePasses(t *testing.T) {
 	t.Parallel()
 	escaped := strings.Repeat(`\u0001`, event.MaxTypeBytes)
-	content := strings.NewReplacer("order_paid", escaped, `"v":1`, `"v":1,"environment":"`+escaped+`","trace_context":"`+escaped+`"`,
+	content := strings.NewReplacer("order_paid", escaped, `"v":1`, `"v":1,"environment":"`+escaped+`","trace_context":"`+escaped+`","published_by":"`+escaped+`"`,
 		` {"a" : 1}`, `"`+strings.Repeat("x", event.MaxContextBytes-2)+`"`).Replace(goodContent)
 	d, rows := reading(decode.Position{}), new(decode.Rows)
 	feed(t, d, rows, beginMessage(sampleLSN, sampleTime), published(content))

@@ -11,15 +11,16 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"diehard/shared/event"
 )
 
-// Messages makes the decoder take messages for events in transactions that were
+// AcceptMessagesFrom makes the decoder take messages for events in transactions that were
 // committed at from or later; 0, as at the beginning, is never. Which
 // transactions these are must be the same at every start, because messages are
 // counted like rows.
-func (d *Decoder) Messages(from pglogrepl.LSN) { d.messagesFrom = from }
+func (d *Decoder) AcceptMessagesFrom(from pglogrepl.LSN) { d.messagesFrom = from }
 
 const (
 	// messageHeader is what stands before the prefix: the type, the flags, and the message's LSN.
@@ -30,16 +31,17 @@ const (
 var messagePrefix = []byte(event.MessagePrefix + "\x00")
 
 // message takes an event that was published without a table.
-func (d *Decoder) message(msg []byte, rows *Rows) (Kind, error) {
+func (d *Decoder) message(msg []byte, size int, rows *Rows) (Kind, error) {
 	if len(msg) < messageHeader || d.messagesFrom == 0 || !bytes.HasPrefix(msg[messageHeader:], messagePrefix) {
-		return Other, nil // somebody else's
+		return Other, nil // not an event
 	}
 	content := msg[messageHeader+len(messagePrefix):]
-	if len(content) < 4 || int64(binary.BigEndian.Uint32(content)) != int64(len(content)-4) {
+	beyond := size - len(msg) // bytes of the content that msg does not have
+	if len(content) < 4 || int64(binary.BigEndian.Uint32(content)) != int64(len(content)-4+beyond) {
 		return Other, fmt.Errorf("message: %w", errTruncated)
 	}
 	if msg[1]&transactional == 0 {
-		return Stray, nil
+		return NonTransactional, nil
 	}
 	if !d.open {
 		return Other, errOutsideTx
@@ -52,8 +54,12 @@ func (d *Decoder) message(msg []byte, rows *Rows) (Kind, error) {
 		return Skipped, nil
 	}
 	content = content[4:]
-	if err := parseMessage(content, &d.event); err != nil {
-		rows.Reject(d.rejectMessage(content, err))
+	err := parseMessage(content, &d.event)
+	if err == nil && beyond > 0 {
+		err = errLong
+	}
+	if err != nil {
+		rows.Reject(d.rejectMessage(content, len(content)+beyond, err))
 		return Row, nil
 	}
 	rows.Append(d.pos, d.commitTime, &d.event)
@@ -61,24 +67,24 @@ func (d *Decoder) message(msg []byte, rows *Rows) (Kind, error) {
 }
 
 const (
-	// maxHeader bounds the first line of a message: its three texts of up to 255
+	// maxHeader bounds the first line of a message: its four texts of up to 255
 	// bytes may each be escaped to six times that.
 	maxHeader = 8 << 10
-	// maxRawMessage is how much of a malformed message is kept. One that is longer
-	// was never an event.
-	maxRawMessage = maxHeader + event.MaxContextBytes + 2
+	// maxRaw is how much is kept of a malformed message, and of a row that is too large
+	// to be read whole. One that is longer was never an event.
+	maxRaw = maxHeader + event.MaxContextBytes + 2
 	// messageColumn is the name of the only column of a message's Tuple.
 	messageColumn = "message"
-	oidBytea      = 17
 )
 
-func (d *Decoder) rejectMessage(content []byte, err error) Reject {
-	reason := "message " + err.Error()
-	if len(content) > maxRawMessage {
-		reason += fmt.Sprintf(" (of its %d bytes the first %d are kept)", len(content), maxRawMessage)
-		content = content[:maxRawMessage]
+// rejectMessage keeps the beginning of a message whose content has size bytes.
+func (d *Decoder) rejectMessage(content []byte, size int, err error) Reject {
+	reason, raw := "message "+err.Error(), Tuple{}
+	if size > maxRaw {
+		reason += keptOf(size)
+		content, raw.BeginningOf = content[:min(len(content), maxRaw)], size
 	}
-	raw := Tuple{Columns: []TupleColumn{{messageColumn, oidBytea, string(rune(formatBinary)), content}}}
+	raw.Columns = []TupleColumn{{messageColumn, pgtype.ByteaOID, string(rune(formatBinary)), content}}
 	return Reject{
 		Position: d.pos, CommitTime: d.commitTime,
 		ID: d.event.ID, Type: strings.ToValidUTF8(string(d.event.Type), "�"),
@@ -86,9 +92,13 @@ func (d *Decoder) rejectMessage(content []byte, err error) Reject {
 	}
 }
 
-// isMessage tells that t was made by rejectMessage.
+func keptOf(size int) string {
+	return fmt.Sprintf(" (of its %d bytes the first %d are kept)", size, maxRaw)
+}
+
+// isMessage reports whether t was made by rejectMessage.
 func (t Tuple) isMessage() bool {
-	return len(t.Columns) == 1 && t.Columns[0].Name == messageColumn && t.Columns[0].OID == oidBytea
+	return len(t.Columns) == 1 && t.Columns[0].Name == messageColumn && t.Columns[0].OID == pgtype.ByteaOID
 }
 
 var (

@@ -111,7 +111,8 @@ var outbox = []columnType{
 	{"event_context", oidJSON},
 	{"metadata_version", oidInt8},
 	{"trace_context", oidText},
-	{"created_at", oidTimestamptz},
+	{"published_by", oidText},
+	{"published_at", oidTimestamptz},
 }
 
 const (
@@ -129,7 +130,7 @@ var (
 func sampleRow() []datum {
 	return []datum{
 		asBinary(sampleID[:]), binaryString("user_created"), binaryTime(sampleTime), binaryString("Production"),
-		binaryString(`{"a": 1}`), binaryInt8(3), binaryString(sampleTrace), binaryTime(sampleTime),
+		binaryString(`{"a": 1}`), binaryInt8(3), binaryString(sampleTrace), binaryString("shop"), binaryTime(sampleTime),
 	}
 }
 

@@ -80,7 +80,7 @@ func positions(rows *decode.Rows) []decode.Position {
 	return all
 }
 
-// A row that is skipped is not looked at: what has landed once must not stop a restart.
+// A row that is skipped is not decoded: a row that is already written must not stop a restart.
 func TestSkippedRowsAreNotDecoded(t *testing.T) {
 	t.Parallel()
 	d, rows := decode.NewDecoder(at(sampleLSN, 1)), new(decode.Rows)

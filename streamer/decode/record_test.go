@@ -15,8 +15,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
-	"diehard/shared/embedded"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/postgres"
 )
 
 const slot = "recording"
@@ -27,7 +28,7 @@ func record(t *testing.T, version string) {
 	t.Helper()
 	engine := testenv.StartPostgres(t, embedded.PostgresOptions{Version: version})
 	url := engine.URL("postgres")
-	require.NoError(t, migrations.UpPostgres(t.Context(), url, slog.New(slog.DiscardHandler)))
+	require.NoError(t, migrations.Outbox("", "").Up(t.Context(), postgres.Config{URL: url}, slog.New(slog.DiscardHandler)))
 	_, err := pglogrepl.CreateReplicationSlot(t.Context(), walsender(t, url), slot, "pgoutput", pglogrepl.CreateReplicationSlotOptions{})
 	require.NoError(t, err)
 	end := runScenario(t, url)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgtype"
+
 	"diehard/shared/event"
 	"diehard/shared/failure"
 )
@@ -27,20 +29,21 @@ type field struct {
 	bit uint8  // of the required columns seen so far; 0 for an optional one
 }
 
-// target says how an outbox column becomes a column of event_log.
-type target struct {
+// columnMapping says how an outbox column becomes a column of event_log.
+type columnMapping struct {
 	field
 	oids []uint32
 }
 
-var targets = map[string]target{
-	"id":               {field{setID, 1}, []uint32{oidUUID}},
-	"event_type":       {field{setType, 2}, []uint32{oidText, oidVarchar}},
-	"event_date_time":  {field{setDateTime, 4}, []uint32{oidTimestamptz, oidTimestamp}},
-	"environment":      {field{setEnvironment, 8}, []uint32{oidText, oidVarchar}},
-	"event_context":    {field{setContext, 16}, []uint32{oidJSON, oidJSONB, oidText}},
-	"metadata_version": {field{setMetadataVersion, 32}, []uint32{oidInt8, oidInt4}},
-	"trace_context":    {field{setTrace, 0}, []uint32{oidText, oidVarchar}},
+var columnMappings = map[string]columnMapping{
+	"id":               {field{setID, 1}, []uint32{pgtype.UUIDOID}},
+	"event_type":       {field{setType, 2}, []uint32{pgtype.TextOID, pgtype.VarcharOID}},
+	"event_date_time":  {field{setDateTime, 4}, []uint32{pgtype.TimestamptzOID, pgtype.TimestampOID}},
+	"environment":      {field{setEnvironment, 8}, []uint32{pgtype.TextOID, pgtype.VarcharOID}},
+	"event_context":    {field{setContext, 16}, []uint32{pgtype.JSONOID, pgtype.JSONBOID, pgtype.TextOID}},
+	"metadata_version": {field{setMetadataVersion, 32}, []uint32{pgtype.Int8OID, pgtype.Int4OID}},
+	"trace_context":    {field{setTrace, 0}, []uint32{pgtype.TextOID, pgtype.VarcharOID}},
+	"published_by":     {field{setPublishedBy, 0}, []uint32{pgtype.TextOID, pgtype.VarcharOID}},
 }
 
 // allRequired has the bit of every required column.
@@ -74,34 +77,39 @@ func readRelation(b []byte) (oid uint32, rel *relation, err error) {
 	return oid, rel, nil
 }
 
-// bind maps the columns, once, when the first row arrives: partitions are
-// announced too, and only the table that rows are sent under must be ours.
-func (r *relation) bind() error {
-	if r.name != event.Table {
-		return failure.Wrap(failure.Fatal, fmt.Errorf(
-			"the publication sends rows of table %s.%s: publish the table %s alone (ALTER PUBLICATION … SET TABLE %s)",
+// partitionPrefix is that of the outbox's partitions, under whose names rows arrive that
+// were committed while the publication did not publish via the partition root.
+const partitionPrefix = "diehard_outbox_"
+
+// resolve maps the columns, once, when the first row arrives: all tables are
+// announced, and only those that rows are sent under must be ours.
+func (r *relation) resolve() error {
+	if r.name != event.Table && !strings.HasPrefix(r.name, partitionPrefix) {
+		return misfit(fmt.Errorf(
+			"the publication sends rows of table %s.%s: publish the table %s alone (ALTER PUBLICATION … SET TABLE %s). "+
+				"If it does so now, the WAL has older rows: pass this transaction with `streamer run --start-lsn` and a position behind it, then `streamer replay --from-table`",
 			r.schema, r.name, event.Table, event.Table))
 	}
 	fields := make([]field, len(r.columns))
 	var seen uint8
 	for i, col := range r.columns {
-		t, ok := targets[col.name]
+		t, ok := columnMappings[col.name]
 		if !ok {
 			continue
 		}
 		if !slices.Contains(t.oids, col.oid) {
-			return failure.Wrap(failure.Fatal, fmt.Errorf(
+			return misfit(fmt.Errorf(
 				"column %s.%s has a type (oid %d) that cannot be mapped to the column of the same name in ClickHouse: change it back"+pastRows,
 				r.name, col.name, col.oid))
 		}
 		fields[i] = t.field
-		if col.oid == oidJSONB {
+		if col.oid == pgtype.JSONBOID {
 			fields[i].set = setContextJSONB
 		}
 		seen |= t.bit
 	}
 	if seen != allRequired {
-		return failure.Wrap(failure.Fatal, fmt.Errorf(
+		return misfit(fmt.Errorf(
 			"table %s.%s has no column %s any more: add it back or restore its name"+pastRows,
 			r.schema, r.name, missing(seen)))
 	}
@@ -116,11 +124,15 @@ const pastRows = ". Rows written since cannot be read from the WAL: run `streame
 // missing names the required columns whose bit is not in seen.
 func missing(seen uint8) string {
 	var names []string
-	for name, t := range targets {
+	for name, t := range columnMappings {
 		if t.bit != 0 && seen&t.bit == 0 {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
 	return strings.Join(names, ", ")
+}
+
+func misfit(err error) error {
+	return failure.Wrap(failure.Fatal, failure.Because(failure.Schema, err))
 }

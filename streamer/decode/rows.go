@@ -2,6 +2,7 @@ package decode
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"slices"
 
 	"github.com/google/uuid"
@@ -32,6 +33,8 @@ type Rows struct {
 	Context         []byte // per row: length as uvarint, then the bytes as published
 	ContextEnd      []int  // end of each row in Context
 	MetadataVersion []uint64
+	TraceID         []byte // 16 bytes per row, see TraceIDAt
+	PublishedBy     Dict
 	LSN             []uint64
 	Seq             []uint32
 	CommitTime      []int64 // microseconds since 1970
@@ -60,21 +63,21 @@ type Reject struct {
 }
 
 // fixedBytes is what a row takes besides its context.
-const fixedBytes = 16 + 2 + 8 + 2 + 8 + 8 + 8 + 4 + 8
+const fixedBytes = 16 + 2 + 8 + 2 + 8 + 8 + 16 + 2 + 8 + 4 + 8
 
 // Len is the number of rows without the rejects.
 func (r *Rows) Len() int { return len(r.LSN) }
 
 // Bytes is the memory the rows take, rejects included.
 func (r *Rows) Bytes() int {
-	return r.Len()*fixedBytes + len(r.Context) + r.Type.bytes + r.Environment.bytes + r.rejectBytes
+	return r.Len()*fixedBytes + len(r.Context) + r.Type.bytes + r.Environment.bytes + r.PublishedBy.bytes + r.rejectBytes
 }
 
 // Empty reports that there is neither a row nor a reject.
 func (r *Rows) Empty() bool { return r.Len() == 0 && len(r.Rejects) == 0 }
 
 // Full reports that a dictionary has no room for another value.
-func (r *Rows) Full() bool { return r.Type.full() || r.Environment.full() }
+func (r *Rows) Full() bool { return r.Type.full() || r.Environment.full() || r.PublishedBy.full() }
 
 // Position returns where row i lies in the stream.
 func (r *Rows) Position(i int) Position {
@@ -129,13 +132,24 @@ func (r *Rows) IDAt(i int) uuid.UUID {
 	return u
 }
 
+// TraceIDAt returns the W3C trace id of row i, 32 characters in lower case; empty without one.
+func (r *Rows) TraceIDAt(i int) string {
+	id := [16]byte(r.TraceID[16*i:])
+	if id == [16]byte{} { // which W3C forbids as a trace id
+		return ""
+	}
+	return hex.EncodeToString(id[:])
+}
+
 // Reset empties r and keeps its memory.
 func (r *Rows) Reset() {
 	r.ID, r.DateTime, r.Context = r.ID[:0], r.DateTime[:0], r.Context[:0]
 	r.ContextEnd, r.MetadataVersion = r.ContextEnd[:0], r.MetadataVersion[:0]
+	r.TraceID = r.TraceID[:0]
 	r.LSN, r.Seq, r.CommitTime = r.LSN[:0], r.Seq[:0], r.CommitTime[:0]
 	r.Type.reset()
 	r.Environment.reset()
+	r.PublishedBy.reset()
 	clear(r.Rejects)
 	clear(r.Traces)
 	r.Rejects, r.Traces, r.rejectBytes = r.Rejects[:0], r.Traces[:0], 0
@@ -150,7 +164,8 @@ func (r *Rows) Cut(lsn pglogrepl.LSN) {
 	r.ID, r.DateTime, r.MetadataVersion = r.ID[:16*n], r.DateTime[:n], r.MetadataVersion[:n]
 	r.Context, r.ContextEnd = r.Context[:r.ContextStart(n)], r.ContextEnd[:n]
 	r.LSN, r.Seq, r.CommitTime = r.LSN[:n], r.Seq[:n], r.CommitTime[:n]
-	r.Type.Keys, r.Environment.Keys = r.Type.Keys[:n], r.Environment.Keys[:n]
+	r.Type.Keys, r.Environment.Keys, r.PublishedBy.Keys = r.Type.Keys[:n], r.Environment.Keys[:n], r.PublishedBy.Keys[:n]
+	r.TraceID = r.TraceID[:16*n]
 	k := len(r.Rejects)
 	for k > 0 && r.Rejects[k-1].LSN == lsn {
 		k--
@@ -180,6 +195,9 @@ func (r *Rows) Append(p Position, commitTime int64, e *Event) {
 	r.DateTime[n] = e.DateTime
 	r.MetadataVersion = r.MetadataVersion[:n+1]
 	r.MetadataVersion[n] = e.MetadataVersion
+	r.TraceID = r.TraceID[:16*n+16]
+	copy(r.TraceID[16*n:], e.TraceID[:])
+	r.PublishedBy.append(e.PublishedBy)
 	r.LSN = r.LSN[:n+1]
 	r.LSN[n] = uint64(p.LSN)
 	r.Seq = r.Seq[:n+1]
@@ -198,6 +216,7 @@ func (r *Rows) grow() {
 	r.ContextEnd = slices.Grow(r.ContextEnd, more)
 	r.DateTime = slices.Grow(r.DateTime, more)
 	r.MetadataVersion = slices.Grow(r.MetadataVersion, more)
+	r.TraceID = slices.Grow(r.TraceID, 16*more)
 	r.LSN = slices.Grow(r.LSN, more)
 	r.LSN = slices.Clip(r.LSN[:len(r.LSN)+more])[:len(r.LSN)] // the others have at least as much
 	r.Seq = slices.Grow(r.Seq, more)
@@ -213,7 +232,6 @@ func (r *Rows) Reject(x Reject) {
 func (x Reject) size() int { return len(x.Raw) + len(x.Reason) + len(x.Type) + fixedBytes }
 
 func (r *Rows) trace(v []byte) {
-	const traceparentLen = 55
 	if len(r.Traces) == MaxTraces || len(v) != traceparentLen {
 		return
 	}

@@ -2,6 +2,7 @@ package decode
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"math"
 	"strconv"
@@ -19,21 +20,10 @@ type Event struct {
 	Environment     []byte
 	Context         []byte
 	MetadataVersion uint64
-	Trace           []byte // W3C traceparent, may be empty
+	Trace           []byte   // W3C traceparent, may be empty
+	TraceID         [16]byte // of Trace, zero without one
+	PublishedBy     []byte
 }
-
-// Type OIDs of pg_type.dat that outbox columns may have.
-const (
-	oidInt8        = 20
-	oidInt4        = 23
-	oidText        = 25
-	oidJSON        = 114
-	oidVarchar     = 1043
-	oidTimestamp   = 1114
-	oidTimestamptz = 1184
-	oidUUID        = 2950
-	oidJSONB       = 3802
-)
 
 // Formats of a column in a tuple (PostgreSQL docs, "Logical Replication Message Formats", TupleData).
 const (
@@ -116,7 +106,27 @@ func setContextJSONB(e *Event, format byte, v []byte) error {
 }
 
 func setTrace(e *Event, _ byte, v []byte) error {
-	e.Trace = v
+	e.Trace, e.TraceID = v, traceID(v)
+	return nil
+}
+
+// traceparentLen is that of version 00: version, trace id, parent id and flags in hexadecimal, with dashes between.
+// Source: W3C Recommendation, "Trace Context", traceparent Header.
+const traceparentLen = 55
+
+// traceID is that of a traceparent; zero if v is none. A trace is never a reason to refuse a row.
+func traceID(v []byte) (id [16]byte) {
+	if len(v) != traceparentLen || v[2] != '-' || v[35] != '-' {
+		return id
+	}
+	if _, err := hex.Decode(id[:], v[3:35]); err != nil {
+		return [16]byte{}
+	}
+	return id
+}
+
+func setPublishedBy(e *Event, _ byte, v []byte) error {
+	e.PublishedBy = v
 	return nil
 }
 

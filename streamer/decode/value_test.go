@@ -29,6 +29,8 @@ func TestARowBecomesColumns(t *testing.T) {
 	assert.Equal(t, []byte("\x08"+`{"a": 1}`), rows.Context, "length and bytes")
 	assert.Equal(t, `{"a": 1}`, string(rows.ContextAt(0)))
 	assert.Equal(t, []uint64{3}, rows.MetadataVersion)
+	assert.Equal(t, "4bf92f3577b34da6a3ce929d0e0e4736", rows.TraceIDAt(0))
+	assert.Equal(t, []string{"shop"}, rows.PublishedBy.Values)
 	assert.Equal(t, []int64{sampleTime}, rows.CommitTime)
 	assert.Equal(t, decode.Position{LSN: sampleLSN, Seq: 1}, rows.Position(0))
 	assert.Equal(t, []string{sampleTrace}, rows.Traces)
@@ -56,6 +58,7 @@ type value struct {
 func values(t *testing.T) []value {
 	t.Helper()
 	const id, kind, at, env, context, version = "id", "event_type", "event_date_time", "environment", "event_context", "metadata_version"
+	const trace, by, sampleTraceID = "trace_context", "published_by", "4bf92f3577b34da6a3ce929d0e0e4736"
 	stamp := func(v string) int64 { return micros(t, v) }
 	long := strings.Repeat("é", 100_000)
 	return []value{
@@ -126,6 +129,21 @@ func values(t *testing.T) []value {
 		{"no number", version, oidInt8, asText("one"), nil, "column metadata_version is not a 64-bit integer"},
 		{"odd length", version, oidInt8, asBytes("000001"), nil, "column metadata_version has the wrong length"},
 		{"null version", version, oidInt8, null, nil, "column metadata_version is NULL"},
+
+		{"trace", trace, oidText, binaryString(sampleTrace), sampleTraceID, ""},
+		{"trace as text", trace, oidVarchar, asText(sampleTrace), sampleTraceID, ""},
+		{"trace in capitals", trace, oidText, binaryString(strings.ToUpper(sampleTrace)), sampleTraceID, ""},
+		{"no trace", trace, oidText, null, "", ""},
+		{"empty trace", trace, oidText, binaryString(""), "", ""},
+		{"zero trace", trace, oidText, binaryString("00-00000000000000000000000000000000-00f067aa0ba902b7-01"), "", ""},
+		{"trace without its end", trace, oidText, binaryString(sampleTrace[:54]), "", ""},
+		{"trace of a later version", trace, oidText, binaryString(sampleTrace + "-1"), "", ""},
+		{"trace that is half hexadecimal", trace, oidText, binaryString(sampleTrace[:19] + "x" + sampleTrace[20:]), "", ""},
+		{"trace without dashes", trace, oidText, binaryString(strings.ReplaceAll(sampleTrace, "-", "0")), "", ""},
+
+		{"published by", by, oidText, binaryString("shop"), "shop", ""},
+		{"published by, as text", by, oidVarchar, asText("größe"), "größe", ""},
+		{"no login", by, oidText, null, "", ""},
 	}
 }
 
@@ -170,6 +188,10 @@ func valueOf(rows *decode.Rows, i int, column string) any {
 		return string(rows.ContextAt(i))
 	case "metadata_version":
 		return rows.MetadataVersion[i]
+	case "trace_context":
+		return rows.TraceIDAt(i)
+	case "published_by":
+		return rows.PublishedBy.Values[rows.PublishedBy.Keys[i]]
 	default:
 		panic("no column " + column)
 	}

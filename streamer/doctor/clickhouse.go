@@ -1,19 +1,23 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/jackc/pglogrepl"
+
+	"diehard/streamer/replication"
+	"diehard/streamer/sink"
 )
 
-// fewestFree is the share of a disk below which it is time to act.
-const fewestFree = 0.10
+// minFree is the fraction of free disk space below which doctor warns.
+const minFree = 0.10
 
 var clickhouseChecks = []check[clickhouseFacts]{
-	{"version", func(f *clickhouseFacts) verdict {
+	{"version", func(f *clickhouseFacts) result {
 		if f.ClickHouse == nil {
-			return noMatter()
+			return notApplicable()
 		}
 		var year, month int
 		if _, err := fmt.Sscanf(f.Version, "%d.%d", &year, &month); err == nil && (year < 25 || year == 25 && month < 8) {
@@ -21,24 +25,24 @@ var clickhouseChecks = []check[clickhouseFacts]{
 		}
 		return ok(f.Version)
 	}},
-	{"migrations", func(f *clickhouseFacts) verdict {
+	{"migrations", func(f *clickhouseFacts) result {
 		if f.pendingMigration > 0 {
-			return broken(fmt.Sprintf("%d are missing", f.pendingMigration), "all applied", "streamer migrate up")
+			return failed(fmt.Sprintf("%d are missing", f.pendingMigration), "all applied", "streamer migrate up")
 		}
 		return ok("all applied")
 	}},
-	{"tables", func(f *clickhouseFacts) verdict {
+	{"tables", func(f *clickhouseFacts) result {
 		for _, t := range []table{f.eventLog, f.deadLetter} {
 			if !t.exists {
-				return broken(t.name+" is missing", "there", "streamer migrate up")
+				return failed(t.name+" does not exist", "it exists", "streamer migrate up")
 			}
 		}
 		if f.tableErr != nil {
-			return broken(f.tableErr.Error(), "as the migrations make it", "another CLICKHOUSE_EVENT_LOG_TABLE_NAME, or change the column back")
+			return failed(f.tableErr.Error(), "as the migrations create it", "another CLICKHOUSE_EVENT_LOG_TABLE_NAME, or change the column back")
 		}
-		return ok(f.eventLog.name + " and " + f.deadLetter.name + ", columns as they should be")
+		return ok(f.eventLog.name + " and " + f.deadLetter.name + ", columns as the migrations create them")
 	}},
-	{"privileges", func(f *clickhouseFacts) verdict {
+	{"privileges", func(f *clickhouseFacts) result {
 		var lacking []string
 		for _, t := range []table{f.eventLog, f.deadLetter} {
 			if t.exists && !t.mayInsert {
@@ -47,128 +51,138 @@ var clickhouseChecks = []check[clickhouseFacts]{
 		}
 		switch {
 		case f.readonly:
-			return broken("the user may only read", "readonly = 0", "ALTER USER … SETTINGS readonly = 0")
+			return failed("the user is read-only", "readonly = 0", "ALTER USER … SETTINGS readonly = 0")
 		case len(lacking) > 0:
-			return broken("SELECT or INSERT is missing on "+strings.Join(lacking, ", "), "both",
+			return failed("SELECT or INSERT is missing on "+strings.Join(lacking, ", "), "both",
 				"GRANT SELECT, INSERT ON "+strings.Join(lacking, ", ")+" TO …")
 		}
 		return ok("SELECT and INSERT on both tables")
 	}},
-	{"engine", func(f *clickhouseFacts) verdict {
+	{"engine", func(f *clickhouseFacts) result {
 		t := f.eventLog
 		switch {
 		case !t.exists:
-			return noMatter()
+			return notApplicable()
 		case t.engine != "MergeTree" && t.engine != "ReplicatedMergeTree" && t.engine != "SharedMergeTree":
 			return warn(t.engine, "a plain MergeTree: other engines drop or fold rows, or split a batch", "streamer migrate up, with another table name")
 		case !t.projection:
-			return warn(t.engine+" without the projection p_resume: every start reads the whole table", "with it",
-				fmt.Sprintf("ALTER TABLE %s ADD PROJECTION p_resume (SELECT source, max((commit_lsn, commit_seq)), "+
-					"max((commit_lsn, commit_seq, timeline)) GROUP BY source); ALTER TABLE %s MATERIALIZE PROJECTION p_resume", t.name, t.name))
+			return warn(t.engine+" without the projection p_position: every start reads the whole table", "the projection exists",
+				fmt.Sprintf("ALTER TABLE %s ADD PROJECTION p_position (%s); ALTER TABLE %s MATERIALIZE PROJECTION p_position", t.name, sink.PositionProjection, t.name))
 		}
 		return ok(t.engine)
 	}},
-	{"one table a slot", func(f *clickhouseFacts) verdict {
+	{"one table per slot", func(f *clickhouseFacts) result {
 		if f.further != "" {
-			return warn("a streamer with this slot writes to "+f.further+": each table gets a part of the events", "one table for a slot",
-				"give each streamer a REPLICATION_SLOT of its own, then streamer replay --from-table")
+			return warn("a streamer with this slot writes to "+f.further+": each table gets some of the events", "one table per slot",
+				"set a different REPLICATION_SLOT for each streamer, then streamer replay --from-table")
 		}
-		return ok("no other table gets events of this slot")
+		return ok("no other table has events of this slot")
 	}},
-	{"durability", judgeDurability},
-	{"deduplication window", judgeWindow},
-	{"parts", func(f *clickhouseFacts) verdict {
+	{"durability", checkDurability},
+	{"deduplication window", checkWindow},
+	{"parts", func(f *clickhouseFacts) result {
 		limit := f.eventLog.settings["parts_to_delay_insert"]
 		if f.ClickHouse == nil || limit <= 0 {
-			return noMatter()
+			return notApplicable()
 		}
-		is := fmt.Sprintf("%d in a partition; inserts are slowed down at %d", f.MostParts, limit)
+		actual := fmt.Sprintf("%d in one partition; inserts are delayed at %d", f.MostParts, limit)
 		if f.MostParts > uint64(limit)/2 {
-			return warn(is, "less than half of it", "OPTIMIZE TABLE "+f.eventLog.name+"; and a longer CLICKHOUSE_FLUSH_INTERVAL")
+			return warn(actual, "less than half of it", "OPTIMIZE TABLE "+f.eventLog.name+"; and a longer CLICKHOUSE_FLUSH_INTERVAL")
 		}
-		return ok(is)
+		return ok(actual)
 	}},
-	{"dead letters", func(f *clickhouseFacts) verdict {
+	{"dead letters", func(f *clickhouseFacts) result {
 		if f.ClickHouse == nil {
-			return noMatter()
+			return notApplicable()
 		}
 		if n := f.DeadLetters.Open; n > 0 {
-			return warn(fmt.Sprintf("%d rows wait, the last: %s", n, f.DeadLetters.Recent[0].Reason), "none",
-				"streamer deadletter list; streamer deadletter retry --all after the cause is mended, or drop what can never be stored")
+			return warn(fmt.Sprintf("%d open, the last: %s", n, f.DeadLetters.Recent[0].Reason), "none",
+				"streamer deadletter list; streamer deadletter retry --all after the cause is fixed, or deadletter drop for rows that can never be stored")
 		}
 		return ok("none")
 	}},
-	{"disk", func(f *clickhouseFacts) verdict {
-		share := float64(f.free) / float64(f.total)
-		is := fmt.Sprintf("%s: %.0f%% free (%d GB)", f.disk, 100*share, f.free>>30)
-		if share < fewestFree {
-			return warn(is, "at least 10% free", "add space, or drop old partitions: ALTER TABLE "+f.eventLog.name+" DROP PARTITION …")
+	{"encoding", func(f *clickhouseFacts) result {
+		switch {
+		case f.ClickHouse == nil:
+			return notApplicable()
+		case f.doubleEncoded > 0:
+			return warn(fmt.Sprintf("%d contexts of the last hour are JSON strings that hold JSON, of the types %s", f.doubleEncoded, f.doubleEncodedTypes),
+				"none: event_log_json shows them as {}", "encode them once where they are published; to refuse them: "+
+					"ALTER DATABASE … SET diehard.refuse_double_encoding = on")
 		}
-		return ok(is)
+		return ok("no context of the last hour is JSON encoded twice")
 	}},
-	{"clock", func(f *clickhouseFacts) verdict {
-		if f.ClickHouse == nil {
-			return noMatter()
+	{"disk", func(f *clickhouseFacts) result {
+		share := float64(f.free) / float64(f.total)
+		actual := fmt.Sprintf("%s: %.0f%% free (%d GB)", f.disk, 100*share, f.free>>30)
+		if share < minFree {
+			return warn(actual, "at least 10% free", "add space, or drop old partitions: ALTER TABLE "+f.eventLog.name+" DROP PARTITION …")
 		}
-		return judgeClock(f.skew)
+		return ok(actual)
+	}},
+	{"clock", func(f *clickhouseFacts) result {
+		if f.ClickHouse == nil {
+			return notApplicable()
+		}
+		return checkClock(f.skew)
 	}},
 }
 
-// judgeDurability wants an acknowledged insert to survive a power failure: on one
-// node by fsync, on several by a quorum.
-func judgeDurability(f *clickhouseFacts) verdict {
+// checkDurability requires that an acknowledged insert survives a power failure: by
+// fsync on one node, by a quorum on several.
+func checkDurability(f *clickhouseFacts) result {
 	t := f.eventLog
 	switch {
 	case !t.exists:
-		return noMatter()
+		return notApplicable()
 	case t.engine == "SharedMergeTree":
-		return ok("kept by the object store")
+		return ok("durable in the object store")
 	case t.settings["fsync_after_insert"] > 0 && t.settings["fsync_part_directory"] > 0:
 		return ok("fsync after every insert")
 	case t.engine == "ReplicatedMergeTree" && t.quorum >= 2:
 		return ok(fmt.Sprintf("insert_quorum = %d", t.quorum))
 	}
-	return warn("no fsync after an insert: a power failure loses rows that PostgreSQL was told to forget", "fsync, or insert_quorum on a cluster",
+	return warn("no fsync after an insert: a power failure loses rows that are confirmed to PostgreSQL", "fsync, or insert_quorum on a cluster",
 		"ALTER TABLE "+t.name+" MODIFY SETTING fsync_after_insert = 1, fsync_part_directory = 1")
 }
 
-func judgeWindow(f *clickhouseFacts) verdict {
+func checkWindow(f *clickhouseFacts) result {
 	t := f.eventLog
 	setting, fewest := "non_replicated_deduplication_window", int64(100)
 	if t.engine == "ReplicatedMergeTree" {
 		setting = "replicated_deduplication_window"
 	}
 	if !t.exists || t.engine == "SharedMergeTree" {
-		return noMatter()
+		return notApplicable()
 	}
 	if n := t.settings[setting]; n < fewest {
-		return warn(fmt.Sprintf("%s = %d: a retry rests on reading back alone", setting, n), fmt.Sprintf("%d or more", fewest),
+		return warn(fmt.Sprintf("%s = %d: retried inserts are not deduplicated", setting, n), fmt.Sprintf("%d or more", fewest),
 			fmt.Sprintf("ALTER TABLE %s MODIFY SETTING %s = 1000", t.name, setting))
 	}
 	return ok(fmt.Sprintf("%d batches", t.settings[setting]))
 }
 
-// together are the facts of both ends.
-type together struct {
+// both are the facts of both databases.
+type both struct {
 	postgres   *postgresFacts
 	clickhouse *clickhouseFacts
-	walEnd     pglogrepl.LSN // read after all the others
+	walEnd     pglogrepl.LSN // read after everything else
 }
 
-var togetherChecks = []check[together]{
-	{"history", func(f *together) verdict {
+var bothChecks = []check[both]{
+	{"history", func(f *both) result {
 		if f.clickhouse.ClickHouse == nil {
-			return noMatter()
+			return notApplicable()
 		}
-		landed, end := f.clickhouse.Landed(), f.walEnd
-		if landed > end {
-			return broken(fmt.Sprintf("ClickHouse holds events up to %s, and this server's WAL ends at %s: it was restored from a backup, or a standby was promoted too early", landed, end),
-				"what has landed lies within the WAL",
-				"check what PostgreSQL has lost, then streamer slot drop --for-good, set REPLICATION_SLOT to a new name, start the streamer, streamer replay --from-table")
+		written, end := f.clickhouse.LastLSN(), f.walEnd
+		if written > end {
+			return failed(fmt.Sprintf("ClickHouse holds events up to %s, and this server's WAL ends at %s: it was restored from a backup, or a standby was promoted too early", written, end),
+				"every written event lies within the WAL",
+				"check which events PostgreSQL has lost, then streamer slot drop --forget, set REPLICATION_SLOT to a new name, start the streamer, streamer replay --from-table")
 		}
-		if landed != 0 && f.postgres.slot == nil && !f.postgres.slotKnown {
-			return broken("events of slot "+f.postgres.slotName+" are in ClickHouse, and the slot is gone", "the slot", cure)
+		if written != 0 && errors.Is(f.postgres.unmet["slot"], replication.ErrNoSlot) {
+			return failed("events of slot "+f.postgres.slotName+" are in ClickHouse, and the slot does not exist", "the slot exists", recoverSlot)
 		}
-		return ok(fmt.Sprintf("landed up to %s of %s", landed, end))
+		return ok(fmt.Sprintf("written up to %s of %s", written, end))
 	}},
 }

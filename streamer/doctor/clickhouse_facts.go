@@ -14,20 +14,22 @@ import (
 	"diehard/streamer/sink"
 )
 
-// clickhouseFacts is what the checks of ClickHouse judge.
+// clickhouseFacts is the input of the ClickHouse checks.
 type clickhouseFacts struct {
 	*ops.ClickHouse
 	eventLog, deadLetter table
-	tableErr             error // of the streamer's own look at the columns
+	tableErr             error // of the streamer's own check of the columns
 	readonly             bool
-	free, total          uint64 // bytes of the disk that is fullest, by share
+	free, total          uint64 // bytes of the fullest disk, by percentage
 	disk                 string
 	pendingMigration     int
 	skew                 time.Duration
-	further              string // table that holds later rows of our source than ours does, if any
+	doubleEncoded        uint64
+	doubleEncodedTypes   string // of some of them
+	further              string // another table with later rows of our source, if any
 }
 
-// table is one of ours.
+// table is event_log or the dead-letter table.
 type table struct {
 	name       string
 	exists     bool
@@ -39,8 +41,8 @@ type table struct {
 	quorum     int64 // insert_quorum of our session
 }
 
-func askClickHouse(ctx context.Context, p Patient, pg *postgresFacts) (*clickhouseFacts, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func readClickHouse(ctx context.Context, p Target, pg *postgresFacts) (*clickhouseFacts, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	f := &clickhouseFacts{}
 	source := sink.Source{Slot: p.Probe.Slot}
@@ -51,10 +53,10 @@ func askClickHouse(ctx context.Context, p Patient, pg *postgresFacts) (*clickhou
 		return nil, err
 	}
 	var err error
-	if f.eventLog, err = askTable(ctx, p.Probe, p.Probe.EventLog); err != nil {
+	if f.eventLog, err = readTable(ctx, p.Probe, p.Probe.EventLog); err != nil {
 		return nil, err
 	}
-	if f.deadLetter, err = askTable(ctx, p.Probe, p.Probe.DeadLetter); err != nil {
+	if f.deadLetter, err = readTable(ctx, p.Probe, p.Probe.DeadLetter); err != nil {
 		return nil, err
 	}
 	if f.eventLog.exists && f.deadLetter.exists {
@@ -64,12 +66,15 @@ func askClickHouse(ctx context.Context, p Patient, pg *postgresFacts) (*clickhou
 				return nil, err
 			}
 			f.skew = f.ClickHouse.Skew()
-			if err := f.askOthers(ctx, p.Probe, source); err != nil {
+			if err := f.readOthers(ctx, p.Probe, source); err != nil {
+				return nil, err
+			}
+			if err := f.readDoubleEncoded(ctx, p.Probe, source); err != nil {
 				return nil, err
 			}
 		}
 	}
-	if err := f.askServer(ctx, p.Probe); err != nil {
+	if err := f.readServer(ctx, p.Probe); err != nil {
 		return nil, err
 	}
 	list, err := migrations.StatusClickHouse(ctx, p.ClickHouse)
@@ -77,7 +82,7 @@ func askClickHouse(ctx context.Context, p Patient, pg *postgresFacts) (*clickhou
 	return f, err
 }
 
-func (f *clickhouseFacts) askServer(ctx context.Context, p *ops.Probe) error {
+func (f *clickhouseFacts) readServer(ctx context.Context, p *ops.Probe) error {
 	var readonly string
 	if err := p.ClickHouse.QueryRow(ctx, `SELECT toString(getSetting('readonly'))`).Scan(&readonly); err != nil {
 		return fmt.Errorf("examine ClickHouse: %w", err)
@@ -92,58 +97,70 @@ func (f *clickhouseFacts) askServer(ctx context.Context, p *ops.Probe) error {
 	return nil
 }
 
-// mostTables bounds the search for event logs beside ours.
-const mostTables = 20
+// readDoubleEncoded counts the contexts of the last hour that event.DoubleEncoded reports.
+func (f *clickhouseFacts) readDoubleEncoded(ctx context.Context, p *ops.Probe, source sink.Source) error {
+	err := p.ClickHouse.QueryRow(ctx, `
+		SELECT count(), arrayStringConcat(arraySort(groupUniqArray(3)(toString(event_type))), ', ') FROM `+sink.Quote(p.EventLog)+`
+		WHERE source = {source:String} AND ingested_at > now() - INTERVAL 1 HOUR
+		  AND match(event_context, '^\\s*"') AND match(JSONExtractString(event_context), '^\\s*[{\\[]')
+		  AND isValidJSON(JSONExtractString(event_context))`,
+		ch.Named("source", source.String())).Scan(&f.doubleEncoded, &f.doubleEncodedTypes)
+	if err != nil {
+		return fmt.Errorf("count contexts that are encoded twice: %w", err)
+	}
+	return nil
+}
 
-// askOthers looks for another event log on this server that a streamer with our
+// maxTables bounds the search for other event logs.
+const maxTables = 20
+
+// readOthers looks for another event log on this server that a streamer with our
 // slot writes to. A replay into another table ends before ours does.
-func (f *clickhouseFacts) askOthers(ctx context.Context, p *ops.Probe, source sink.Source) error {
+func (f *clickhouseFacts) readOthers(ctx context.Context, p *ops.Probe, source sink.Source) error {
 	rows, err := p.ClickHouse.Query(ctx, `
 		SELECT database, table FROM system.columns
-		WHERE name IN ('source', 'commit_lsn', 'commit_seq', 'ingested_at')
+		WHERE name IN ('source', 'commit_lsn', 'commit_seq', 'timeline', 'ingested_at')
 		  AND NOT (database = currentDatabase() AND table = {table:String})
 		  AND (database, table) IN (SELECT database, name FROM system.tables WHERE engine LIKE '%MergeTree')
-		GROUP BY database, table HAVING count() = 4 ORDER BY database = currentDatabase() DESC, database, table LIMIT {most:UInt8}`,
-		ch.Named("table", p.EventLog), ch.Named("most", strconv.Itoa(mostTables)))
+		GROUP BY database, table HAVING count() = 5 ORDER BY database = currentDatabase() DESC, database, table LIMIT {most:UInt8}`,
+		ch.Named("table", p.EventLog), ch.Named("most", strconv.Itoa(maxTables)))
 	if err != nil {
-		return fmt.Errorf("look for other event logs: %w", err)
+		return fmt.Errorf("find other event logs: %w", err)
 	}
 	defer rows.Close()
 	var names []string
 	for rows.Next() {
 		var database, name string
 		if err := rows.Scan(&database, &name); err != nil {
-			return fmt.Errorf("look for other event logs: %w", err)
+			return fmt.Errorf("find other event logs: %w", err)
 		}
 		names = append(names, "`"+database+"`.`"+name+"`")
 	}
 	if err := rows.Err(); err != nil {
-		return fmt.Errorf("look for other event logs: %w", err)
+		return fmt.Errorf("find other event logs: %w", err)
 	}
 	for _, name := range names {
-		var lsn uint64
-		err := p.ClickHouse.QueryRow(ctx, `SELECT tupleElement(max((commit_lsn, commit_seq)), 1) FROM `+name+
-			` WHERE source = {source:String}`, ch.Named("source", source.String())).Scan(&lsn)
+		end, err := sink.ReadEnd(ctx, p.ClickHouse, name, source.String())
 		if sink.Code(err) != 0 {
-			continue // it has just gone, or is not ours to read
+			continue // dropped meanwhile, or without SELECT
 		}
 		if err != nil {
 			return fmt.Errorf("look into %s: %w", name, err)
 		}
-		if lsn > uint64(f.Landed()) {
+		if end.LSN > f.LastLSN() {
 			f.further = name
 		}
 	}
 	return nil
 }
 
-// askTable reads the table's own settings, and the server's for those it has not.
-func askTable(ctx context.Context, p *ops.Probe, name string) (table, error) {
+// readTable reads the table's settings, with the server's as defaults.
+func readTable(ctx context.Context, p *ops.Probe, name string) (table, error) {
 	t := table{name: name, settings: map[string]int64{}}
 	var n uint64
 	var names, values []string
 	err := p.ClickHouse.QueryRow(ctx, `
-		SELECT count(), any(engine), any(engine_full), countIf(position(create_table_query, 'PROJECTION p_resume ') > 0) > 0,
+		SELECT count(), any(engine), any(engine_full), countIf(position(create_table_query, 'PROJECTION p_position ') > 0) > 0,
 		       toInt64OrZero(toString(getSetting('insert_quorum'))),
 		       (SELECT groupArray(name) FROM system.merge_tree_settings), (SELECT groupArray(value) FROM system.merge_tree_settings)
 		FROM system.tables WHERE database = currentDatabase() AND name = {name:String}`, ch.Named("name", name)).
@@ -165,14 +182,14 @@ func askTable(ctx context.Context, p *ops.Probe, name string) (table, error) {
 			t.settings[own[1]] = v
 		}
 	}
-	return t, t.askGrant(ctx, p)
+	return t, t.readGrant(ctx, p)
 }
 
 // tableSetting is a setting in the engine clause of a table.
 var tableSetting = regexp.MustCompile(`(\w+) = (\d+)`)
 
-// askGrant is for servers that know CHECK GRANT; the others say so at the first insert.
-func (t *table) askGrant(ctx context.Context, p *ops.Probe) error {
+// readGrant needs CHECK GRANT; on older servers the first insert reports a missing grant.
+func (t *table) readGrant(ctx context.Context, p *ops.Probe) error {
 	var granted uint8
 	if err := p.ClickHouse.QueryRow(ctx, "CHECK GRANT SELECT, INSERT ON `"+t.name+"`").Scan(&granted); err != nil {
 		const syntaxError = 62

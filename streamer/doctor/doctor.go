@@ -1,6 +1,6 @@
-// Package doctor checks everything that the streamer needs of both databases,
-// and everything that operators regret to have left as it was. Each finding says
-// what is, what should be, and the statement that mends it. It changes nothing.
+// Package doctor checks every precondition of the streamer in both databases, and
+// warns of configurations that fail later. Each finding has the actual state, the
+// expected one and the statement that fixes it. It is read-only.
 package doctor
 
 import (
@@ -9,6 +9,7 @@ import (
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
 	"diehard/streamer/ops"
+	"diehard/streamer/replication"
 )
 
 // Level of a Finding. The worst one is the exit code of `streamer doctor`.
@@ -17,9 +18,9 @@ type Level int
 const (
 	// OK needs nothing.
 	OK Level = iota
-	// Warning works today and will hurt some day.
+	// Warning works now and can fail later.
 	Warning
-	// Error keeps the streamer from running, or rows from being safe.
+	// Error keeps the streamer from running, or puts rows at risk.
 	Error
 )
 
@@ -31,43 +32,47 @@ func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
 // Finding is the result of one check.
 type Finding struct {
-	Where  string `json:"where"` // postgresql, clickhouse or both
-	Check  string `json:"check"`
-	Level  Level  `json:"level"`
-	Is     string `json:"is"`
-	Should string `json:"should,omitempty"` // empty when OK
-	Mend   string `json:"mend,omitempty"`   // a statement or a command
+	Where    string `json:"where"` // postgresql, clickhouse or both
+	Check    string `json:"check"`
+	Level    Level  `json:"level"`
+	Actual   string `json:"actual"`
+	Expected string `json:"expected,omitempty"` // empty when OK
+	Fix      string `json:"fix,omitempty"`      // a statement or a command
 }
 
-// Patient is what is examined. All fields are required.
-type Patient struct {
+// Target is what Check examines. All fields are required.
+type Target struct {
 	Probe       *ops.Probe
 	PostgresURL string
+	Origin      replication.Origin
 	ClickHouse  clickhouse.Config
 }
 
-// Examine runs every check. Checks of a database that does not answer are
+// Check runs every check. Checks of a database that does not answer are
 // replaced by one finding that says so.
-func Examine(ctx context.Context, p Patient) []Finding {
+func Check(ctx context.Context, p Target) []Finding {
 	var all []Finding
-	pg, err := askPostgres(ctx, p)
+	pg, err := readPostgres(ctx, p)
 	if err != nil {
 		all = append(all, unreachable(err))
 	} else {
 		all = append(all, run("postgresql", postgresChecks, pg)...)
+		for _, w := range pg.warnings {
+			all = append(all, Finding{"postgresql", w.Name, Warning, w.Problem, w.Expected, w.Fix})
+		}
 	}
-	ch, err := askClickHouse(ctx, p, pg)
+	ch, err := readClickHouse(ctx, p, pg)
 	if err != nil {
 		all = append(all, Finding{"clickhouse", "connection", Error, clickhouse.Explain(p.ClickHouse, err).Error(), "an answer", "check CLICKHOUSE_HOST and the server"})
 	} else {
 		all = append(all, run("clickhouse", clickhouseChecks, ch)...)
 	}
 	if pg != nil && ch != nil {
-		// Events land while we ask: only an end of the WAL that is read now lies behind them all.
+		// Events are written meanwhile: only a WAL end read now is past all of them.
 		if now, err := p.Probe.AskPostgres(ctx); err != nil {
 			all = append(all, unreachable(err))
 		} else {
-			all = append(all, run("both", togetherChecks, &together{pg, ch, now.WALEnd()})...)
+			all = append(all, run("both", bothChecks, &both{pg, ch, now.WALEnd()})...)
 		}
 	}
 	return all
@@ -86,37 +91,37 @@ func Worst(findings []Finding) Level {
 	return worst
 }
 
-// check judges one thing by what is known of type T.
+// check evaluates one condition on facts of type T.
 type check[T any] struct {
-	name  string
-	judge func(facts *T) verdict
+	name string
+	eval func(facts *T) result
 }
 
-// verdict is a Finding without its place.
-type verdict struct {
-	level    Level
-	is       string
-	should   string
-	mend     string
-	noMatter bool // the check does not apply
+// result is a Finding without Where and Check.
+type result struct {
+	level         Level
+	actual        string
+	expected      string
+	fix           string
+	notApplicable bool
 }
 
-func ok(is string) verdict { return verdict{is: is} }
-func warn(is, should, mend string) verdict {
-	return verdict{level: Warning, is: is, should: should, mend: mend}
+func ok(actual string) result { return result{actual: actual} }
+func warn(actual, expected, fix string) result {
+	return result{level: Warning, actual: actual, expected: expected, fix: fix}
 }
 
-func broken(is, should, mend string) verdict {
-	return verdict{level: Error, is: is, should: should, mend: mend}
+func failed(actual, expected, fix string) result {
+	return result{level: Error, actual: actual, expected: expected, fix: fix}
 }
-func noMatter() verdict { return verdict{noMatter: true} }
+func notApplicable() result { return result{notApplicable: true} }
 
 func run[T any](where string, checks []check[T], facts *T) []Finding {
 	var list []Finding
 	for _, c := range checks {
-		v := c.judge(facts)
-		if !v.noMatter {
-			list = append(list, Finding{where, c.name, v.level, v.is, v.should, v.mend})
+		v := c.eval(facts)
+		if !v.notApplicable {
+			list = append(list, Finding{where, c.name, v.level, v.actual, v.expected, v.fix})
 		}
 	}
 	return list

@@ -1,12 +1,13 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
-	"diehard/shared/event"
+	"diehard/streamer/replication"
 )
 
 const (
@@ -14,136 +15,137 @@ const (
 	failoverSlots  = 170000 // slots that follow a failover, and settings for them
 )
 
-// cure fills the gap of a slot that is gone or not to be trusted. The replay waits for the streamer.
-const cure = "streamer slot drop && streamer slot create, start the streamer, streamer replay --from-table"
+// recoverSlot replaces a slot that is missing or lost, and delivers what it missed.
+const recoverSlot = "streamer slot drop && streamer slot create, start the streamer, streamer replay --from-table"
 
-// alter is the statement that changes a setting of the server.
+// alter is the statement that changes a server setting.
 func alter(setting, value string) string {
-	return fmt.Sprintf("ALTER SYSTEM SET %s = '%s'; SELECT pg_reload_conf();", setting, value)
+	return fmt.Sprintf("ALTER SYSTEM SET %s = '%s'; SELECT pg_reload_conf(); -- on a managed server in its parameter group, flags or server parameters", setting, value)
 }
 
 var postgresChecks = []check[postgresFacts]{
-	{"version", func(f *postgresFacts) verdict {
+	{"version", func(f *postgresFacts) result {
 		if f.number < oldestPostgres {
-			return broken(f.Version, "14 to 18", "upgrade PostgreSQL")
+			return failed(f.Version, "14 to 18", "upgrade PostgreSQL")
 		}
 		return ok(f.Version)
 	}},
-	{"role", func(f *postgresFacts) verdict {
-		if f.Recovery {
-			return broken("a standby in recovery", "the primary", "point DATABASE_URL to the primary")
-		}
-		return ok("primary")
+	{"server", func(f *postgresFacts) result {
+		return f.precondition("server", "a primary, wal_level "+f.settings["wal_level"])
 	}},
-	{"wal_level", func(f *postgresFacts) verdict {
-		if level := f.settings["wal_level"]; level != "logical" {
-			return broken(level, "logical", "ALTER SYSTEM SET wal_level = 'logical'; -- and restart PostgreSQL")
-		}
-		return ok("logical")
-	}},
-	{"durability", func(f *postgresFacts) verdict {
+	{"durability", func(f *postgresFacts) result {
 		if f.settings["fsync"] != "on" || f.settings["full_page_writes"] != "on" {
 			return warn("fsync or full_page_writes is off", "both on, or a crash of the machine loses committed events",
-				alter("fsync", "on")+" "+alter("full_page_writes", "on"))
+				"ALTER SYSTEM SET fsync = on; ALTER SYSTEM SET full_page_writes = on; SELECT pg_reload_conf();")
 		}
 		return ok("fsync and full_page_writes are on")
 	}},
-	{"replication privilege", func(f *postgresFacts) verdict {
-		if !f.mayReplicate {
-			return broken(f.user+" may not replicate", "REPLICATION", fmt.Sprintf("ALTER ROLE %q REPLICATION;", f.user))
+	{"replication connection", func(f *postgresFacts) result {
+		if f.replicationErr != nil {
+			return failed(f.replicationErr.Error(), "IDENTIFY_SYSTEM on a connection with replication=database", fmt.Sprintf(
+				"ALTER ROLE %q REPLICATION; -- RDS, Aurora: GRANT rds_replication TO %q, and rds.iam_auth_for_replication = 1 for IAM tokens; and pg_hba.conf must let it in", f.user, f.user))
 		}
 		return ok(f.user + " may replicate")
 	}},
-	{"privileges", func(f *postgresFacts) verdict {
+	{"privileges", func(f *postgresFacts) result {
 		if len(f.missing) > 0 {
-			return broken(f.user+" lacks "+strings.Join(f.missing, ", "), "the role of the streamer",
+			return failed(f.user+" lacks "+strings.Join(f.missing, ", "), "the role of the streamer",
 				fmt.Sprintf("GRANT diehard_streamer TO %q;", f.user))
 		}
 		return ok(f.user + " has them all")
 	}},
-	{"schema public", func(f *postgresFacts) verdict {
+	{"outbox's schema", func(f *postgresFacts) result {
 		if f.openPublic {
-			return warn("every user may create tables and functions in it", "closed, as it is made since PostgreSQL 15",
-				"REVOKE CREATE ON SCHEMA public FROM PUBLIC;")
+			return warn("every user may create tables and functions in it", "no CREATE for PUBLIC, the default since PostgreSQL 15",
+				f.schema.SQL("REVOKE CREATE ON SCHEMA {outbox} FROM PUBLIC;"))
 		}
-		return ok("not open for everyone to create in")
+		return ok("no CREATE for PUBLIC")
 	}},
-	{"migrations", func(f *postgresFacts) verdict {
+	{"messages", func(f *postgresFacts) result {
+		if f.openMessages != "" {
+			return failed("every login may write messages, which become events", "EXECUTE on pg_logical_emit_message for the owner of the publishing functions alone",
+				f.openMessages+"-- as a superuser")
+		}
+		return ok("none are read, or producers alone write them")
+	}},
+	{"migrations", func(f *postgresFacts) result {
 		switch {
 		case f.migrationsErr != nil:
 			return warn(f.migrationsErr.Error(), "readable", fmt.Sprintf("GRANT diehard_streamer TO %q;", f.user))
 		case f.pendingMigration > 0:
-			return broken(fmt.Sprintf("%d are missing", f.pendingMigration), "all applied", "streamer migrate up")
+			return failed(fmt.Sprintf("%d are missing", f.pendingMigration), "all applied", "streamer migrate up")
 		}
 		return ok("all applied")
 	}},
-	{"outbox columns", judgeColumns},
-	{"publication", judgePublication},
-	{"slot", judgeSlot},
-	{"slot's publication", func(f *postgresFacts) verdict {
-		if f.slotOtherPublic {
-			return broken("the publication was dropped and made again since the slot was made: rows in between were not sent",
-				"the publication that the slot was made for", cure)
-		}
-		return noMatter()
+	{"outbox", func(f *postgresFacts) result { return f.precondition("outbox", "a table") }},
+	{"outbox columns", checkColumns},
+	{"publication", func(f *postgresFacts) result {
+		return f.precondition("publication", f.publication+" sends inserts of the outbox")
 	}},
-	{"bookmarks", judgeBookmarks},
-	{"slots left", func(f *postgresFacts) verdict {
+	{"slot", checkSlot},
+	{"bookmarks", checkBookmarks},
+	{"slots left", func(f *postgresFacts) result {
 		return left(f.slots, f.settings["max_replication_slots"], "max_replication_slots")
 	}},
-	{"senders left", func(f *postgresFacts) verdict {
+	{"senders left", func(f *postgresFacts) result {
 		return left(f.senders, f.settings["max_wal_senders"], "max_wal_senders")
 	}},
-	{"max_slot_wal_keep_size", func(f *postgresFacts) verdict {
+	{"max_slot_wal_keep_size", func(f *postgresFacts) result {
 		if f.settings["max_slot_wal_keep_size"] == "-1" {
 			return warn("no limit: while the streamer is down the WAL grows until the disk is full", "a size that the disk can spare",
 				alter("max_slot_wal_keep_size", "50GB"))
 		}
 		return ok(f.settings["max_slot_wal_keep_size"] + " MB")
 	}},
-	{"idle_replication_slot_timeout", func(f *postgresFacts) verdict {
+	{"idle_replication_slot_timeout", func(f *postgresFacts) result {
 		switch f.settings["idle_replication_slot_timeout"] {
 		case "": // before PostgreSQL 18
-			return noMatter()
+			return notApplicable()
 		case "0":
 			return ok("off")
 		default:
-			return warn("a slot that nobody reads is invalidated after "+f.settings["idle_replication_slot_timeout"]+" s",
-				"off: an outage of the streamer must not cost the slot, nor a bookmark its place", alter("idle_replication_slot_timeout", "0"))
+			return warn("an inactive slot is invalidated after "+f.settings["idle_replication_slot_timeout"]+" s",
+				"0: an outage of the streamer must not invalidate the slot or a bookmark", alter("idle_replication_slot_timeout", "0"))
 		}
 	}},
-	{"wal_sender_timeout", func(f *postgresFacts) verdict {
+	{"wal_sender_timeout", func(f *postgresFacts) result {
 		if f.settings["wal_sender_timeout"] == "0" {
-			return warn("off: PostgreSQL never drops a sender that is cut off; the streamer sets its own", "60s, for other replication clients",
+			return warn("0: PostgreSQL never ends a walsender whose client is gone; the streamer sets its own value", "60s, for other replication clients",
 				alter("wal_sender_timeout", "60s"))
 		}
-		return ok(f.settings["wal_sender_timeout"] + " ms; the streamer sets its own, REPLICATION_SENDER_TIMEOUT")
+		return ok(f.settings["wal_sender_timeout"] + " ms; the streamer sets its own value, REPLICATION_SENDER_TIMEOUT")
 	}},
-	{"failover", judgeFailover},
-	{"partitions ahead", judgePartitions},
-	{"outbox_default", func(f *postgresFacts) verdict {
+	{"failover", checkFailover},
+	{"session settings", func(f *postgresFacts) result {
+		if len(f.overridden) == 0 {
+			return ok("none of the role or the database that matters")
+		}
+		return ok(strings.Join(f.overridden, ", ") + ": the streamer's sessions have their own")
+	}},
+	{"partitions ahead", checkPartitions},
+	{"diehard_outbox_default", func(f *postgresFacts) result {
 		if f.outbox != nil && f.outbox.Default {
-			return warn("holds rows, which no retention removes", "empty",
-				"DELETE FROM public.outbox_default WHERE created_at < now() - interval '7 days'; -- once they are delivered")
+			return warn("has rows, which retention does not remove", "empty",
+				f.schema.SQL("DELETE FROM {outbox}.diehard_outbox_default WHERE published_at < now() - interval '7 days'; -- once they are delivered"))
 		}
 		return ok("empty")
 	}},
-	{"long transactions", func(f *postgresFacts) verdict {
+	{"long transactions", func(f *postgresFacts) result {
 		const long = time.Hour
 		switch {
 		case f.oldestPrepared > long:
-			return warn("a prepared transaction is "+f.oldestPrepared.Round(time.Minute).String()+" old and keeps WAL",
+			return warn("a prepared transaction is "+f.oldestPrepared.Round(time.Minute).String()+" old and retains WAL",
 				"none", "SELECT gid FROM pg_prepared_xacts; -- then COMMIT PREPARED or ROLLBACK PREPARED")
 		case f.oldestTx > long:
-			return warn("a transaction that writes is "+f.oldestTx.Round(time.Minute).String()+" old and keeps WAL",
+			return warn("a transaction that writes is "+f.oldestTx.Round(time.Minute).String()+" old and retains WAL",
 				"none", "SELECT pid, query FROM pg_stat_activity ORDER BY xact_start; -- then pg_terminate_backend(pid)")
 		}
 		return ok("none")
 	}},
-	{"clock", func(f *postgresFacts) verdict { return judgeClock(f.skew) }},
+	{"clock", func(f *postgresFacts) result { return checkClock(f.skew) }},
 }
 
-// columnTypes are the types that each column of the outbox may have.
+// columnTypes are the types that the columns of the outbox may have.
 var columnTypes = map[string][]string{
 	"id":               {"uuid"},
 	"event_type":       {"text", "character varying"},
@@ -152,12 +154,12 @@ var columnTypes = map[string][]string{
 	"event_context":    {"json", "jsonb", "text"},
 	"metadata_version": {"bigint", "integer"},
 	"trace_context":    {"text", "character varying"},
-	"created_at":       {"timestamp with time zone"},
+	"published_at":     {"timestamp with time zone"},
 }
 
-func judgeColumns(f *postgresFacts) verdict {
+func checkColumns(f *postgresFacts) result {
 	if len(f.columns) == 0 {
-		return broken("table public.outbox is missing", "there", "streamer migrate up")
+		return failed(f.schema.SQL("table {outbox}.outbox does not exist"), "it exists", "streamer migrate up")
 	}
 	var wrong []string
 	for name, types := range columnTypes {
@@ -170,51 +172,54 @@ func judgeColumns(f *postgresFacts) verdict {
 	}
 	if len(wrong) > 0 {
 		slices.Sort(wrong)
-		return broken(strings.Join(wrong, "; "), "as the migrations make them", "ALTER TABLE public.outbox …: give the columns their names and types back")
+		return failed(strings.Join(wrong, "; "), "as the migrations create them", f.schema.SQL("ALTER TABLE {outbox}.outbox …: restore the names and types of the columns"))
 	}
-	return ok(fmt.Sprintf("%d, as they should be", len(f.columns)))
+	return ok(fmt.Sprintf("%d, as the migrations create them", len(f.columns)))
 }
 
-func judgePublication(f *postgresFacts) verdict {
-	switch {
-	case f.Publication == "missing":
-		return broken(f.publication+" is missing", "there, before the slot", fmt.Sprintf(
-			"CREATE PUBLICATION %q FOR TABLE public.%s WITH (publish = 'insert', publish_via_partition_root = true);", f.publication, event.Table))
-	case f.Publication != "ok":
-		return broken(f.publication+" "+f.Publication, "inserts, via the partition root", fmt.Sprintf(
-			"ALTER PUBLICATION %q SET (publish = 'insert', publish_via_partition_root = true);", f.publication))
-	case len(f.tables) != 1 || f.tables[0] != "public."+event.Table:
-		return broken(fmt.Sprintf("%s holds %s", f.publication, strings.Join(f.tables, ", ")), "public."+event.Table+" alone",
-			fmt.Sprintf("ALTER PUBLICATION %q SET TABLE public.%s;", f.publication, event.Table))
-	}
-	return ok(f.publication + " sends inserts of the outbox")
+// expected are the preconditions of the streamer.
+var expected = map[string]string{
+	"server":      "a primary with wal_level = logical",
+	"outbox":      "the table that the migrations create",
+	"publication": "inserts of the outbox alone, via the partition root",
+	"slot":        "a slot of this database with pgoutput, its WAL, and the publication it was created for",
 }
 
-func judgeSlot(f *postgresFacts) verdict {
+// precondition is what the streamer itself checks at its start.
+func (f *postgresFacts) precondition(name, actual string) result {
+	err := f.unmet[name]
+	if err == nil {
+		return ok(actual)
+	}
+	problem, fix := err.Error(), "see above"
+	if unmet, isUnmet := errors.AsType[*replication.Unmet](err); isUnmet {
+		problem, fix = unmet.Problem, unmet.Fix
+	}
+	return failed(problem, expected[name], fix)
+}
+
+func checkSlot(f *postgresFacts) result {
 	switch {
-	case f.slot == nil && f.slotKnown:
-		return broken(f.slotName+" is gone: events may be missing in ClickHouse", "there",
-			cure)
-	case f.slot == nil && f.slotDatabase != "":
-		return broken(fmt.Sprintf("%s belongs to database %s", f.slotName, f.slotDatabase), "of database "+f.database,
-			"choose another REPLICATION_SLOT")
+	case errors.Is(f.unmet["slot"], replication.ErrNoSlot):
+		return ok(f.slotName + " is created at the first start")
+	case f.unmet["slot"] != nil:
+		return f.precondition("slot", "")
 	case f.slot == nil:
-		return ok(f.slotName + " is made at the first start")
-	case f.slotPlugin != "pgoutput":
-		return broken(f.slotName+" uses "+f.slotPlugin, "pgoutput", "choose another REPLICATION_SLOT")
-	case f.slot.Lost():
-		return broken(strings.TrimSpace(fmt.Sprintf("%s is lost (%s)", f.slotName, f.slot.InvalidationReason)), "reserved", cure)
+		return notApplicable() // created a moment ago
 	case f.slot.WALStatus == "unreserved":
-		return broken(f.slotName+" is about to be lost: the next checkpoint removes WAL that it needs", "reserved",
+		return failed(f.slotName+" will be lost: the next checkpoint removes WAL that it needs", "reserved",
 			"start the streamer now; "+alter("max_slot_wal_keep_size", "-1"))
+	case f.slot.Active && !replication.IsStreamer(f.slot.Holder):
+		return failed(fmt.Sprintf("%s is active for %q, which is not a streamer and may confirm what is not in ClickHouse", f.slotName, f.slot.Holder),
+			"a streamer alone streams from it", "end that session, then `streamer verify`")
 	case !f.slot.Active:
-		return warn(fmt.Sprintf("%s is not read by a streamer, and retains %d MB", f.slotName, f.slot.RetainedBytes>>20),
-			"read", "streamer run")
+		return warn(fmt.Sprintf("%s is inactive and retains %d MB of WAL", f.slotName, f.slot.RetainedBytes>>20),
+			"active", "streamer run")
 	}
-	return ok(fmt.Sprintf("%s is read, WAL %s", f.slotName, f.slot.WALStatus))
+	return ok(fmt.Sprintf("%s is active, WAL %s", f.slotName, f.slot.WALStatus))
 }
 
-func judgeBookmarks(f *postgresFacts) verdict {
+func checkBookmarks(f *postgresFacts) result {
 	var lost []string
 	n, most := 0, int64(0)
 	for _, s := range f.Slots {
@@ -229,61 +234,61 @@ func judgeBookmarks(f *postgresFacts) verdict {
 	}
 	switch {
 	case len(lost) > 0:
-		return warn("PostgreSQL has removed the WAL of "+strings.Join(lost, ", "), "moved forward before max_slot_wal_keep_size is reached",
+		return warn("PostgreSQL has removed the WAL of "+strings.Join(lost, ", "), "within max_slot_wal_keep_size",
 			"streamer bookmark drop "+strings.Join(lost, " && streamer bookmark drop "))
 	case n == 0:
-		return noMatter()
+		return notApplicable()
 	}
-	return ok(fmt.Sprintf("%d, and the oldest keeps %d MB of WAL", n, most>>20))
+	return ok(fmt.Sprintf("%d, the oldest retains %d MB of WAL", n, most>>20))
 }
 
-// left warns when less than two of a pool remain: a streamer needs one, a replay another.
-func left(used int, most, setting string) verdict {
+// left warns when fewer than two remain: a standby needs one, a replay another.
+func left(used int, limit, setting string) result {
 	var n int
-	if _, err := fmt.Sscan(most, &n); err != nil {
-		return noMatter()
+	if _, err := fmt.Sscan(limit, &n); err != nil {
+		return notApplicable()
 	}
-	is := fmt.Sprintf("%d of %d used", used, n)
+	actual := fmt.Sprintf("%d of %d used", used, n)
 	if n-used < 2 {
-		return warn(is, "two left, for a standby and a replay", fmt.Sprintf("ALTER SYSTEM SET %s = %d; -- and restart PostgreSQL", setting, n+10))
+		return warn(actual, "two unused, for a standby and a replay", fmt.Sprintf("ALTER SYSTEM SET %s = %d; -- and restart PostgreSQL", setting, n+10))
 	}
-	return ok(is)
+	return ok(actual)
 }
 
-func judgeFailover(f *postgresFacts) verdict {
+func checkFailover(f *postgresFacts) result {
 	switch {
 	case f.number < failoverSlots || f.slot == nil || f.standbys == 0:
-		return noMatter()
+		return notApplicable()
 	case f.slotFailover == nil || !*f.slotFailover:
-		return warn("there are standbys, and the slot does not follow a failover", "failover = true",
+		return warn("there are standbys, and the slot is not synchronized to them", "failover = true",
 			fmt.Sprintf("ALTER_REPLICATION_SLOT %s (FAILOVER true); -- on a replication connection, the streamer being stopped", f.slotName))
 	case f.settings["synchronized_standby_slots"] == "":
-		return warn("the streamer may get ahead of the standbys: after a failover ClickHouse would hold events that PostgreSQL has lost",
+		return warn("the streamer can get ahead of the standbys: after a failover ClickHouse has events that PostgreSQL has lost",
 			"the physical slots of the standbys in synchronized_standby_slots", alter("synchronized_standby_slots", "name_of_the_standbys_slot"))
 	}
-	return ok("the slot follows, and waits for " + f.settings["synchronized_standby_slots"])
+	return ok("the slot is synchronized, and waits for " + f.settings["synchronized_standby_slots"])
 }
 
-func judgePartitions(f *postgresFacts) verdict {
+func checkPartitions(f *postgresFacts) result {
 	switch {
 	case f.outboxErr != nil:
-		return broken(f.outboxErr.Error(), "readable", "streamer migrate up")
+		return failed(f.outboxErr.Error(), "readable", "streamer migrate up")
 	case f.outbox.Ahead < 0:
-		return warn("today has none; its rows go to outbox_default", "a week ahead", "SELECT public.outbox_create_partitions(7);")
+		return warn("none for today; its rows go to diehard_outbox_default", "7 days ahead", f.schema.SQL("SELECT {outbox}.outbox_create_partitions(7);"))
 	case f.outbox.Ahead < 2:
-		return warn(fmt.Sprintf("%d days", f.outbox.Ahead), "a week; a running streamer makes them", "SELECT public.outbox_create_partitions(7);")
+		return warn(fmt.Sprintf("%d days", f.outbox.Ahead), "7 days; a running streamer creates them", f.schema.SQL("SELECT {outbox}.outbox_create_partitions(7);"))
 	}
 	return ok(fmt.Sprintf("%d days", f.outbox.Ahead))
 }
 
-// maxSkew is how far clocks may be apart: times of commits and inserts are
-// compared by people, and latencies by the streamer itself.
+// maxSkew is the tolerated difference between clocks: latencies and lag in seconds
+// are computed from timestamps of three machines.
 const maxSkew = time.Second
 
-func judgeClock(skew time.Duration) verdict {
-	is := fmt.Sprintf("%+d ms from the clock of this machine", skew.Milliseconds())
+func checkClock(skew time.Duration) result {
+	actual := fmt.Sprintf("%+d ms from the clock of this machine", skew.Milliseconds())
 	if skew.Abs() > maxSkew {
-		return warn(is, "within a second", "run an NTP client (chrony) on every machine")
+		return warn(actual, "within a second", "run an NTP client (chrony) on every machine")
 	}
-	return ok(is)
+	return ok(actual)
 }

@@ -9,14 +9,16 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"diehard/migrations"
+	"diehard/shared/event"
 	"diehard/shared/postgres"
 	"diehard/streamer/ops"
+	"diehard/streamer/replication"
 )
 
-// askTimeout bounds all questions to one database.
-const askTimeout = 30 * time.Second
+// readTimeout bounds all queries to one database.
+const readTimeout = 30 * time.Second
 
-// postgresFacts is what the checks of PostgreSQL judge.
+// postgresFacts is the input of the PostgreSQL checks.
 type postgresFacts struct {
 	*ops.Postgres
 	slotName    string
@@ -29,18 +31,17 @@ type postgresFacts struct {
 	database string
 	user     string
 
-	senders, slots   int // in use
-	standbys         int // physical ones that are connected
-	mayReplicate     bool
-	openPublic       bool     // PUBLIC may create in schema public
+	senders, slots   int              // in use
+	standbys         int              // physical ones that are connected
+	unmet            map[string]error // preconditions of the streamer, by name
+	replicationErr   error            // of a replication connection
+	warnings         []replication.Warning
+	overridden       []string // settings of the role and the database that the streamer's sessions do not take over
+	schema           event.Schema
+	openPublic       bool     // PUBLIC may create in the outbox's schema
 	missing          []string // privileges
-	tables           []string // of the publication
-	publicationOID   uint32
-	slotPlugin       string
-	slotDatabase     string
-	slotFailover     *bool // nil before PostgreSQL 17
-	slotKnown        bool  // streamer_slot remembers it
-	slotOtherPublic  bool  // for another publication
+	openMessages     string   // statements that close them; empty where messages are not read, or closed
+	slotFailover     *bool    // nil before PostgreSQL 17
 	oldestTx         time.Duration
 	oldestPrepared   time.Duration
 	columns          map[string]string // of the outbox
@@ -50,32 +51,35 @@ type postgresFacts struct {
 	migrationsErr    error
 }
 
-func askPostgres(ctx context.Context, p Patient) (*postgresFacts, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func readPostgres(ctx context.Context, p Target) (*postgresFacts, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	answer, err := p.Probe.AskPostgres(ctx)
 	if err != nil {
 		return nil, err
 	}
 	f := &postgresFacts{
-		Postgres: answer, slotName: p.Probe.Slot, slot: answer.Slot(p.Probe.Slot), publication: p.Probe.Publication,
-		skew: answer.Skew(), settings: map[string]string{}, columns: map[string]string{},
+		Postgres: answer, schema: p.Probe.Schema, slotName: p.Probe.Slot, slot: answer.Slot(p.Probe.Slot), publication: p.Probe.Publication,
+		skew: answer.Skew(), unmet: map[string]error{}, settings: map[string]string{}, columns: map[string]string{},
 	}
 	for _, ask := range []func(context.Context, *ops.Probe) error{
-		f.askSettings, f.askServer, f.askPrivileges, f.askPublication, f.askSlot, f.askTransactions, f.askColumns,
+		f.readSettings, f.readServer, f.readPrivileges, f.readSlot, f.readTransactions, f.readColumns,
 	} {
 		if err := ask(ctx, p.Probe); err != nil {
 			return nil, fmt.Errorf("examine PostgreSQL: %w", postgres.Redact(err))
 		}
 	}
+	if err := f.readPreconditions(ctx, p); err != nil {
+		return nil, err
+	}
 	f.outbox, f.outboxErr = p.Probe.AskOutbox(ctx)
 	var list []migrations.Status
-	list, f.migrationsErr = migrations.StatusPostgres(ctx, p.PostgresURL)
+	list, f.migrationsErr = migrations.Outbox(p.Probe.Schema, p.Probe.Publication).Status(ctx, postgres.Config{URL: p.PostgresURL})
 	f.pendingMigration = pending(list)
 	return f, nil
 }
 
-func (f *postgresFacts) askSettings(ctx context.Context, p *ops.Probe) error {
+func (f *postgresFacts) readSettings(ctx context.Context, p *ops.Probe) error {
 	rows, err := p.Postgres.Query(ctx, `SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN (
 		'wal_level', 'max_wal_senders', 'max_replication_slots', 'max_slot_wal_keep_size', 'wal_sender_timeout',
 		'idle_replication_slot_timeout', 'synchronized_standby_slots', 'fsync', 'full_page_writes')`)
@@ -90,37 +94,32 @@ func (f *postgresFacts) askSettings(ctx context.Context, p *ops.Probe) error {
 	return err
 }
 
-func (f *postgresFacts) askServer(ctx context.Context, p *ops.Probe) error {
+func (f *postgresFacts) readServer(ctx context.Context, p *ops.Probe) error {
 	return p.Postgres.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int, current_database(), current_user,
-		       (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
-		       coalesce((SELECT has_schema_privilege('public', oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = 'public'), false),
+		       ARRAY (SELECT DISTINCT c FROM pg_catalog.pg_db_role_setting s, unnest(s.setconfig) AS c
+		              WHERE lower(split_part(c, '=', 1)) = ANY ($2)
+		                AND s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
+		                AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)) ORDER BY c),
+		       coalesce((SELECT has_schema_privilege('public', oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = $1), false),
 		       (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walsender'),
 		       (SELECT count(*) FROM pg_catalog.pg_replication_slots),
 		       (SELECT count(*) FROM pg_catalog.pg_stat_replication r WHERE NOT EXISTS (
-		           SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))`).
-		Scan(&f.number, &f.database, &f.user, &f.mayReplicate, &f.openPublic, &f.senders, &f.slots, &f.standbys)
+		           SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))`, p.Schema.Name(), postgres.SessionSettings()).
+		Scan(&f.number, &f.database, &f.user, &f.overridden, &f.openPublic, &f.senders, &f.slots, &f.standbys)
 }
 
-// askPrivileges lists what the user lacks. A table or function that is missing
-// is the migrations' matter.
-func (f *postgresFacts) askPrivileges(ctx context.Context, p *ops.Probe) error {
-	rows, err := p.Postgres.Query(ctx, `
-		SELECT privilege || ' on ' || name FROM (VALUES
-			('public.outbox', 'SELECT'), ('public.outbox_partitions', 'SELECT'), ('public.outbox_retired', 'SELECT'),
-			('public.slot_lag', 'SELECT'),
-			('public.streamer_slot', 'SELECT'), ('public.streamer_slot', 'INSERT'), ('public.streamer_slot', 'DELETE')
-		) AS t (name, privilege)
-		WHERE to_regclass(name) IS NOT NULL AND NOT has_table_privilege(to_regclass(name), privilege)
+// readPrivileges lists what the user lacks of the rights of diehard_streamer. The check of the
+// migrations reports missing tables and functions.
+func (f *postgresFacts) readPrivileges(ctx context.Context, p *ops.Probe) error {
+	rows, err := p.Postgres.Query(ctx, p.Schema.SQL(`
+		SELECT 'SELECT on ' || oid::regclass FROM pg_catalog.pg_class
+		WHERE relnamespace = to_regnamespace('{outbox}') AND relkind IN ('r', 'p', 'v')
+		  AND has_table_privilege(to_regrole('diehard_streamer'), oid, 'SELECT') AND NOT has_table_privilege(oid, 'SELECT')
 		UNION ALL
-		SELECT 'UPDATE on public.streamer_slot (' || name || ')' FROM (VALUES ('delivered_since'), ('messages'), ('messages_from'), ('publication_state')) AS c (name)
-		WHERE EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass('public.streamer_slot') AND attname = name)
-		  AND NOT has_column_privilege(to_regclass('public.streamer_slot'), name, 'UPDATE')
-		UNION ALL
-		SELECT 'EXECUTE on ' || name FROM (VALUES
-			('public.outbox_create_partitions(int)'), ('public.outbox_retire_partitions(interval)')
-		) AS f (name)
-		WHERE to_regprocedure(name) IS NOT NULL AND NOT has_function_privilege(to_regprocedure(name), 'EXECUTE')`)
+		SELECT 'EXECUTE on ' || oid::regprocedure FROM pg_catalog.pg_proc
+		WHERE pronamespace = to_regnamespace('{outbox}')
+		  AND has_function_privilege(to_regrole('diehard_streamer'), oid, 'EXECUTE') AND NOT has_function_privilege(oid, 'EXECUTE')`))
 	if err != nil {
 		return err
 	}
@@ -128,41 +127,47 @@ func (f *postgresFacts) askPrivileges(ctx context.Context, p *ops.Probe) error {
 	return err
 }
 
-func (f *postgresFacts) askPublication(ctx context.Context, p *ops.Probe) error {
+// readPreconditions runs the checks of `streamer run`, and opens a connection like its own.
+func (f *postgresFacts) readPreconditions(ctx context.Context, p Target) error {
+	control, err := replication.OpenControl(ctx, p.PostgresURL, "diehard-streamer-doctor", p.Origin)
+	if err != nil {
+		return err
+	}
+	defer control.Close(ctx)
+	_, checks := control.Preconditions(ctx, false)
+	for _, check := range checks {
+		if check.Err != nil {
+			f.unmet[check.Name] = check.Err
+		}
+	}
+	if with, err := control.WithMessages(ctx); err == nil && with {
+		if err := p.Probe.Postgres.QueryRow(ctx, migrations.MessagesFix(f.schema)).Scan(&f.openMessages); err != nil {
+			return fmt.Errorf("read who may write messages: %w", err)
+		}
+	}
+	if f.warnings, err = control.Warnings(ctx); err != nil {
+		return err
+	}
+	conn, err := replication.Connect(ctx, p.PostgresURL, "diehard-streamer-doctor", readTimeout, nil)
+	if err == nil {
+		defer conn.Close()
+		_, err = conn.Identify(ctx)
+	}
+	f.replicationErr = err
+	return nil
+}
+
+func (f *postgresFacts) readSlot(ctx context.Context, p *ops.Probe) error {
 	err := p.Postgres.QueryRow(ctx, `
-		SELECT oid, ARRAY(SELECT schemaname || '.' || tablename FROM pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname)
-		FROM pg_catalog.pg_publication p WHERE pubname = $1`, p.Publication).Scan(&f.publicationOID, &f.tables)
+		SELECT (to_jsonb(s)->>'failover')::boolean FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1`, p.Slot).Scan(&f.slotFailover)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
 	return err
 }
 
-func (f *postgresFacts) askSlot(ctx context.Context, p *ops.Probe) error {
-	err := p.Postgres.QueryRow(ctx, `
-		SELECT coalesce(plugin, ''), coalesce(database, ''), (to_jsonb(s)->>'failover')::boolean
-		FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1`, p.Slot).
-		Scan(&f.slotPlugin, &f.slotDatabase, &f.slotFailover)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return err
-	}
-	var there bool
-	err = p.Postgres.QueryRow(ctx, `
-		SELECT coalesce(has_table_privilege(to_regclass('public.streamer_slot'), 'SELECT'), false)`).Scan(&there)
-	if err != nil || !there {
-		return err
-	}
-	var oid uint32
-	err = p.Postgres.QueryRow(ctx, `SELECT publication_oid FROM public.streamer_slot WHERE slot_name = $1`, p.Slot).Scan(&oid)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
-	}
-	f.slotKnown, f.slotOtherPublic = true, oid != f.publicationOID
-	return err
-}
-
-// askTransactions sees only what the user may see of others' sessions.
-func (f *postgresFacts) askTransactions(ctx context.Context, p *ops.Probe) error {
+// readTransactions sees what the user may see of other sessions.
+func (f *postgresFacts) readTransactions(ctx context.Context, p *ops.Probe) error {
 	var open, prepared float64
 	err := p.Postgres.QueryRow(ctx, `
 		SELECT coalesce(extract(epoch FROM max(now() - xact_start) FILTER (WHERE backend_xid IS NOT NULL)), 0)::float8,
@@ -174,10 +179,10 @@ func (f *postgresFacts) askTransactions(ctx context.Context, p *ops.Probe) error
 	return err
 }
 
-func (f *postgresFacts) askColumns(ctx context.Context, p *ops.Probe) error {
-	rows, err := p.Postgres.Query(ctx, `
+func (f *postgresFacts) readColumns(ctx context.Context, p *ops.Probe) error {
+	rows, err := p.Postgres.Query(ctx, p.Schema.SQL(`
 		SELECT attname::text, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute
-		WHERE attrelid = to_regclass('public.outbox') AND attnum > 0 AND NOT attisdropped`)
+		WHERE attrelid = to_regclass('{outbox}.outbox') AND attnum > 0 AND NOT attisdropped`))
 	if err != nil {
 		return err
 	}

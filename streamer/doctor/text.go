@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// marks show the level at the begin of a line.
+// marks are the levels at the start of a line.
 var marks = [...]string{"ok", "WARN", "FAIL"}
 
-// WriteText writes findings for people, and what to do, each in its place.
+// WriteText writes findings as text, grouped by database.
 func WriteText(w io.Writer, findings []Finding) error {
 	var b strings.Builder
 	where := ""
@@ -23,10 +23,10 @@ func WriteText(w io.Writer, findings []Finding) error {
 		row := func(mark, label, text string) {
 			fmt.Fprintf(&b, "  %-4s  %-30s%s\n", mark, label, strings.Join(strings.Fields(text), " "))
 		}
-		row(marks[f.Level], f.Check, f.Is)
+		row(marks[f.Level], f.Check, f.Actual)
 		if f.Level != OK {
-			row("", "  should be", f.Should)
-			row("", "  mend", f.Mend)
+			row("", "  expected", f.Expected)
+			row("", "  fix", f.Fix)
 		}
 	}
 	fmt.Fprintf(&b, "%d ok, %d warnings, %d errors\n", counts[OK], counts[Warning], counts[Error])

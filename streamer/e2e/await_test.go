@@ -12,14 +12,14 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // eventually waits until condition holds. Unlike require.Eventually it asks in
 // the test's own goroutine, so that a condition may use require.
 func eventually(t testing.TB, condition func() bool, message string, args ...any) {
 	t.Helper()
-	ticker, deadline := time.NewTicker(tick), time.After(patience)
+	ticker, deadline := time.NewTicker(tick), time.After(waitTimeout)
 	defer ticker.Stop()
 	for !condition() {
 		select {
@@ -37,8 +37,8 @@ func stacks() []byte {
 	return buf[:runtime.Stack(buf, true)]
 }
 
-// landedRows waits until event_log has n rows, and fails if it has more.
-func landedRows(t testing.TB, env *testenv.Env, n int) {
+// awaitRows waits until event_log has n rows, and fails if it has more.
+func awaitRows(t testing.TB, env *testenv.Env, n int) {
 	t.Helper()
 	var have int
 	eventually(t, func() bool { have = countRows(t, env); return have >= n }, "fewer than %d rows arrive", n)
@@ -76,7 +76,7 @@ func delivered(t testing.TB, env *testenv.Env) int {
 // exactly demands that event_log holds these events once each, and no others.
 func exactly(t testing.TB, env *testenv.Env, want []string) {
 	t.Helper()
-	require.Equal(t, len(want), countRows(t, env), "rows in event_log: some are doubled or were never committed")
+	require.Equal(t, len(want), countRows(t, env), "rows in event_log: some are duplicated or were never committed")
 	require.Equal(t, want, logIDs(t, env), "the events of the outbox and those of event_log")
 	require.Equal(t, len(want), count(t, env, "uniqExact(source, commit_lsn, commit_seq)", ""), "positions")
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 func TestRowsBoundABatch(t *testing.T) {
@@ -45,13 +45,13 @@ func TestBytesBoundABatch(t *testing.T) {
 }
 
 // Rows wait for others at most the flush interval: those of a stream that never
-// pauses and never fills a batch land while it goes on.
+// pauses and never fills a batch are written while it goes on.
 func TestAgeBoundsABatch(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	s := start(t, env, func(c *setup) { c.FlushInterval = 100 * time.Millisecond })
 	stop := produce(t, env, 1)
-	eventually(t, func() bool { return countRows(t, env) > 100 }, "nothing lands while events keep coming")
+	eventually(t, func() bool { return countRows(t, env) > 100 }, "nothing is written while events keep coming")
 	stop()
 	n := delivered(t, env)
 	assert.Less(t, len(s.seen.durable()), n/2, "rows do wait for others")

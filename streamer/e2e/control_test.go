@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// controlState tells how the server on dataDir ended, in pg_controldata's words.
+// controlState returns how the server on dataDir ended, in pg_controldata's words.
 // Source: PostgreSQL, src/include/catalog/pg_control.h, DBState.
 func controlState(t testing.TB, dataDir string) string {
 	t.Helper()

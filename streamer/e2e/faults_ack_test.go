@@ -15,11 +15,11 @@ import (
 
 const insertOne = `INSERT INTO outbox (event_type, event_context) VALUES ($1, '{}')`
 
-// Two commit records next to each other in the WAL, the first landed and the
+// Two commit records next to each other in the WAL, the first written and the
 // second not: one byte too much acknowledged, and it is never delivered again.
 func TestF01_AcknowledgedPastTheEndOfACommit(t *testing.T) {
 	t.Parallel()
-	env, _ := ownPostgres(t, map[string]string{"autovacuum": "off", "bgwriter_delay": "10s"}) // nobody else writes
+	env, _ := ownPostgres(t, map[string]string{"autovacuum": "off", "bgwriter_delay": "10s"}) // nothing else writes
 	s := start(t, env, abrupt)
 	var commits []func(context.Context) error
 	for range 6 {
@@ -33,7 +33,7 @@ func TestF01_AcknowledgedPastTheEndOfACommit(t *testing.T) {
 		commits = append(commits, tx.Commit)
 	}
 	require.NoError(t, commits[0](t.Context()))
-	landedRows(t, env, 1)
+	awaitRows(t, env, 1)
 	confirmedPast(t, env)
 	hold(t, env)
 	for _, commit := range commits[1:] {
@@ -54,7 +54,7 @@ func TestF02_AcknowledgedPastARowByItsLength(t *testing.T) {
 	env := newEnv(t)
 	s := start(t, env, abrupt)
 	execute(t, env, `INSERT INTO outbox (event_type, event_context) VALUES ('compressed', to_json(repeat('x', 100000)))`)
-	landedRows(t, env, 1)
+	awaitRows(t, env, 1)
 	confirmedPast(t, env)
 	hold(t, env)
 	execute(t, env, `DO $$ BEGIN FOR i IN 1..200 LOOP
@@ -78,11 +78,11 @@ func TestF03_AKeepaliveAcknowledgesPendingRows(t *testing.T) {
 	before := walEnd(t, env)
 	trickle(t, env, 10)
 	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
-	received := s.pipeline.Progress().ServerEnd()
+	received := s.pipeline.Progress().Received()
 	for range 3 { // keepalives keep coming, as far as the rows that wait let them
 		execute(t, env, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
-		eventually(t, func() bool { return s.pipeline.Progress().ServerEnd() > received }, "no keepalive")
-		received = s.pipeline.Progress().ServerEnd()
+		eventually(t, func() bool { return s.pipeline.Progress().Received() > received }, "no keepalive")
+		received = s.pipeline.Progress().Received()
 	}
 	assert.Greater(t, uint64(received), uint64(before)+1_000_000, "keepalives lie far behind the rows")
 	s.crash()
@@ -134,12 +134,12 @@ func TestF10_AnEarlyBeginnerThatCommitsLateIsLost(t *testing.T) {
 	_, err = early.Exec(t.Context(), insertOne, "early")
 	require.NoError(t, err)
 	trickle(t, env, 20)
-	landedRows(t, env, 20)
+	awaitRows(t, env, 20)
 	confirmedPast(t, env)
 	s.stop()
 	s = start(t, env)
 	trickle(t, env, 20)
-	landedRows(t, env, 40)
+	awaitRows(t, env, 40)
 	s.stop()
 	_, err = early.Exec(t.Context(), insertOne, "late")
 	require.NoError(t, err)
@@ -155,7 +155,7 @@ func TestF11_AFailingWriteIsDroppedAndThePositionMovesOn(t *testing.T) {
 	env := newEnv(t)
 	s := start(t, env, abrupt)
 	trickle(t, env, 3)
-	landedRows(t, env, 3)
+	awaitRows(t, env, 3)
 	confirmedPast(t, env)
 	hold(t, env)
 	trickle(t, env, 3)
@@ -174,7 +174,7 @@ func TestF11_AFailingWriteIsDroppedAndThePositionMovesOn(t *testing.T) {
 }
 
 // An idle slot advances by keepalives, so that foreign WAL is not kept for ever;
-// with nobody streaming, it stays where it is.
+// without a streamer, it stays where it is.
 func TestF13_ThePositionOfAnIdleSlot(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
@@ -193,13 +193,13 @@ func TestF13_ThePositionOfAnIdleSlot(t *testing.T) {
 	confirmed := slotLSN(t, env, "confirmed_flush_lsn")
 	trickle(t, env, 3)
 	execute(t, env, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
-	assert.Equal(t, confirmed, slotLSN(t, env, "confirmed_flush_lsn"), "nobody works and the position moves")
+	assert.Equal(t, confirmed, slotLSN(t, env, "confirmed_flush_lsn"), "no streamer runs and the position moves")
 	assert.Equal(t, 3, pending(t, env))
 	start(t, env)
 	delivered(t, env)
 }
 
-// Before anything has landed there is nothing to confirm, and a zero in a status
+// Before anything is written there is nothing to confirm, and a zero in a status
 // update would be taken for the position received.
 func TestF15_AZeroPositionAcknowledgesWhatWasReceived(t *testing.T) {
 	t.Parallel()

@@ -11,10 +11,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/embedded"
+	"diehard/shared/dev/embedded"
 )
 
-// A transaction far larger than memory should be lands in batches: the process's
+// A transaction far larger than memory should be is written in batches: the process's
 // peak is that of its batches. proto_version 1 has the server keep it.
 func TestF06_ALargeTransactionIsHeldInMemory(t *testing.T) {
 	t.Parallel()
@@ -24,7 +24,7 @@ func TestF06_ALargeTransactionIsHeldInMemory(t *testing.T) {
 	execute(t, env, `INSERT INTO outbox (event_type, event_context)
 		SELECT 'large', json_build_object('n', n, 'text', repeat(md5(n::text), 10)) FROM generate_series(1, 300000) AS n`)
 	const rows = 300_000
-	landedRows(t, env, rows)
+	awaitRows(t, env, rows)
 	if runtime.GOOS == "linux" {
 		peak := peakMemory(t, p.cmd.Process.Pid)
 		t.Logf("peak of %d MiB for %d rows", peak>>20, rows)
@@ -33,6 +33,42 @@ func TestF06_ALargeTransactionIsHeldInMemory(t *testing.T) {
 	assert.Equal(t, rows, count(t, env, "uniqExact(event_id)", ""))
 	assert.Equal(t, 1, count(t, env, "uniqExact(commit_lsn)", ""))
 	assert.Equal(t, rows, count(t, env, "max(commit_seq)", ""))
+}
+
+// A row or message is as large as its writer likes, where no CHECK stands in the way. It is read
+// through in pieces: of an event the beginning becomes a dead letter, and nothing else is kept.
+func TestF06_AHugeRowOrMessageIsHeldInMemory(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	execute(t, env, `ALTER TABLE outbox DROP CONSTRAINT outbox_event, ADD COLUMN attachment text`)
+	settings := []string{"CLICKHOUSE_BATCH_SIZE=50000", "REPLICATION_MESSAGES=true", "REPLICATION_SENDER_TIMEOUT=10s"}
+	p := runPath(t, env, plainStreamer(t), nil, settings...)
+	p.says("streaming")
+	inOne(t, env, `SELECT pg_logical_emit_message(true, 'of another', repeat('x', 900 << 20))`, kind(row, "behind"))
+	awaitRows(t, env, 1)
+	const size = `16 << 20`
+	inOne(t, env,
+		`INSERT INTO outbox (event_type, event_context, attachment) VALUES ('attached', '{}', repeat('x', `+size+`))`,
+		`INSERT INTO outbox (event_type, event_context) VALUES ('context', to_json(repeat('x', `+size+`)))`,
+		`INSERT INTO outbox (event_type, event_context, trace_context) VALUES ('trace', '{}', repeat('x', `+size+`))`,
+		`SELECT pg_logical_emit_message(true, 'diehard.event', '{"v":1}' || repeat('x', `+size+`))`,
+		`SELECT pg_logical_emit_message(false, 'diehard.event', repeat('x', `+size+`))`,
+		`SELECT pg_logical_emit_message(true, repeat('x', `+size+`), '')`,
+		kind(message, "after"))
+	awaitRows(t, env, 3)
+	dead := deadLetters(t, env, 3)
+	confirmedPast(t, env)
+	if runtime.GOOS == "linux" {
+		peak := peakMemory(t, p.cmd.Process.Pid)
+		t.Logf("peak of %d MiB", peak>>20)
+		assert.Less(t, peak, 128<<20)
+	}
+	assert.Equal(t, []string{"1 behind", "1 attached", "5 after"}, types(t, env))
+	for i, want := range []string{"column event_context ends too far", "column trace_context ends too far", "message has no line of JSON"} {
+		assert.EqualValues(t, i+2, dead[i].CommitSeq)
+		assert.Contains(t, dead[i].Reason, want)
+		assert.Less(t, len(dead[i].Raw), 2<<20)
+	}
 }
 
 // peakMemory is the most that a process ever had in memory, in bytes. (The

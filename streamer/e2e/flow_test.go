@@ -49,7 +49,7 @@ func TestFromAnHTTPRequestToARow(t *testing.T) {
 	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT array_agg(id::text) FROM users").Scan(&users))
 	assert.Equal(t, []string{user.ID}, users)
 	execute(t, env, "INSERT INTO outbox (event_type, event_context) VALUES ('last', '{}')")
-	landedRows(t, env, 2)
+	awaitRows(t, env, 2)
 }
 
 func post(t testing.TB, url, body string) (int, string) {
@@ -76,7 +76,7 @@ func TestSIGTERMUnderLoadLosesNothing(t *testing.T) {
 			first.says("streaming")
 			before := slotLSN(t, env, "confirmed_flush_lsn")
 			stop := produce(t, env, 4)
-			eventually(t, func() bool { return countRows(t, env) > 1000 }, "no rows land under load")
+			eventually(t, func() bool { return countRows(t, env) > 1000 }, "no rows are written under load")
 			first.signal(sig)
 			require.Zero(t, first.exit())
 
@@ -84,7 +84,7 @@ func TestSIGTERMUnderLoadLosesNothing(t *testing.T) {
 			assert.Greater(t, confirmed, before)
 			assert.Zero(t, walsender(t, env), "the slot is free")
 			open := fmt.Sprintf("uniqExactIf(commit_lsn, commit_lsn >= %d)", uint64(confirmed))
-			assert.LessOrEqual(t, count(t, env, open, ""), 1, "all that landed is confirmed, but for a transaction read in part")
+			assert.LessOrEqual(t, count(t, env, open, ""), 1, "all that is written is confirmed, but for a transaction read in part")
 			stop()
 			run(t, env, "streamer")
 			delivered(t, env)
@@ -107,8 +107,8 @@ func TestAStopConfirmsAllThatWasSent(t *testing.T) {
 	assert.GreaterOrEqual(t, slotLSN(t, env, "confirmed_flush_lsn"), end)
 }
 
-// Rows that wait for others when a stop comes do not come again: they land.
-func TestAStopLandsWhatWasRead(t *testing.T) {
+// Rows that wait for others when a stop comes do not come again: they are written.
+func TestAStopWritesWhatWasRead(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	s := start(t, env, func(c *setup) { c.FlushInterval = time.Hour })
@@ -131,7 +131,7 @@ func TestKillNineLosesAndDoublesNothing(t *testing.T) {
 	stop := produce(t, env, 4)
 	for kill := range 4 {
 		n := countRows(t, env)
-		eventually(t, func() bool { return countRows(t, env) > n+300 }, "no rows land after kill %d", kill)
+		eventually(t, func() bool { return countRows(t, env) > n+300 }, "no rows are written after kill %d", kill)
 		s.kill()
 		s = run(t, env, "streamer")
 	}
@@ -148,7 +148,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	command(t, env, "ALTER TABLE LOG MODIFY SETTING parts_to_throw_insert = 1, parts_to_delay_insert = 1")
 	command(t, env, "SYSTEM STOP MERGES LOG")
 	stop := produce(t, env, 1) // until there are two inserts: the second is one part too many
-	s.says("ClickHouse did not take")
+	s.says("insert failed, retrying")
 	stop()
 	// The kernel may merge signals that come too close to each other.
 	eventually(t, func() bool {

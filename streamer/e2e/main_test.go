@@ -10,7 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // together is how many tests run at a time: they wait more than they compute.

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
-	"diehard/shared/testenv"
 	"diehard/streamer/decode"
 )
 
@@ -53,7 +53,7 @@ func TestMessagesAndRowsOfATransactionKeepTheirOrder(t *testing.T) {
 	inOne(t, env,
 		kind(message, "a"), kind(row, "b"), kind(message, "c"), kind(message, "d"),
 		"SAVEPOINT s", kind(message, "gone"), kind(row, "gone"), "ROLLBACK TO s",
-		"SAVEPOINT r", kind(row, "e"), kind(message, "f"), "RELEASE r", "SELECT pg_logical_emit_message(true, 'somebody', 'else')",
+		"SAVEPOINT r", kind(row, "e"), kind(message, "f"), "RELEASE r", "SELECT pg_logical_emit_message(true, 'another prefix', 'x')",
 		kind(row, "g"))
 	execute(t, env, kind(message, "h"))
 	tx, err := env.Pool.Begin(t.Context())
@@ -62,7 +62,7 @@ func TestMessagesAndRowsOfATransactionKeepTheirOrder(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, tx.Rollback(t.Context()))
 	execute(t, env, kind(row, "i"))
-	landedRows(t, env, 9)
+	awaitRows(t, env, 9)
 	assert.Equal(t, []string{"1 a", "2 b", "3 c", "4 d", "5 e", "6 f", "7 g", "1 h", "1 i"}, types(t, env))
 	confirmedPast(t, env)
 }
@@ -78,15 +78,15 @@ func TestMessagesArriveOnceThroughCrashes(t *testing.T) {
 		all = append(all, kind(message, "m"), kind(row, "r"))
 	}
 	inOne(t, env, all...)
-	for landed := 0; landed < 20; {
+	for written := 0; written < 20; {
 		holdAfter(t, env, 2)
 		s := start(t, env, tight)
 		eventually(t, func() bool { return s.seen.retries.Load() > 0 || countRows(t, env) == 20 }, "nothing is held up")
 		s.crash()
 		releaseParts(t, env)
 		n := countRows(t, env)
-		require.Greater(t, n, landed, "rows land before each crash")
-		landed = n
+		require.Greater(t, n, written, "rows are written before each crash")
+		written = n
 	}
 	start(t, env, tight)
 	confirmedPast(t, env)
@@ -97,7 +97,7 @@ func TestMessagesArriveOnceThroughCrashes(t *testing.T) {
 	assert.Equal(t, want, types(t, env))
 }
 
-// Which transactions have messages is decided once, in the WAL: one that landed in
+// Which transactions have messages is decided once, in the WAL: one written in
 // part before the setting was changed is not counted differently afterwards.
 func TestSwitchingMessagesOnInTheMiddleOfATransactionDoublesNothing(t *testing.T) {
 	t.Parallel()
@@ -113,50 +113,51 @@ func TestSwitchingMessagesOnInTheMiddleOfATransactionDoublesNothing(t *testing.T
 	eventually(t, func() bool { return first.seen.retries.Load() > 0 }, "nothing is held up")
 	first.crash()
 	require.Equal(t, 2, countRows(t, env))
-	inOne(t, env, raw, kind(row, "f")) // nothing of it has landed: it counts
+	inOne(t, env, raw, kind(row, "f")) // nothing of it is written: it counts
 	releaseParts(t, env)
 
 	second := start(t, env, func(c *setup) { tight(c); withMessages(c) })
 	execute(t, env, kind(message, "g"))
-	landedRows(t, env, 8)
+	awaitRows(t, env, 8)
 	want := []string{"1 a", "2 b", "3 c", "4 d", "5 e", "1 unread", "2 f", "1 g"}
 	assert.Equal(t, want, types(t, env))
 	confirmedPast(t, env)
 	second.crash()
 
-	// Off again: who publishes is told, and what is on its way arrives.
+	// Off again: publishing fails with an error, and what is on its way arrives.
 	execute(t, env, kind(message, "h"))
 	third := start(t, env, tight)
-	landedRows(t, env, 9)
+	awaitRows(t, env, 9)
 	_, err = env.Pool.Exec(t.Context(), kind(message, "refused"))
 	require.ErrorContains(t, err, "no streamer reads messages")
 	require.ErrorIs(t, event.PublishMessages(t.Context(), env.Pool, event.Event{Type: "t", Context: json.RawMessage(`{}`)}), event.ErrPublish)
 	third.crash()
 	start(t, env, withMessages)
 	execute(t, env, kind(message, "i"))
-	landedRows(t, env, 10)
+	awaitRows(t, env, 10)
 	assert.Equal(t, append(want, "1 h", "1 i"), types(t, env))
 }
 
-// The same, when nothing of the transaction but a dead letter has landed.
+// The same, when nothing of the transaction but a dead letter is written.
 func TestSwitchingMessagesOnBehindADeadLetterDoublesNothing(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	tight := func(c *setup) { abrupt(c); c.Limits.Rows = 1 }
 	first := start(t, env, tight)
 	hold(t, env)
+	env.AllowOutOfRange(t)
 	const bad = `INSERT INTO outbox (event_type, event_context, event_date_time) VALUES ('bad', '{}', 'infinity')`
 	raw := `SELECT pg_logical_emit_message(true, 'diehard.event', 'malformed, were it read')`
 	inOne(t, env, raw, bad, kind(row, "a"))
-	letters(t, env, 1)
+	deadLetters(t, env, 1)
 	eventually(t, func() bool { return first.seen.retries.Load() > 0 }, "nothing is held up")
 	first.crash()
 	release(t, env)
 	start(t, env, func(c *setup) { tight(c); withMessages(c) })
 	execute(t, env, kind(message, "b"))
-	landedRows(t, env, 2)
+	awaitRows(t, env, 2)
 	assert.Equal(t, []string{"2 a", "1 b"}, types(t, env))
-	letters(t, env, 1)
+	deadLetters(t, env, 1)
 }
 
 // A slot that is made with messages has them from its beginning: the streamer may start later than the producers.
@@ -166,10 +167,10 @@ func TestMessagesBeforeTheFirstStartArrive(t *testing.T) {
 	runArgs(t, env, "streamer", []string{"migrate", "up"}, "REPLICATION_MESSAGES=true").exit()
 	execute(t, env, kind(message, "early"))
 	run(t, env, "streamer", "REPLICATION_MESSAGES=true")
-	landedRows(t, env, 1)
+	awaitRows(t, env, 1)
 }
 
-func TestMalformedMessagesAreSetAside(t *testing.T) {
+func TestMalformedMessagesBecomeDeadLetters(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	s := start(t, env, withMessages)
@@ -189,32 +190,32 @@ func TestMalformedMessagesAreSetAside(t *testing.T) {
 		}
 		return nil
 	}))
-	landedRows(t, env, len(contents))
-	for i, l := range letters(t, env, len(contents)) {
+	awaitRows(t, env, len(contents))
+	for i, l := range deadLetters(t, env, len(contents)) {
 		assert.EqualValues(t, 2*i+2, l.CommitSeq)
 		assert.True(t, strings.HasPrefix(l.Reason, "message "), l.Reason)
 		tuple, err := decode.ParseTuple(l.Raw)
 		require.NoError(t, err)
 		assert.Equal(t, contents[i], string(tuple.Columns[0].Value), "byte for byte")
 	}
-	assert.EqualValues(t, len(contents), s.seen.letters.Load())
+	assert.EqualValues(t, len(contents), s.seen.deadLetters.Load())
 	confirmedPast(t, env)
 }
 
-// Without a place in the stream it can be delivered neither once nor as a dead
-// letter; whoever publishes so is told by the log, and nobody else notices.
-func TestAMessageThatIsNotTransactionalIsToldAndNotDelivered(t *testing.T) {
+// Without a place in the stream it can neither be delivered once nor become a
+// dead letter: the log reports it, and nothing else changes.
+func TestAMessageThatIsNotTransactionalIsLoggedAndNotDelivered(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	s := start(t, env, withMessages)
 	execute(t, env, kind(row, "before"))
 	execute(t, env, `SELECT pg_logical_emit_message(false, 'diehard.event', 'x'), pg_logical_emit_message(false, 'other', 'y')`)
 	execute(t, env, kind(message, "after"))
-	landedRows(t, env, 2)
-	assert.EqualValues(t, 1, s.pipeline.Progress().Strays())
+	awaitRows(t, env, 2)
+	assert.EqualValues(t, 1, s.pipeline.Progress().DroppedMessages())
 	assert.Contains(t, s.log.text(), "DROPPED an event in a message that is not transactional")
 	confirmedPast(t, env)
-	letters(t, env, 0)
+	deadLetters(t, env, 0)
 }
 
 func TestALargeTransactionOfMessagesTakesNoTable(t *testing.T) {
@@ -222,20 +223,20 @@ func TestALargeTransactionOfMessagesTakesNoTable(t *testing.T) {
 	env := newEnv(t)
 	start(t, env, withMessages, func(c *setup) { c.Limits.Rows = 700 })
 	execute(t, env, `SELECT count(publish_event_message('numbered', json_build_object('n', n))) FROM generate_series(1, 5000) AS n`)
-	landedRows(t, env, 5000)
+	awaitRows(t, env, 5000)
 	assert.Equal(t, 5000, count(t, env, "countIf(commit_seq = JSONExtractUInt(event_context, 'n'))", ""), "in their order")
 	assert.Empty(t, outboxIDs(t, env))
 	confirmedPast(t, env)
 }
 
-// Messages that nobody asked for cost a place in the stream neither before nor after.
+// Messages that are no events take no place in the stream, neither before nor after.
 func TestMessagesOfOthersAreNoEvents(t *testing.T) {
 	t.Parallel()
 	for _, messages := range []bool{false, true} {
 		env := newEnv(t)
 		start(t, env, func(c *setup) { c.Messages = messages })
 		inOne(t, env, "SELECT pg_logical_emit_message(true, 'audit', 'x')", kind(row, "a"), "SELECT pg_logical_emit_message(true, '', 'x')", kind(row, "b"))
-		landedRows(t, env, 2)
+		awaitRows(t, env, 2)
 		assert.Equal(t, []string{"1 a", "2 b"}, types(t, env))
 	}
 }

@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
 
@@ -128,7 +128,7 @@ func TestTheNetworkToClickHouseBreaksWithinABatch(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	n, through := toClickHouse(t, env)
-	// Only full batches: what lands before the break would be one, however slow the machine.
+	// Only full batches: what is written before the break would be one, however slow the machine.
 	s := start(t, env, through, func(c *setup) { c.FlushInterval = time.Minute })
 	n.cutAfter(40_000)
 	execute(t, env, `INSERT INTO outbox (event_type, event_context)

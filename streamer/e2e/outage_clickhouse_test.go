@@ -2,13 +2,14 @@ package e2e
 
 import (
 	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
 
@@ -63,7 +64,7 @@ func TestClickHouseIsAwayAtTheStart(t *testing.T) {
 	publish(t, env, 10)
 	require.NoError(t, engine.Stop(t.Context()))
 	s := launch(t, env)
-	eventually(t, func() bool { return s.seen.sessions.Load() > 1 }, "it does not try again")
+	eventually(t, func() bool { return s.seen.retries.Load() > 1 }, "it does not try again")
 	require.NoError(t, engine.Start(t.Context()))
 	delivered(t, env)
 }
@@ -85,8 +86,8 @@ func TestClickHouseIsKilledInTheMiddleOfAnInsert(t *testing.T) {
 	}
 }
 
-// A server that answers too late has the rows, maybe: the try is given up, and
-// there is no other before it is known whether the first one landed.
+// A server that answers too late has the rows, maybe: the attempt is given up,
+// and there is no other before it is known whether the first one was written.
 func TestClickHouseAnswersLate(t *testing.T) {
 	t.Parallel()
 	env, engine := ownClickHouse(t)
@@ -122,12 +123,11 @@ func running(t testing.TB, env *testenv.Env, seconds float64) int {
 	return int(n)
 }
 
-// A try that is given up while ClickHouse works on it is ended, and what it left
-// is read back, before the next one. Here the table has no window: no token helps.
-func TestATryThatWasGivenUpIsEndedBeforeTheNext(t *testing.T) {
+// An attempt that is given up while ClickHouse works on it is written, and so is the
+// next one, which finds nothing yet: their token makes one of them.
+func TestAttemptsThatOverlapAreWrittenOnce(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	command(t, env, "ALTER TABLE LOG MODIFY SETTING non_replicated_deduplication_window = 0")
 	s := start(t, env, func(c *setup) { c.InsertTimeout = 2 * time.Second })
 	slow(t, env)
 	publish(t, env, 5)
@@ -138,23 +138,45 @@ func TestATryThatWasGivenUpIsEndedBeforeTheNext(t *testing.T) {
 	delivered(t, env)
 }
 
-// An insert lands, its answer is lost, and so are the rows, but not the token: to
-// the next try ClickHouse says that all is well.
-func TestATokenThatHasOutlivedItsRowsIsReplaced(t *testing.T) {
+// An insert is written, its answer is lost, and then the rows leave, as by a TTL: the
+// repeated insert has the same token, and they stay away.
+func TestRowsThatLeaveBeforeTheirInsertIsRepeatedDoNotComeBack(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	n, through := toClickHouse(t, env)
+	s := start(t, env, through, func(c *setup) { c.InsertTimeout = 3 * time.Second })
+	slow(t, env)
+	publish(t, env, 6)
+	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
+	n.silence("downstream")
+	awaitRows(t, env, 6)
+	quick(t, env)
+	command(t, env, "ALTER TABLE LOG DELETE WHERE true SETTINGS mutations_sync = 2")
+	require.Zero(t, countRows(t, env))
+	n.heal()
+	eventually(t, func() bool { return strings.Contains(s.log.text(), "its rows are not there") }, "nothing is said of it")
+	execute(t, env, "DELETE FROM outbox")
+	publish(t, env, 5)
+	require.Equal(t, 5, delivered(t, env))
+}
+
+// The last row of a batch leaves: the others are not written again.
+func TestTheLastRowLeavesBeforeItsInsertIsRepeated(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	n, through := toClickHouse(t, env)
 	start(t, env, through, func(c *setup) { c.InsertTimeout = 3 * time.Second })
 	slow(t, env)
-	publish(t, env, 5)
+	publish(t, env, 6)
 	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
 	n.silence("downstream")
-	landedRows(t, env, 5)
+	awaitRows(t, env, 6)
 	quick(t, env)
-	command(t, env, "ALTER TABLE LOG DELETE WHERE true SETTINGS mutations_sync = 2")
-	require.Zero(t, countRows(t, env))
+	command(t, env, "ALTER TABLE LOG DELETE WHERE commit_seq = 6 SETTINGS mutations_sync = 2")
 	n.heal()
-	delivered(t, env)
+	publish(t, env, 5)
+	confirmedPast(t, env)
+	awaitRows(t, env, 10)
 }
 
 // What ClickHouse refuses for now is tried again until it is taken.
@@ -186,7 +208,7 @@ func TestClickHouseRefusesForNow(t *testing.T) {
 			command(t, env, c.allow)
 			delivered(t, env)
 			s.await(pipeline.Streaming)
-			assert.Zero(t, s.seen.letters.Load())
+			assert.Zero(t, s.seen.deadLetters.Load())
 		})
 	}
 }
@@ -204,7 +226,21 @@ func TestClickHouseIsOutOfMemory(t *testing.T) {
 	require.ErrorContains(t, poor.seen.retried(), "MEMORY_LIMIT_EXCEEDED")
 	poor.cancel()
 	<-poor.done
-	assert.Zero(t, poor.seen.letters.Load(), "rows are not to blame")
+	assert.Zero(t, poor.seen.deadLetters.Load(), "rows are not to blame")
 	start(t, env)
 	delivered(t, env)
+}
+
+// The outbox is maintained by the streamer that holds the slot, also when ClickHouse is
+// away for longer than there are partitions.
+func TestPartitionsAreCreatedWhileClickHouseIsAway(t *testing.T) {
+	t.Parallel()
+	env, engine := ownClickHouse(t)
+	start(t, env).stop()
+	var last string
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT max(partition) FROM diehard_partitions").Scan(&last))
+	execute(t, env, "DROP TABLE "+last)
+	require.NoError(t, engine.Stop(t.Context()))
+	run(t, env, "streamer")
+	eventually(t, func() bool { return exists(t, env, last) }, "the partition is never created")
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // After a fast shutdown, an immediate one and a crash, the server offers again
-// what it had been told is done: the event log knows better.
+// what was confirmed to it: the event log knows better.
 func TestPostgresRestarts(t *testing.T) {
 	t.Parallel()
 	env, engine := ownPostgres(t, nil)
@@ -80,7 +80,7 @@ func TestBackendsAreTerminated(t *testing.T) {
 	stop()
 	delivered(t, env)
 	producersInOrder(t, env)
-	assert.Zero(t, s.seen.letters.Load())
+	assert.Zero(t, s.seen.deadLetters.Load())
 }
 
 // A walsender that works through a large transaction of which nothing is sent

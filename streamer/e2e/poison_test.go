@@ -10,13 +10,13 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
 )
 
-// letter is a row of event_dead_letter.
-type letter struct {
+// deadLetter is a row of event_dead_letter.
+type deadLetter struct {
 	Source     string    `ch:"source"`
 	CommitLSN  uint64    `ch:"commit_lsn"`
 	CommitSeq  uint32    `ch:"commit_seq"`
@@ -32,10 +32,10 @@ type letter struct {
 	Dropped    bool      `ch:"dropped"`
 }
 
-// letters waits for n dead letters and returns them in stream order. There are no more.
-func letters(t testing.TB, env *testenv.Env, n int) []letter {
+// deadLetters waits for n dead letters and returns them in stream order. There are no more.
+func deadLetters(t testing.TB, env *testenv.Env, n int) []deadLetter {
 	t.Helper()
-	var rows []letter
+	var rows []deadLetter
 	eventually(t, func() bool {
 		rows = nil
 		query := "SELECT * FROM " + env.ClickHouseConfig.DeadLetterTable + " ORDER BY commit_lsn, commit_seq"
@@ -64,11 +64,11 @@ var undecodable = []struct{ row, reason string }{
 	{`(event_type, event_context) VALUES ('', '{"n": 1}')`, "column event_type is empty"},
 }
 
-// Their neighbours in the same transaction land.
-func TestRowsThatCannotBeDecodedAreSetAside(t *testing.T) {
+// Their neighbours in the same transaction are written.
+func TestRowsThatCannotBeDecodedBecomeDeadLetters(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	execute(t, env, `ALTER TABLE outbox DROP CONSTRAINT outbox_metadata_version_check, DROP CONSTRAINT outbox_event_type_check,
+	execute(t, env, `ALTER TABLE outbox DROP CONSTRAINT outbox_event,
 		ALTER COLUMN environment DROP NOT NULL`)
 	s := start(t, env)
 	const good = `INSERT INTO outbox (event_type, event_context) VALUES ('good', '{}')`
@@ -81,21 +81,21 @@ func TestRowsThatCannotBeDecodedAreSetAside(t *testing.T) {
 		require.NoError(t, tx.QueryRow(t.Context(), "INSERT INTO outbox "+bad.row+" RETURNING id").Scan(&ids[i]))
 	}
 	require.NoError(t, tx.Commit(t.Context()))
-	landedRows(t, env, len(undecodable))
+	awaitRows(t, env, len(undecodable))
 	confirmedPast(t, env)
 
 	of := readPosition(t, env)
-	for i, l := range letters(t, env, len(undecodable)) {
+	for i, l := range deadLetters(t, env, len(undecodable)) {
 		assert.Equal(t, undecodable[i].reason, l.Reason)
 		assert.Equal(t, ids[i], l.ID)
 		assert.Equal(t, position{l.Source, l.CommitLSN, l.Timeline}, of)
 		assert.EqualValues(t, 2*i+2, l.CommitSeq)
 		assert.Zero(t, l.Code)
-		assert.WithinDuration(t, time.Now(), l.FailedAt, patience)
+		assert.WithinDuration(t, time.Now(), l.FailedAt, waitTimeout)
 		assert.Zero(t, l.RetriedAt.Unix())
 		assert.Equal(t, `{"n": 1}`, rawColumn(t, l, "event_context"), "the row's own bytes")
 	}
-	assert.EqualValues(t, len(undecodable), s.seen.letters.Load())
+	assert.EqualValues(t, len(undecodable), s.seen.deadLetters.Load())
 	assert.Equal(t, len(undecodable), count(t, env, "count()", "WHERE event_type = 'good' AND commit_seq % 2 = 1"))
 }
 
@@ -115,7 +115,7 @@ func readPosition(t testing.TB, env *testenv.Env) position {
 	return p
 }
 
-func rawColumn(t testing.TB, l letter, name string) string {
+func rawColumn(t testing.TB, l deadLetter, name string) string {
 	t.Helper()
 	tuple, err := decode.ParseTuple(l.Raw)
 	require.NoError(t, err)
@@ -136,10 +136,10 @@ func TestRowsThatClickHouseRefusesAreIsolated(t *testing.T) {
 	start(t, env, func(c *setup) { c.Limits.Rows = 400 })
 	execute(t, env, `INSERT INTO outbox (event_type, event_context, metadata_version)
 		SELECT CASE WHEN n IN (1, 77, 78, 600, 1000) THEN 'poison' ELSE 'fine' END, json_build_object('n', n), n FROM generate_series(1, 1000) AS n`)
-	landedRows(t, env, 995)
+	awaitRows(t, env, 995)
 	confirmedPast(t, env)
 	seqs := []uint32{1, 77, 78, 600, 1000}
-	for i, l := range letters(t, env, len(seqs)) {
+	for i, l := range deadLetters(t, env, len(seqs)) {
 		assert.Equal(t, seqs[i], l.CommitSeq)
 		assert.Equal(t, "poison", l.Type)
 		assert.EqualValues(t, 469, l.Code)
@@ -148,11 +148,11 @@ func TestRowsThatClickHouseRefusesAreIsolated(t *testing.T) {
 		assertRawDecodes(t, l)
 	}
 	trickle(t, env, 3)
-	landedRows(t, env, 998)
+	awaitRows(t, env, 998)
 }
 
 // assertRawDecodes demands that the raw form gives the event back, for a retry.
-func assertRawDecodes(t testing.TB, l letter) {
+func assertRawDecodes(t testing.TB, l deadLetter) {
 	t.Helper()
 	tuple, err := decode.ParseTuple(l.Raw)
 	require.NoError(t, err)
@@ -171,13 +171,13 @@ func TestABatchOfPoisonOnly(t *testing.T) {
 	start(t, env)
 	publish(t, env, 20)
 	trickle(t, env, 1)
-	letters(t, env, 21)
+	deadLetters(t, env, 21)
 	confirmedPast(t, env)
 	assert.Zero(t, countRows(t, env))
 }
 
-// A failing materialized view reports an error for rows that may have landed:
-// they must be neither doubled nor lost.
+// A failing materialized view reports an error for rows that may be written:
+// they must be neither duplicated nor lost.
 func TestAMaterializedViewThatThrows(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
@@ -197,7 +197,7 @@ func TestAMaterializedViewThatThrows(t *testing.T) {
 	}
 }
 
-// A derived column is evaluated when a row lands. What ClickHouse raises then may be
+// A derived column is evaluated when a row is inserted. What ClickHouse raises then may be
 // in our lists or not; either way the row is isolated, and its value in no log.
 func TestADerivedColumnThatRowsDoNotFit(t *testing.T) {
 	t.Parallel()
@@ -215,9 +215,9 @@ func TestADerivedColumnThatRowsDoNotFit(t *testing.T) {
 			command(t, env, "ALTER TABLE LOG ADD COLUMN "+c.column)
 			execute(t, env, fmt.Sprintf(`INSERT INTO outbox (event_type, event_context)
 				SELECT 'x', json_build_object('v', CASE WHEN n IN (1, 2, 30, 31, 40) THEN '%s' ELSE '%s' END, 'hidden', 'my-secret') FROM generate_series(1, 40) AS n`, c.bad, c.good))
-			landedRows(t, env, 35)
+			awaitRows(t, env, 35)
 			confirmedPast(t, env)
-			for i, l := range letters(t, env, 5) {
+			for i, l := range deadLetters(t, env, 5) {
 				assert.Equal(t, []uint32{1, 2, 30, 31, 40}[i], l.CommitSeq)
 				assert.Equal(t, c.code, l.Code)
 				assert.Contains(t, l.Reason, fmt.Sprintf("code: %d, message: ", c.code))
@@ -231,23 +231,23 @@ func TestADerivedColumnThatRowsDoNotFit(t *testing.T) {
 }
 
 // A code that no list has and that every row meets is the server's trouble: it is
-// waited for, and hardly a row is set aside meanwhile.
+// waited for, and hardly a row becomes a dead letter meanwhile.
 func TestAnUnknownCodeForEveryRow(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	s := start(t, env)
 	command(t, env, "ALTER TABLE LOG ADD COLUMN u UInt64 MATERIALIZED toUInt64(substring(event_context, 1, 0))")
 	publish(t, env, 50)
-	eventually(t, func() bool { return s.seen.letters.Load() > 0 }, "a row that never lands is never set aside")
+	eventually(t, func() bool { return s.seen.deadLetters.Load() > 0 }, "a row that always fails never becomes a dead letter")
 	retries := s.seen.retries.Load()
 	eventually(t, func() bool { return s.seen.retries.Load() > retries+4 }, "it is not tried again")
-	assert.EqualValues(t, 1, s.seen.letters.Load(), "the next row is tried longer")
+	assert.EqualValues(t, 1, s.seen.deadLetters.Load(), "the next row is tried longer")
 	assert.Zero(t, countRows(t, env))
 	assert.Equal(t, pipeline.Retrying, s.pipeline.Progress().State())
 	command(t, env, "ALTER TABLE LOG DROP COLUMN u")
 	confirmedPast(t, env)
-	assert.Equal(t, 50, countRows(t, env)+int(s.seen.letters.Load()), "every row is in one of the tables, once")
-	assert.LessOrEqual(t, s.seen.letters.Load(), int64(2))
+	assert.Equal(t, 50, countRows(t, env)+int(s.seen.deadLetters.Load()), "every row is in one of the tables, once")
+	assert.LessOrEqual(t, s.seen.deadLetters.Load(), int64(2))
 }
 
 // The dead-letter table is away: what belongs into it waits, and so does the
@@ -255,6 +255,7 @@ func TestAnUnknownCodeForEveryRow(t *testing.T) {
 func TestNothingIsConfirmedBeforeItsDeadLetterIsDurable(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
+	env.AllowOutOfRange(t)
 	s := start(t, env)
 	table := env.ClickHouseConfig.DeadLetterTable
 	command(t, env, "ALTER TABLE "+table+" MODIFY SETTING table_readonly = 1")
@@ -264,8 +265,8 @@ func TestNothingIsConfirmedBeforeItsDeadLetterIsDurable(t *testing.T) {
 	eventually(t, func() bool { return s.seen.retries.Load() > 2 }, "the dead letter is not tried again")
 	assert.Less(t, slotLSN(t, env, "confirmed_flush_lsn"), end)
 	command(t, env, "ALTER TABLE "+table+" MODIFY SETTING table_readonly = 0")
-	letters(t, env, 1)
-	landedRows(t, env, 5)
+	deadLetters(t, env, 1)
+	awaitRows(t, env, 5)
 	confirmedPast(t, env)
 }
 
@@ -273,20 +274,21 @@ func TestNothingIsConfirmedBeforeItsDeadLetterIsDurable(t *testing.T) {
 func TestDeadLettersAreWrittenOnce(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	// In one batch: the letters of another would wait for the rows of the first.
+	// In one batch: the dead letters of another would wait for the rows of the first.
 	together := func(c *setup) { c.Limits.Rows, c.FlushInterval = 100, time.Hour }
 	s := start(t, env, abrupt, together)
 	hold(t, env)
+	env.AllowOutOfRange(t)
 	execute(t, env, `INSERT INTO outbox (event_type, event_context, event_date_time)
 		SELECT 'mixed', '{}', CASE WHEN n % 10 = 0 THEN 'infinity' ELSE now() END FROM generate_series(1, 100) AS n`)
-	letters(t, env, 10)
+	deadLetters(t, env, 10)
 	s.crash()
 	release(t, env)
 	again := start(t, env)
-	landedRows(t, env, 90)
+	awaitRows(t, env, 90)
 	confirmedPast(t, env)
 	var n uint64 // without FINAL: not even for a moment twice
 	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM "+env.ClickHouseConfig.DeadLetterTable).Scan(&n))
 	assert.EqualValues(t, 10, n)
-	assert.Zero(t, again.seen.letters.Load())
+	assert.Zero(t, again.seen.deadLetters.Load())
 }

@@ -4,13 +4,14 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
-	"diehard/shared/embedded"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
-	"diehard/shared/testenv"
 )
 
 // newEnv is testenv.New without waiting for the disk: processes are killed here,
@@ -18,11 +19,11 @@ import (
 func newEnv(t testing.TB) *testenv.Env {
 	t.Helper()
 	env := testenv.New(t)
-	hurry(t, env)
+	skipFsync(t, env)
 	return env
 }
 
-func hurry(t testing.TB, env *testenv.Env) {
+func skipFsync(t testing.TB, env *testenv.Env) {
 	t.Helper()
 	for _, table := range []string{env.ClickHouseConfig.EventLogTable, env.ClickHouseConfig.DeadLetterTable} {
 		command(t, env, "ALTER TABLE "+table+" MODIFY SETTING fsync_after_insert = 0, fsync_part_directory = 0")
@@ -40,7 +41,7 @@ func ownClickHouse(t testing.TB) (*testenv.Env, *embedded.ClickHouse) {
 	env.ClickHouse, err = clickhouse.Open(t.Context(), env.ClickHouseConfig)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = env.ClickHouse.Close() })
-	hurry(t, &env)
+	skipFsync(t, &env)
 	return &env, engine
 }
 
@@ -55,9 +56,11 @@ func ownPostgres(t testing.TB, settings map[string]string) (*testenv.Env, *embed
 	engine := testenv.StartPostgres(t, embedded.PostgresOptions{Database: "diehard", Settings: all})
 	env := *newEnv(t) // a copy, as above
 	env.PostgresURL = engine.URL("diehard")
-	require.NoError(t, migrations.UpPostgres(t.Context(), env.PostgresURL, slog.New(slog.DiscardHandler)))
+	for _, set := range []migrations.Set{migrations.Outbox("", ""), migrations.API("")} {
+		require.NoError(t, set.Up(t.Context(), postgres.Config{URL: env.PostgresURL}, slog.New(slog.DiscardHandler)))
+	}
 	var err error
-	env.Pool, err = postgres.NewPool(t.Context(), postgres.Config{URL: env.PostgresURL}, "test")
+	env.Pool, err = pgxpool.New(t.Context(), env.PostgresURL)
 	require.NoError(t, err)
 	t.Cleanup(env.Pool.Close)
 	return &env, engine

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // Everything that the programs do is within what their groups are granted.

@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // program is one of the real programs, in a process of its own.
@@ -48,7 +48,7 @@ func runPath(t testing.TB, env *testenv.Env, path string, args []string, more ..
 	require.NoError(t, p.cmd.Start())
 	go func() {
 		defer close(p.done)
-		_ = p.cmd.Wait() // ProcessState tells how it ended
+		_ = p.cmd.Wait() // ProcessState has how it ended
 	}()
 	t.Cleanup(p.kill)
 	return p
@@ -70,7 +70,7 @@ func (p *program) exit() int {
 	p.t.Helper()
 	select {
 	case <-p.done:
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		require.Fail(p.t, "the program does not end")
 	}
 	return p.cmd.ProcessState.ExitCode()

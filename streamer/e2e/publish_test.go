@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
-	"diehard/shared/testenv"
 )
 
 func withMessages(c *setup) { c.Messages = true }
@@ -54,8 +55,8 @@ var ways = map[string]way{
 	"publish_events": func(ctx context.Context, env *testenv.Env, _ *sql.DB, events []event.Event) error {
 		var list []string
 		for _, e := range events {
-			list = append(list, fmt.Sprintf(`{"event_id": %q, "event_type": %q, "environment": %q, "metadata_version": %d, "event_date_time": %q, "event_context":%s}`,
-				e.ID, e.Type, e.Environment, e.MetadataVersion, e.DateTime.Format(time.RFC3339Nano), e.Context))
+			list = append(list, fmt.Sprintf(`{"event_id": %q, "event_type": %q, "environment": %q, "metadata_version": %d, "event_date_time": %q, "trace_context": %q, "event_context":%s}`,
+				e.ID, e.Type, e.Environment, e.MetadataVersion, e.DateTime.Format(time.RFC3339Nano), e.TraceContext, e.Context))
 		}
 		_, err := env.Pool.Exec(ctx, "SELECT publish_events($1::text::json)", "["+strings.Join(list, ",")+"]")
 		return err
@@ -66,8 +67,9 @@ var ways = map[string]way{
 	}),
 	"pg_logical_emit_message": eachIn(func(ctx context.Context, tx pgx.Tx, e event.Event) error {
 		_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, 'diehard.event', jsonb_build_object('v', 1, 'id', $6::uuid, 'event_type', $1::text,
-			'environment', $3::text, 'metadata_version', $4::bigint, 'event_date_time', $5::timestamptz)::text || E'\n' || $2::text)`,
-			e.Type, string(e.Context), e.Environment, e.MetadataVersion, e.DateTime, e.ID)
+			'environment', $3::text, 'metadata_version', $4::bigint, 'event_date_time', $5::timestamptz, 'trace_context', $7::text,
+			'published_by', 'by hand')::text || E'\n' || $2::text)`,
+			e.Type, string(e.Context), e.Environment, e.MetadataVersion, e.DateTime, e.ID, e.TraceContext)
 		return err
 	}),
 	"COPY": func(ctx context.Context, env *testenv.Env, _ *sql.DB, events []event.Event) error {
@@ -79,7 +81,8 @@ var ways = map[string]way{
 }
 
 func rowOf(e event.Event) []any {
-	return []any{e.Type, []byte(e.Context), e.Environment, e.MetadataVersion, e.TraceContext, e.DateTime, e.ID}
+	trace := pgtype.Text{String: e.TraceContext, Valid: e.TraceContext != ""}
+	return []any{e.Type, []byte(e.Context), e.Environment, e.MetadataVersion, trace, e.DateTime, e.ID}
 }
 
 // eachIn publishes events one by one in a transaction.
@@ -121,19 +124,18 @@ func TestEveryWayOfPublishingArrives(t *testing.T) {
 		var events []event.Event
 		for i, context := range []string{` {"b" :1, "a":"\u00e9 \ud83c\udf89 é \n"}`, `{"n":2}`, `[3]`} {
 			e, err := event.New(json.RawMessage(context), event.WithType(fmt.Sprintf("%s %d", name, i)), event.WithEnvironment("Prüfung"),
-				event.WithTime(time.Date(2031, 2, 3, 4, 5, 6, 789_012_000, time.UTC)), event.WithMetadataVersion(int64(7+i)))
+				event.WithTime(time.Date(2031, 2, 3, 4, 5, 6, 789_012_000, time.UTC)), event.WithMetadataVersion(int64(7+i)),
+				event.WithTraceContext(fmt.Sprintf("00-4bf92f3577b34da6a3ce929d0e0e473%d-00f067aa0ba902b7-01", i)))
 			require.NoError(t, err)
 			events = append(events, e)
 		}
 		require.NoError(t, publish(t.Context(), env, db, events), name)
 		total += len(events)
-		landedRows(t, env, total)
+		awaitRows(t, env, total)
 		var lsn uint64
 		for i, e := range events {
 			row := readRow(t, env, e.Type)
 			switch name {
-			case "publish_event": // takes jsonb
-				assert.JSONEq(t, string(e.Context), row.Context, name)
 			case "publish_events": // takes values out of an array
 				assert.Equal(t, strings.TrimSpace(string(e.Context)), row.Context, name)
 			default:
@@ -143,6 +145,12 @@ func TestEveryWayOfPublishingArrives(t *testing.T) {
 			assert.Equal(t, "Prüfung", row.Environment, name)
 			assert.Equal(t, e.DateTime, row.DateTime.UTC(), name)
 			assert.EqualValues(t, 7+i, row.MetadataVersion, name)
+			assert.Equal(t, fmt.Sprintf("4bf92f3577b34da6a3ce929d0e0e473%d", i), row.TraceID, name)
+			if name == "pg_logical_emit_message" { // where it is what the message says
+				assert.Equal(t, "by hand", row.PublishedBy)
+			} else {
+				assert.Equal(t, "postgres", row.PublishedBy, name)
+			}
 			assert.EqualValues(t, i+1, row.CommitSeq, "%s: order", name)
 			lsn = max(lsn, row.CommitLSN)
 			assert.Equal(t, lsn, row.CommitLSN, "%s: one transaction", name)
@@ -165,11 +173,11 @@ func TestPublishEventsFillsInDefaultsAndReturnsIds(t *testing.T) {
 		assert.Equal(t, ids[i], row.ID.String())
 		assert.EqualValues(t, 1, row.MetadataVersion)
 		assert.Empty(t, row.Environment)
-		assert.WithinDuration(t, row.CommitTime, row.DateTime, patience)
+		assert.WithinDuration(t, row.CommitTime, row.DateTime, waitTimeout)
 	}
 	assert.Equal(t, `{"b":1,  "a":2}`, readRow(t, env, "first").Context)
 	_, err = env.Pool.Exec(t.Context(), `SELECT publish_events('[{"event_type": "good", "event_context": 1}, {"event_type": "", "event_context": 1}]')`)
-	require.ErrorContains(t, err, "outbox_event_type_check", "all or none")
+	require.ErrorContains(t, err, "events[1].event_type must have 1 to 255 bytes", "all or none")
 	execute(t, env, `SELECT publish_events('[]')`)
 	require.Equal(t, 2, delivered(t, env))
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/embedded"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
 )
 
 // What the README shows is run as it stands there: the block behind the line
@@ -41,10 +41,10 @@ func shop(t *testing.T) *testenv.Env {
 	return env
 }
 
-// paid demands that the order is paid and told, once.
+// paid demands that the order is paid and its event delivered, once.
 func paid(t *testing.T, env *testenv.Env, events int) {
 	t.Helper()
-	landedRows(t, env, events)
+	awaitRows(t, env, events)
 	assert.JSONEq(t, `{"order": 42}`, readRow(t, env, "order_paid").Context)
 	var paid bool
 	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT paid FROM orders WHERE id = 42").Scan(&paid))

@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
-	"diehard/shared/testenv"
 	"diehard/streamer/replication"
 )
 
@@ -99,12 +99,12 @@ func TestTwoShardsDeliverEveryEventOnceAndKeepTheOrderOfAKey(t *testing.T) {
 	assert.Positive(t, count(t, env, "count()", "WHERE endsWith(source, '_1_of_2')"))
 
 	// Publications do not filter messages: the first shard takes all.
-	execute(t, env, `SELECT count(publish_event_message('told', '{}')) FROM generate_series(1, 50)`)
-	landedRows(t, env, 100+60*8+50)
-	assert.Equal(t, 50, count(t, env, "count()", "WHERE event_type = 'told' AND endsWith(source, '_1_of_2')"))
+	execute(t, env, `SELECT count(publish_event_message('sent', '{}')) FROM generate_series(1, 50)`)
+	awaitRows(t, env, 100+60*8+50)
+	assert.Equal(t, 50, count(t, env, "count()", "WHERE event_type = 'sent' AND endsWith(source, '_1_of_2')"))
 }
 
-// From one streamer to two, without loss and without a doubled event.
+// From one streamer to two, without loss and without a duplicate.
 func TestGoingFromOneStreamerToShards(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
@@ -164,7 +164,7 @@ func TestGoingToShardsInTheMiddleOfATransaction(t *testing.T) {
 	require.Equal(t, 10_110, delivered(t, env))
 }
 
-// What was skipped once must not come again, as long as nothing has landed that tells.
+// What was skipped once must not come again, as long as nothing is written that shows it.
 func TestShardsThatForgetWhereToBeginAreRefused(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
@@ -197,19 +197,19 @@ func TestDivisionsThatStartTogetherSeeEachOther(t *testing.T) {
 	lock, err := env.Pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { _ = lock.Rollback(context.WithoutCancel(t.Context())) }()
-	_, err = lock.Exec(t.Context(), "LOCK TABLE streamer_slot") // which is read between the look and the slot
+	_, err = lock.Exec(t.Context(), "LOCK TABLE diehard_slot") // which is read between the look and the slot
 	require.NoError(t, err)
 	both := []*streamer{launch(t, env), launch(t, env, shard(1, 2))}
 	eventually(t, func() bool {
 		var waiting int
-		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'streamer_slot'::regclass").Scan(&waiting))
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'diehard_slot'::regclass").Scan(&waiting))
 		return waiting == len(both)
 	}, "they do not wait")
 	require.NoError(t, lock.Rollback(t.Context()))
 	select {
 	case <-both[0].done:
 	case <-both[1].done:
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		require.Fail(t, "both run")
 	}
 	for _, s := range both {
@@ -269,7 +269,7 @@ func TestShardsThatWouldLoseOrDoubleAreRefused(t *testing.T) {
 	require.ErrorContains(t, launch(t, env).refusal(), "row filter")
 }
 
-func TestAShardWithoutItsSlotIsTold(t *testing.T) {
+func TestAShardWithoutItsSlotIsReported(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	needRowFilters(t, env)

@@ -18,13 +18,13 @@ func TestStartLSN(t *testing.T) {
 	err := launch(t, env, func(c *setup) { c.StartLSN = walEnd(t, env) + 1<<30 }).refusal()
 	require.ErrorContains(t, err, "beyond the end of the WAL")
 	s := start(t, env, func(c *setup) { c.StartLSN = middle })
-	landedRows(t, env, 7)
-	require.Contains(t, s.log.text(), "skipping events on the operator's word")
+	awaitRows(t, env, 7)
+	require.Contains(t, s.log.text(), "skipping events: --start-lsn")
 
 	// A connection that is lost, with more confirmed than StartLSN, is no reason to refuse.
 	execute(t, env, "SELECT pg_terminate_backend($1)", walsender(t, env))
 	publish(t, env, 3)
-	landedRows(t, env, 10)
+	awaitRows(t, env, 10)
 	s.stop()
 
 	err = launch(t, env, func(c *setup) { c.StartLSN = middle }).refusal()

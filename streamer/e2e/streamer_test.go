@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,22 +12,24 @@ import (
 
 	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
-	"diehard/shared/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
 const (
-	// patience bounds every wait for a condition. It is far beyond what any of
+	// waitTimeout bounds every wait for a condition. It is far beyond what any of
 	// them takes: reaching it means that the condition never comes.
-	patience = 2 * time.Minute
-	tick     = 20 * time.Millisecond
+	waitTimeout = 2 * time.Minute
+	tick        = 20 * time.Millisecond
 )
 
 // streamer is a pipeline that runs in this process.
@@ -120,7 +123,7 @@ func defaults(env *testenv.Env) pipeline.Config {
 		Limits:        batch.Limits{Rows: 10_000, Bytes: 4 << 20},
 		FlushInterval: 20 * time.Millisecond,
 		InsertTimeout: 30 * time.Second,
-		DrainTimeout:  patience,
+		DrainTimeout:  waitTimeout,
 	}
 }
 
@@ -142,15 +145,29 @@ func (s *streamer) refusal() error {
 	s.t.Helper()
 	select {
 	case <-s.done:
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		require.Fail(s.t, "the streamer does not give up", s.pipeline.Progress().State().String())
 	}
 	require.Error(s.t, s.err)
 	require.Equal(s.t, failure.Fatal, failure.Of(s.err), "%v", s.err)
+	s.doctorAgrees()
 	return s.err
 }
 
-// abrupt makes the end of a streamer like a crash: it lands nothing any more.
+// doctorAgrees demands of `streamer doctor` the same sentence as that of a precondition
+// which a streamer was refused for.
+func (s *streamer) doctorAgrees() {
+	s.t.Helper()
+	unmet, ok := errors.AsType[*replication.Unmet](s.err)
+	if !ok || s.cfg.Slot != s.env.Slot {
+		return
+	}
+	p := runArgs(s.t, s.env, "streamer", []string{"doctor"}, "DATABASE_URL="+s.cfg.PostgresURL)
+	assert.Equal(s.t, 2, p.exit(), p.log.text())
+	assert.Contains(s.t, p.log.text(), strings.Join(strings.Fields(unmet.Problem), " "))
+}
+
+// abrupt makes the end of a streamer like a crash: it writes nothing any more.
 func abrupt(c *setup) { c.DrainTimeout = time.Millisecond }
 
 // crash ends a streamer that was started abrupt.
@@ -159,9 +176,9 @@ func (s *streamer) crash() {
 	<-s.done
 }
 
-// observer counts what a pipeline tells.
+// observer counts what a pipeline reports.
 type observer struct {
-	retries, sessions, letters, views atomic.Int64
+	retries, sessions, deadLetters, views atomic.Int64
 
 	mu      sync.Mutex
 	flushes []pipeline.Flush
@@ -204,7 +221,7 @@ func (o *observer) Retry(_ failure.Class, err error) {
 }
 
 func (o *observer) ViewFailed(error)         { o.views.Add(1) }
-func (o *observer) DeadLetter(decode.Reject) { o.letters.Add(1) }
+func (o *observer) DeadLetter(decode.Reject) { o.deadLetters.Add(1) }
 func (o *observer) SessionEnded(error)       { o.sessions.Add(1) }
 
 // durable returns the flushes that succeeded.

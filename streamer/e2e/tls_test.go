@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/embedded"
-	"diehard/shared/testenv"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
 )
 
 // The whole way over TLS, compressed, certificates checked: the api's pool, the streamer's
@@ -39,7 +39,7 @@ func TestEverythingGoesOverTLS(t *testing.T) {
 	s.says("streaming")
 	code, body := post(t, api+"/users", `{"email":"ada@example.com","first_name":"Ada","last_name":"Lovelace"}`)
 	require.Equal(t, http.StatusCreated, code, body)
-	landedRows(t, env, 1)
+	awaitRows(t, env, 1)
 
 	doubtful := run(t, env, "streamer", trusting(stranger)...)
 	cause, _ := doubtful.says("session ended")["error"].(string)

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,7 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // network is a Toxiproxy between the streamer and one of its databases.
@@ -25,10 +27,19 @@ func newNetwork(t testing.TB, upstream string) *network {
 	t.Helper()
 	log := zerolog.Nop()
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), log)
-	n := &network{t: t, proxy: toxiproxy.NewProxy(server, t.Name(), "127.0.0.1:0", upstream)}
+	n := &network{t: t, proxy: toxiproxy.NewProxy(server, t.Name(), net.JoinHostPort(ownAddress(), "0"), upstream)}
 	require.NoError(t, n.proxy.Start())
 	t.Cleanup(n.proxy.Stop)
 	return n
+}
+
+// ownAddress returns a loopback address of this network's own where the system
+// has more than one: a port on it is still free when the proxy listens again.
+func ownAddress() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
+	}
+	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 }
 
 // toPostgres puts a network between the streamer and PostgreSQL; the test's own

@@ -13,7 +13,7 @@ import (
 )
 
 // DIEHARD_FAILPOINT is name[:n[:stop]]: the nth time it gets there, the process
-// kills itself, or freezes until somebody sends SIGCONT.
+// kills itself, or freezes until it receives SIGCONT.
 var (
 	name, after, signal = parse(os.Getenv("DIEHARD_FAILPOINT"))
 	hits                atomic.Int64

@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
-	"diehard/shared/testenv/browser"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/dev/testenv/browser"
 	"diehard/streamer/ops"
 )
 
@@ -76,7 +76,7 @@ func (w *watched) watchers(b *browser.Page) map[string]func() claim {
 		"metrics": func() claim {
 			m := w.metrics()
 			return claim{
-				flushed: int64(m.value("events_flushed_total")), stored: int64(m.value("clickhouse_rows")),
+				flushed: int64(m.value("rows_flushed_total")), stored: int64(m.value("clickhouse_rows")),
 				walEnd: pglogrepl.LSN(m.value("wal_end_bytes")), confirmed: pglogrepl.LSN(m.value("wal_end_bytes") - m.value("lag_bytes", "confirmed")),
 			}
 		},
@@ -104,7 +104,7 @@ func TestEverythingAgreesWithTheDatabasesUnderLoad(t *testing.T) {
 	eventually(t, func() bool {
 		s := w.status()
 		return s.Totals.Flushed > 0 && s.ClickHouse.ClickHouse != nil
-	}, "nothing lands")
+	}, "nothing is written")
 	b.Visit(w.url + "/")
 	eventually(t, func() bool { return strings.Contains(b.Text("#clickhouse"), " rows, ") }, "the page shows nothing")
 

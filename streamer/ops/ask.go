@@ -7,15 +7,15 @@ import (
 	"net/http"
 	"time"
 
-	"diehard/shared/health"
+	"diehard/shared/healthcheck"
 	"diehard/shared/telemetry"
 	"diehard/streamer/pipeline"
 )
 
 const (
-	// NotRunning is the State of a Status without a streamer, while nobody holds the slot.
+	// NotRunning is the State of a Status without a streamer, while the slot is inactive.
 	NotRunning = "not running"
-	// Elsewhere is the State of a Status when a streamer that could not be asked holds the slot.
+	// Elsewhere is the State of a Status when the slot is active for a streamer that did not answer.
 	Elsewhere = "running elsewhere"
 )
 
@@ -26,7 +26,7 @@ const askTimeout = 2 * time.Second
 func AskStreamer(ctx context.Context, addr string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+health.Reachable(addr)+"/status", http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+healthcheck.Reachable(addr)+"/status", http.NoBody)
 	if err != nil {
 		return Status{}, fmt.Errorf("ask the streamer: %w", err)
 	}
@@ -63,8 +63,8 @@ func (p *Probe) Status(ctx context.Context) Status {
 	s.askPostgres(ctx, 0)
 
 	x := s.get()
-	status := Status{Time: time.Now(), Version: telemetry.Build().Version, State: NotRunning, Reasons: []string{}, Failures: []Failure{}}
-	status.ends(x, p.Slot)
+	status := Status{Time: time.Now(), Version: telemetry.Build().Version, Build: Build(telemetry.Build()), State: NotRunning, Reasons: []string{}, Failures: []Failure{}}
+	status.endpoints(x, p.Slot)
 	if status.Slot != nil && status.Slot.Active {
 		status.State = Elsewhere
 	}

@@ -14,7 +14,7 @@ type counters struct {
 	deadLetters   prometheus.Counter
 	viewFailures  prometheus.Counter
 	reconnects    prometheus.Counter
-	failedFlushes prometheus.Counter
+	flushFailures prometheus.Counter
 	batchRows     prometheus.Histogram
 	batchBytes    prometheus.Histogram
 	batchAge      prometheus.Histogram
@@ -32,12 +32,12 @@ func newCounters() *counters {
 	c := &counters{
 		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "retries_total",
-			Help: "Tries at ClickHouse that failed and were repeated, by class of the error.",
+			Help: "Insert attempts that failed and were retried, by class of the error.",
 		}, []string{"class"}),
-		deadLetters:   counter("dead_letters_total", "Rows set aside in the dead-letter table."),
-		viewFailures:  counter("view_failures_total", "Inserts that landed and that a materialized view on event_log failed to take."),
+		deadLetters:   counter("dead_letters_total", "Rows written to the dead-letter table."),
+		viewFailures:  counter("view_failures_total", "Inserts that were written although a materialized view on event_log failed."),
 		reconnects:    counter("reconnects_total", "Connections that ended with an error and were opened again."),
-		failedFlushes: counter("failed_flushes_total", "Batches given up with their connection; their rows come again."),
+		flushFailures: counter("flush_failures_total", "Batches abandoned with their session; their rows are read again."),
 		batchRows:     histogram("batch_rows", "Rows of a batch.", prometheus.ExponentialBuckets(1, 4, 10)),
 		batchBytes:    histogram("batch_bytes", "Size of a batch in memory.", prometheus.ExponentialBuckets(1<<10, 4, 10)),
 		batchAge:      histogram("batch_age_seconds", "Time from the commit of a batch's first row to the start of its insert.", seconds),
@@ -50,5 +50,5 @@ func newCounters() *counters {
 }
 
 func (c *counters) register(r prometheus.Registerer) {
-	r.MustRegister(c.retries, c.deadLetters, c.viewFailures, c.reconnects, c.failedFlushes, c.batchRows, c.batchBytes, c.batchAge, c.flushSeconds)
+	r.MustRegister(c.retries, c.deadLetters, c.viewFailures, c.reconnects, c.flushFailures, c.batchRows, c.batchBytes, c.batchAge, c.flushSeconds)
 }

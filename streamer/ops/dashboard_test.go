@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // A panel about a metric that does not exist is empty, which looks like calm.
@@ -20,7 +20,10 @@ func TestDashboardIsAboutMetricsThatExist(t *testing.T) {
 	content, err := os.ReadFile("../../docker/grafana/dashboards/diehard.json")
 	require.NoError(t, err)
 	var dashboard struct {
-		UID    string
+		UID        string
+		Templating struct {
+			List []struct{ Name, Definition string }
+		}
 		Panels []struct {
 			ID         int
 			Title      string
@@ -31,12 +34,17 @@ func TestDashboardIsAboutMetricsThatExist(t *testing.T) {
 	require.NoError(t, json.Unmarshal(content, &dashboard))
 	source, err := os.ReadFile("../../docker/grafana/provisioning/datasources/prometheus.yml")
 	require.NoError(t, err)
+	variables := map[string]string{}
+	for _, v := range dashboard.Templating.List {
+		variables[v.Name] = v.Definition
+	}
+	require.Contains(t, variables, "datasource")
 	require.Contains(t, string(source), "uid: "+dashboard.UID)
 
 	w := watch(t, testenv.New(t))
 	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	publish(t, w.env, 1)
-	eventually(t, func() bool { s := w.status(); return s.Lag.Flushed.Seconds != nil && s.Totals.Flushed == 1 }, "the row never lands")
+	eventually(t, func() bool { s := w.status(); return s.Lag.Flushed.Seconds != nil && s.Totals.Flushed == 1 }, "the row is never written")
 	families := w.metrics().families
 	// Of the api, by package telemetry/web.
 	const requests = "http_request_duration_seconds"
@@ -45,11 +53,14 @@ func TestDashboardIsAboutMetricsThatExist(t *testing.T) {
 	for _, panel := range dashboard.Panels {
 		assert.False(t, seen[panel.ID], "%s: id twice", panel.Title)
 		seen[panel.ID] = true
-		assert.Equal(t, dashboard.UID, panel.Datasource.UID, panel.Title)
+		assert.Equal(t, "${datasource}", panel.Datasource.UID, panel.Title)
 		require.NotEmpty(t, panel.Targets, panel.Title)
 		for _, target := range panel.Targets {
 			names := metric.FindAllString(target.Expr, -1)
 			assert.NotEmpty(t, names, panel.Title)
+			for _, used := range regexp.MustCompile(`=~"\$(\w+)"`).FindAllStringSubmatch(target.Expr, -1) {
+				assert.Contains(t, variables, used[1], panel.Title)
+			}
 			for _, name := range names {
 				family := name
 				for _, part := range []string{"_bucket", "_sum", "_count"} {

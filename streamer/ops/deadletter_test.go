@@ -8,9 +8,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/sentrytest"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/telemetry"
-	"diehard/shared/telemetry/sentrytest"
-	"diehard/shared/testenv"
 	"diehard/streamer/deadletter"
 	"diehard/streamer/sink"
 )
@@ -50,7 +50,7 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	eventually(t, func() bool {
 		c := w.status().ClickHouse.ClickHouse
 		return c != nil && c.DeadLetters.Open == 0 && len(c.DeadLetters.Recent) == 0
-	}, "dropped letters are open")
+	}, "dropped dead letters are open")
 	assert.Zero(t, w.metrics().value("dead_letters_open"))
 	w.stop()
 	flush(5 * time.Second)
@@ -64,7 +64,7 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	require.Len(t, events, 1, "one report for all rows of a flush")
 	assert.Equal(t, []any{"dead letter", "poison"}, events[0]["fingerprint"])
 	value := events[0]["exception"].([]any)[0].(map[string]any)["value"]
-	assert.Regexp(t, `^2 rows set aside in one flush; the first: row [0-9A-F/]+/3 of type "paid" was refused by ClickHouse with code 469 \(VIOLATED_CONSTRAINT\)`, value)
+	assert.Regexp(t, `^2 rows written to the dead-letter table in one flush; the first: row [0-9A-F/]+/3 of type "paid" was refused by ClickHouse with code 469 \(VIOLATED_CONSTRAINT\)`, value)
 	assert.NotContains(t, server.Raw(), "payload")
 }
 
@@ -80,9 +80,9 @@ func TestAFailingViewIsSeen(t *testing.T) {
 	eventually(t, func() bool {
 		m := w.metrics()
 		return m.value("view_failures_total")+m.value("dead_letters_total") == 1
-	}, "nothing tells of the view")
+	}, "nothing reports the view's failure")
 	if w.metrics().value("view_failures_total") == 1 { // else the server has refused the row with its view
-		eventually(t, func() bool { return w.metrics().value("events_flushed_total") == 1 }, "the row is there")
+		eventually(t, func() bool { return w.metrics().value("rows_flushed_total") == 1 }, "the row is there")
 		failed := w.status().Failures[0]
 		assert.Equal(t, "materialized view", failed.Kind)
 		assert.Contains(t, failed.Text, "code 395 (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)")

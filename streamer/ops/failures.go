@@ -11,7 +11,7 @@ import (
 // maxFailures is how many different errors are remembered.
 const maxFailures = 20
 
-// Failure is an error that was retried, or a row that was set aside.
+// Failure is an error that was retried, or a row of the dead-letter table.
 type Failure struct {
 	Kind  string    `json:"kind"` // clickhouse, session, dead letter or materialized view
 	Class string    `json:"class"`
@@ -29,7 +29,7 @@ type failures struct {
 }
 
 func (f *failures) note(kind string, class failure.Class, err error) {
-	text, now := telemetry.Scrub(err.Error()), time.Now()
+	text, now := telemetry.Redact(err.Error()), time.Now()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	found := Failure{Kind: kind, Class: class.String(), Text: text, First: now}

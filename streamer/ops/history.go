@@ -31,12 +31,12 @@ type history struct {
 	mu     sync.Mutex
 	open   Point // flushes since the last point
 	points []Point
-	rows   int64 // landed before the open point
+	rows   int64 // flushed before the open point
 	bytes  int64
 	before latencyCounts
 }
 
-// flushed notes a flush that landed.
+// flushed notes a successful flush.
 func (h *history) flushed(f pipeline.Flush) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -47,7 +47,7 @@ func (h *history) flushed(f pipeline.Flush) {
 
 // tick closes the open point.
 func (h *history) tick(now time.Time, p *pipeline.Progress, c latencyCounts, lag Lag) {
-	rows, bytes, _ := p.Landed()
+	rows, bytes, _ := p.Written()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	took := c.minus(h.before)

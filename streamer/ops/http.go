@@ -30,7 +30,7 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	if err != nil {
 		hint := "choose an address of this machine, or a port that you may use"
 		if errors.Is(err, syscall.EADDRINUSE) {
-			hint = "is another streamer there? choose another address"
+			hint = "another program listens there: choose another address"
 		}
 		return nil, fmt.Errorf("STREAMER_ADDR %s: %w (%s)", addr, err, hint)
 	}
@@ -48,7 +48,7 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 	go func() { failed <- server.Serve(listener) }()
 	select {
 	case err := <-failed:
-		log.Error("health, metrics and the page are gone", "error", err)
+		log.Error("HTTP server failed: no health checks, metrics and page", "error", err)
 		return
 	case <-ctx.Done():
 	}
@@ -84,7 +84,7 @@ func (m *Monitor) handler() http.Handler {
 	return mux
 }
 
-// answer writes JSON that is not to be kept by anybody on the way.
+// answer writes JSON that no cache may keep.
 func answer(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")

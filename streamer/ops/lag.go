@@ -117,15 +117,15 @@ func (g *growth) add(at time.Time, bytes int64) {
 	}
 }
 
-// rate is a speed in bytes a second. known is false as long as it cannot be told.
+// rate is in bytes per second. known is false while there are too few points.
 type rate struct {
 	bytes float64
 	known bool
 }
 
 // rate compares the least of the window's younger half with that of the older
-// half: what comes and goes does not grow. Nothing goes from a slot that nobody
-// reads, so that two points tell.
+// half: so a peak is no growth. An inactive slot only grows,
+// so two points are enough.
 func (g *growth) rate(read bool) rate {
 	n := len(g.points)
 	if n < 2 || read && g.points[n-1].at.Sub(g.points[0].at) < leastWindow {
@@ -148,20 +148,20 @@ func least(points []growthPoint) int64 {
 	return bytes
 }
 
-// Runway is what is left until PostgreSQL gives the slot up.
-type Runway struct {
+// WALHeadroom is how much WAL may still be written before PostgreSQL invalidates the slot.
+type WALHeadroom struct {
 	Limited bool     `json:"limited"` // max_slot_wal_keep_size is set
-	Bytes   int64    `json:"bytes"`   // of WAL that may still be written; negative: the next checkpoint ends it
+	Bytes   int64    `json:"bytes"`   // of WAL that may still be written; negative: the next checkpoint may invalidate it
 	Growth  float64  `json:"growth_bytes_per_second"`
-	Seconds *float64 `json:"seconds"` // at that growth; nil: never at the present rate
+	Seconds *float64 `json:"seconds"` // at that growth; nil: never at that rate
 }
 
-// runway combines what PostgreSQL still grants the slot with the present growth.
-func runway(slot *Slot, r rate) Runway {
+// walHeadroom combines what PostgreSQL still grants the slot with the present growth.
+func walHeadroom(slot *Slot, r rate) WALHeadroom {
 	if slot == nil || slot.SafeBytes == nil {
-		return Runway{Growth: r.bytes}
+		return WALHeadroom{Growth: r.bytes}
 	}
-	w := Runway{Limited: true, Bytes: *slot.SafeBytes, Growth: r.bytes}
+	w := WALHeadroom{Limited: true, Bytes: *slot.SafeBytes, Growth: r.bytes}
 	switch {
 	case w.Bytes <= 0:
 		w.Seconds = new(float64)

@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
-	"diehard/shared/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/ops"
 	"diehard/streamer/pipeline"
@@ -28,8 +28,11 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 type watched struct {
 	t        *testing.T
 	env      *testenv.Env
+	monitor  *ops.Monitor
 	progress *pipeline.Progress
 	url      string
+	begin    func() // starts the pipeline again after end
+	end      func() // stops the pipeline alone
 	stop     func()
 }
 
@@ -43,7 +46,7 @@ func watch(t *testing.T, env *testenv.Env, change ...func(*ops.Options)) *watche
 	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: env.PostgresURL, MaxConns: 2}, "watch")
 	require.NoError(t, err)
 	log := slog.New(slog.DiscardHandler)
-	options := ops.Options{Addr: "127.0.0.1:0", Log: log, Probe: &ops.Probe{
+	options := ops.Options{Addr: "127.0.0.1:0", Log: log, Environment: "Test", Shard: "1/1", Probe: &ops.Probe{
 		Postgres: pool, ClickHouse: conn, Slot: env.Slot, Publication: env.Publication,
 		EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable,
 	}}
@@ -58,11 +61,19 @@ func watch(t *testing.T, env *testenv.Env, change ...func(*ops.Options)) *watche
 		FlushInterval: flushInterval, InsertTimeout: 10 * time.Second, DrainTimeout: 10 * time.Second,
 	}, conn, log, monitor)
 	ctx, cancel := context.WithCancel(context.Background())
-	end, err := monitor.Start(ctx, p.Progress())
+	closeMonitor, err := monitor.Start(ctx, p.Progress())
 	require.NoError(t, err)
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
-	w := &watched{t: t, env: env, progress: p.Progress(), url: "http://" + monitor.Addr()}
+	w := &watched{t: t, env: env, monitor: monitor, progress: p.Progress(), url: "http://" + monitor.Addr()}
+	w.begin = func() {
+		running, stopRunning := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- p.Run(running) }()
+		w.end = func() {
+			stopRunning()
+			require.NoError(t, <-done)
+		}
+	}
+	w.begin()
 	stopped := false
 	w.stop = func() {
 		if stopped {
@@ -70,8 +81,8 @@ func watch(t *testing.T, env *testenv.Env, change ...func(*ops.Options)) *watche
 		}
 		stopped = true
 		cancel()
-		require.NoError(t, <-done)
-		end()
+		w.end()
+		closeMonitor()
 		pool.Close()
 	}
 	t.Cleanup(w.stop)
@@ -120,7 +131,7 @@ func (w *watched) status() (s ops.Status) {
 // eventually waits for a condition that the streamer brings about by itself.
 func eventually(t *testing.T, condition func() bool, what string, args ...any) {
 	t.Helper()
-	require.Eventuallyf(t, condition, 20*time.Second, 20*time.Millisecond, what, args...)
+	require.Eventuallyf(t, condition, 2*time.Minute, 20*time.Millisecond, what, args...)
 }
 
 // publish inserts n rows in one transaction.
@@ -131,18 +142,18 @@ func publish(t *testing.T, env *testenv.Env, n int) {
 	require.NoError(t, err)
 }
 
-// refuseInserts makes ClickHouse answer "too many parts" until mend is called,
+// refuseInserts makes ClickHouse answer "too many parts" until restore is called,
 // as one that cannot keep up does.
-func refuseInserts(t *testing.T, env *testenv.Env) (mend func()) {
+func refuseInserts(t *testing.T, env *testenv.Env) (restore func()) {
 	t.Helper()
 	const limit = "parts_to_throw_insert"
 	publish(t, env, 1)
 	eventually(t, func() bool {
-		var sent, landed uint64
+		var sent, written uint64
 		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM outbox").Scan(&sent))
-		require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM event_log").Scan(&landed))
-		return landed == sent
-	}, "the rows before never land")
+		require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM event_log").Scan(&written))
+		return written == sent
+	}, "the rows before are never written")
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), "ALTER TABLE event_log MODIFY SETTING "+limit+" = 1"))
 	return func() {
 		t.Helper()

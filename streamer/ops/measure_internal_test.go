@@ -50,17 +50,17 @@ func TestRunwayEndsAtThePresentGrowth(t *testing.T) {
 	safe := int64(600_000)
 	slot := &Slot{SafeBytes: &safe}
 	var g growth
-	assert.Nil(t, runway(slot, g.rate(false)).Seconds, "one look is no rate")
+	assert.Nil(t, walHeadroom(slot, g.rate(false)).Seconds, "one look is no rate")
 	for i := range 120 { // the first minute is forgotten
 		bytes := int64(1000 * max(0, i-59))
 		g.add(start.Add(time.Duration(i)*time.Second), bytes)
 	}
 	assert.InDelta(t, 1000, g.rate(true).bytes, 1)
-	assert.InDelta(t, 600, *runway(slot, g.rate(true)).Seconds, 1)
-	assert.Nil(t, runway(slot, rate{bytes: -5, known: true}).Seconds, "what is kept shrinks")
-	assert.False(t, runway(&Slot{}, g.rate(true)).Limited)
+	assert.InDelta(t, 600, *walHeadroom(slot, g.rate(true)).Seconds, 1)
+	assert.Nil(t, walHeadroom(slot, rate{bytes: -5, known: true}).Seconds, "what is kept shrinks")
+	assert.False(t, walHeadroom(&Slot{}, g.rate(true)).Limited)
 	safe = -1
-	assert.Zero(t, *runway(slot, rate{}).Seconds, "the next checkpoint may end it")
+	assert.Zero(t, *walHeadroom(slot, rate{}).Seconds, "the next checkpoint may end it")
 }
 
 // PostgreSQL moves the restart_lsn of a slot that keeps up in steps.
@@ -77,7 +77,7 @@ func TestWALThatComesAndGoesDoesNotGrow(t *testing.T) {
 	assert.True(t, g.rate(true).known)
 }
 
-func TestGrowthOfASlotThatNobodyReadsIsKnownAtOnce(t *testing.T) {
+func TestGrowthOfAnInactiveSlotIsKnownAtOnce(t *testing.T) {
 	var g growth
 	g.add(start, 5_000_000)
 	g.add(start.Add(time.Second), 6_000_000)

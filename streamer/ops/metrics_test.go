@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 // metrics are the families of one scrape, by name.
@@ -32,14 +32,19 @@ func (w *watched) metrics() metrics {
 	return metrics{w.t, families}
 }
 
+// constLabels are those of every metric of the streamer.
+var constLabels = map[string]bool{"environment": true, "slot": true, "shard": true}
+
 // find returns the metric with a label of the given value ("" for none).
 func (m metrics) find(name, label string) *dto.Metric {
 	m.t.Helper()
 	family := m.families["diehard_streamer_"+name]
 	require.NotNil(m.t, family, name)
 	for _, metric := range family.GetMetric() {
-		if label == "" || metric.GetLabel()[0].GetValue() == label {
-			return metric
+		for _, l := range metric.GetLabel() {
+			if label == "" || !constLabels[l.GetName()] && l.GetValue() == label {
+				return metric
+			}
 		}
 	}
 	require.Fail(m.t, "no such metric", "%s %s", name, label)
@@ -62,15 +67,15 @@ func TestMetricsSayWhatTheDatabasesSay(t *testing.T) {
 	for range transactions {
 		publish(t, env, rows)
 	}
-	eventually(t, func() bool { return w.metrics().value("events_flushed_total") == transactions*rows }, "the rows never land")
+	eventually(t, func() bool { return w.metrics().value("rows_flushed_total") == transactions*rows }, "the rows are never written")
 
 	m := w.metrics()
 	var stored uint64
 	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM event_log").Scan(&stored))
-	assert.InDelta(t, stored, m.value("events_flushed_total"), 0)
-	assert.InDelta(t, stored, m.value("events_read_total"), 0)
-	assert.Greater(t, m.value("read_bytes_total"), 50.0*transactions*rows)
-	assert.InDelta(t, 0, m.value("queue_rows"), 0)
+	assert.InDelta(t, stored, m.value("rows_flushed_total"), 0)
+	assert.InDelta(t, stored, m.value("rows_read_total"), 0)
+	assert.Greater(t, m.value("bytes_read_total"), 50.0*transactions*rows)
+	assert.InDelta(t, 0, m.value("buffered_rows"), 0)
 	assert.InDelta(t, 0, m.value("dead_letters_total"), 0)
 	assert.InDelta(t, 0, m.value("messages_dropped_total"), 0)
 	assert.InDelta(t, 0, m.value("retries_total", "transient"), 0)
@@ -132,4 +137,26 @@ func TestEveryMetricIsExplained(t *testing.T) {
 	for name, family := range w.metrics().families {
 		assert.NotEmpty(t, family.GetHelp(), name)
 	}
+}
+
+// An alert must tell a dead shard from a living one, and production from staging.
+func TestEveryMetricOfTheStreamerNamesItsInstallationSlotAndShard(t *testing.T) {
+	t.Parallel()
+	w := watch(t, testenv.New(t))
+	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	seen := 0
+	for name, family := range w.metrics().families {
+		if !strings.HasPrefix(name, "diehard_streamer_") {
+			continue
+		}
+		for _, metric := range family.GetMetric() {
+			labels := map[string]string{}
+			for _, l := range metric.GetLabel() {
+				labels[l.GetName()] = l.GetValue()
+			}
+			seen++
+			assert.Equal(t, []string{"Test", w.env.Slot, "1/1"}, []string{labels["environment"], labels["slot"], labels["shard"]}, name)
+		}
+	}
+	assert.Greater(t, seen, 40)
 }

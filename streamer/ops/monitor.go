@@ -1,22 +1,24 @@
 // Package ops shows what a streamer is doing: health, metrics, status and the
 // live page over HTTP, and flushes and outages to Sentry.
 //
-// A Monitor learns from the pipeline (as its Observer, and by its Progress) and
-// asks both databases once in a while. Requests are answered from what is known,
-// so that no number of them burdens a database.
+// A Monitor observes the pipeline (as its Observer, and by its Progress) and asks
+// both databases periodically. Requests are answered from the last answers, so that
+// many requests do not load a database.
 package ops
 
 import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"diehard/shared/failure"
+	"diehard/shared/hostcheck"
 	"diehard/shared/telemetry"
 	"diehard/streamer/pipeline"
-	"diehard/streamer/retention"
 )
 
 // Options of a Monitor. Addr, Probe and Log are required.
@@ -24,9 +26,15 @@ type Options struct {
 	Addr   string // to listen on, host:port
 	Probe  *Probe
 	MaxLag int64 // bytes of unconfirmed WAL above which the streamer is not ready; 0: no limit
-	// Retention is how long delivered events stay in the outbox; 0: for ever.
+	// Hosts are the names that requests to a loopback address may have as Host, beside localhost.
+	Hosts []string
+	// Environment and Shard become labels of the metrics, beside the slot.
+	Environment, Shard string
+	// Retention is how long delivered events stay in the outbox; 0: no retention.
 	Retention time.Duration
-	Log       *slog.Logger
+	// Maintenance is the last error of partition maintenance; nil: there is none.
+	Maintenance func() error
+	Log         *slog.Logger
 }
 
 // Monitor watches one pipeline. It implements pipeline.Observer.
@@ -39,11 +47,13 @@ type Monitor struct {
 	history  *history
 	failures *failures
 	reports  *reports
+	trouble  *trouble
+	// doubleEncoded counts rows whose context is a JSON string that holds an object or array.
+	doubleEncoded atomic.Int64
 
 	// Set by Start, before the pipeline runs.
 	progress *pipeline.Progress
 	sampler  *sampler
-	keeper   *retention.Keeper
 	stopping func() bool
 	addr     string
 }
@@ -52,10 +62,13 @@ type Monitor struct {
 func NewMonitor(o Options) *Monitor {
 	m := &Monitor{
 		opts: o, started: time.Now(), registry: telemetry.NewRegistry(),
-		counters: newCounters(), latency: newLatency(), history: &history{}, failures: &failures{}, reports: newReports(),
+		counters: newCounters(), latency: newLatency(), history: &history{}, failures: &failures{}, reports: newReports(), trouble: &trouble{},
 	}
-	m.counters.register(m.registry)
-	m.registry.MustRegister(m.latency, gauges{m})
+	labeled := prometheus.WrapRegistererWith(prometheus.Labels{
+		"environment": o.Environment, "slot": o.Probe.Slot, "shard": o.Shard,
+	}, m.registry)
+	m.counters.register(labeled)
+	labeled.MustRegister(m.latency, gauges{m})
 	return m
 }
 
@@ -66,21 +79,20 @@ func NewMonitor(o Options) *Monitor {
 func (m *Monitor) Start(ctx context.Context, progress *pipeline.Progress) (stop func(), err error) {
 	m.progress, m.stopping = progress, func() bool { return ctx.Err() != nil }
 	m.sampler = &sampler{probe: m.opts.Probe, progress: progress}
-	m.keeper = &retention.Keeper{
-		Postgres: m.opts.Probe.Postgres, Retention: m.opts.Retention, Log: m.opts.Log,
-		Active: func() bool { return progress.State() == pipeline.Streaming },
-	}
 	listener, err := listen(ctx, m.opts.Addr)
 	if err != nil {
 		return nil, err
 	}
 	m.addr = listener.Addr().String()
+	handler := m.handler()
+	if hostcheck.IsLoopback(listener.Addr()) {
+		handler = hostcheck.Protect(handler, m.opts.Hosts)
+	}
 	watching, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var group sync.WaitGroup
 	group.Go(func() { m.sampler.run(watching) })
-	group.Go(func() { m.keeper.Run(watching) })
 	group.Go(func() { every(watching, time.Second, m.tick) })
-	group.Go(func() { serve(watching, listener, m.handler(), m.opts.Log) })
+	group.Go(func() { serve(watching, listener, handler, m.opts.Log) })
 	m.opts.Log.Info("watch", "page", "http://"+m.addr)
 	return func() {
 		cancel()
@@ -88,13 +100,22 @@ func (m *Monitor) Start(ctx context.Context, progress *pipeline.Progress) (stop 
 	}, nil
 }
 
+// Failed notes a fatal error, which an operator must act on, until the pipeline
+// works again. It says so only once per error.
+func (m *Monitor) Failed(err error) {
+	m.trouble.failed(err)
+	m.failures.note("streamer", failure.Fatal, err)
+	m.reports.failed(err)
+}
+
 // Addr is the address that Start listens on, with the port that was free if it was to be any.
 func (m *Monitor) Addr() string { return m.addr }
 
-// tick takes a point for the charts, and notes when a session is well again.
+// tick takes a point for the charts, and notes when a session has recovered.
 func (m *Monitor) tick() {
 	m.history.tick(time.Now(), m.progress, m.latency.snapshot(), m.sampler.get().lag)
 	if state := m.progress.State(); state == pipeline.Streaming || state == pipeline.Standby {
 		m.reports.sessionRecovered()
+		m.reports.recovered()
 	}
 }

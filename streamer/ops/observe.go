@@ -3,6 +3,7 @@ package ops
 import (
 	"time"
 
+	"diehard/shared/event"
 	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
@@ -26,14 +27,19 @@ func (m *Monitor) FlushStarted(b *batch.Batch) {
 func (m *Monitor) FlushEnded(b *batch.Batch, f pipeline.Flush, err error) {
 	m.reports.flushEnded(f, err)
 	if err != nil {
-		m.counters.failedFlushes.Inc()
+		m.counters.flushFailures.Inc()
 		return
 	}
 	m.counters.flushSeconds.Observe(f.Took.Seconds())
 	m.history.flushed(f)
+	for i := range b.Len() {
+		if event.DoubleEncoded(b.ContextAt(i)) {
+			m.doubleEncoded.Add(1)
+		}
+	}
 	if n := len(b.CommitTime); n > 0 {
 		m.latency.observe(b.CommitTime, m.sampler.now())
-		m.sampler.landed(b.Position(n-1).LSN, time.UnixMicro(b.CommitTime[n-1]))
+		m.sampler.committed(b.Position(n-1).LSN, time.UnixMicro(b.CommitTime[n-1]))
 	}
 }
 
@@ -62,5 +68,6 @@ func (m *Monitor) DeadLetter(r decode.Reject) {
 func (m *Monitor) SessionEnded(err error) {
 	m.counters.reconnects.Inc()
 	m.failures.note("session", failure.Of(err), err)
+	m.trouble.sessionEnded(m.progress, err)
 	m.reports.sessionFailed(err)
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
-	"diehard/shared/testenv/browser"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/dev/testenv/browser"
 )
 
 func TestLivePage(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"diehard/shared/event"
 	"diehard/shared/postgres"
 	"diehard/streamer/replay"
 )
@@ -25,8 +26,9 @@ type Probe struct {
 	ClickHouse  driver.Conn
 	Slot        string
 	Publication string
-	EventLog    string // table
-	DeadLetter  string // table
+	Schema      event.Schema // of the outbox
+	EventLog    string       // table
+	DeadLetter  string       // table
 }
 
 // Slot is a logical replication slot of this database.
@@ -43,12 +45,18 @@ type Slot struct {
 	SafeBytes          *int64     `json:"safe_wal_bytes"` // nil: nothing limits the slot
 	InactiveSince      *time.Time `json:"inactive_since,omitempty"`
 	InvalidationReason string     `json:"invalidation_reason,omitempty"`
+	// WaitsFor are slots of standbys that are not connected, and without which PostgreSQL
+	// sends nothing from this slot (synchronized_standby_slots).
+	WaitsFor []string `json:"waits_for,omitempty"`
 
 	restart, confirmed pglogrepl.LSN
 }
 
-// Lost tells that PostgreSQL has removed WAL that the slot needs.
+// Lost reports whether PostgreSQL has removed WAL that the slot needs.
 func (s Slot) Lost() bool { return s.WALStatus == "lost" || s.InvalidationReason != "" }
+
+// Creating reports that the slot has no position yet.
+func (s Slot) Creating() bool { return s.Active && s.confirmed == 0 }
 
 // Postgres is what PostgreSQL says.
 type Postgres struct {
@@ -88,7 +96,10 @@ const (
 	slotsSQL = `
 		SELECT s.slot_name, s.active, coalesce(a.application_name, ''), coalesce(s.wal_status, ''),
 		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.confirmed_flush_lsn, '0/0')::text, s.safe_wal_size,
-		       (to_jsonb(s)->>'inactive_since')::timestamptz, coalesce(to_jsonb(s)->>'invalidation_reason', '')
+		       (to_jsonb(s)->>'inactive_since')::timestamptz, coalesce(to_jsonb(s)->>'invalidation_reason', ''),
+		       CASE WHEN (to_jsonb(s)->>'failover')::boolean THEN ARRAY (
+		           SELECT trim(n, ' "') FROM unnest(string_to_array(nullif(current_setting('synchronized_standby_slots', true), ''), ',')) AS n
+		           WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots p WHERE p.slot_name = trim(n, ' "') AND p.active)) END
 		FROM pg_catalog.pg_replication_slots s
 		LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
 		WHERE s.slot_type = 'logical' AND s.database = current_database() ORDER BY s.slot_name`
@@ -147,7 +158,7 @@ func readPostgres(results pgx.BatchResults, slot string) (*Postgres, error) {
 func (p *Postgres) scanSlot(row pgx.CollectableRow) (Slot, error) {
 	var s Slot
 	err := row.Scan(&s.Name, &s.Active, &s.Holder, &s.WALStatus, &s.RestartLSN, &s.ConfirmedLSN,
-		&s.SafeBytes, &s.InactiveSince, &s.InvalidationReason)
+		&s.SafeBytes, &s.InactiveSince, &s.InvalidationReason, &s.WaitsFor)
 	if err != nil {
 		return s, err
 	}

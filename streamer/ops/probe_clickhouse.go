@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/jackc/pglogrepl"
 
-	chconfig "diehard/shared/clickhouse"
 	"diehard/shared/telemetry"
 	"diehard/streamer/sink"
 )
@@ -23,19 +23,26 @@ type ClickHouse struct {
 	MostParts   uint64      `json:"parts_in_partition"` // of the partition with the most
 	Rows        uint64      `json:"rows"`               // of all sources
 	Bytes       uint64      `json:"bytes"`              // on disk
+	Disk        Disk        `json:"disk"`
 	DeadLetters DeadLetters `json:"dead_letters"`
 
-	landed pglogrepl.LSN // of the last row of our source
-	skew   time.Duration
+	lastLSN pglogrepl.LSN // of the last row of our source
+	skew    time.Duration
 }
 
-// Landed is the commit LSN of the last row of our source; 0 without rows.
-func (c *ClickHouse) Landed() pglogrepl.LSN { return c.landed }
+// LastLSN is the commit LSN of the last row of our source; 0 without rows.
+func (c *ClickHouse) LastLSN() pglogrepl.LSN { return c.lastLSN }
 
 // Skew is ClickHouse's clock minus ours, to within half a round trip.
 func (c *ClickHouse) Skew() time.Duration { return c.skew }
 
-// DeadLetters are the rows of our source that were set aside and not yet retried.
+// Disk is the disk with the least free space; zero where the user may not read system.disks.
+type Disk struct {
+	Free  uint64 `json:"free_bytes"`
+	Total uint64 `json:"total_bytes"`
+}
+
+// DeadLetters are the open dead letters of our source.
 type DeadLetters struct {
 	Open   uint64       `json:"open"`
 	Recent []DeadLetter `json:"recent"`
@@ -57,7 +64,7 @@ func (p *Probe) AskClickHouse(ctx context.Context, source string) (*ClickHouse, 
 	defer cancel()
 	answer := &ClickHouse{}
 	for _, ask := range []func(context.Context, string, *ClickHouse) error{
-		p.askServer, p.askPosition, p.askDeadLetters,
+		p.askServer, p.askDisk, p.askPosition, p.askDeadLetters,
 	} {
 		if err := ask(ctx, source, answer); err != nil {
 			return nil, fmt.Errorf("ask ClickHouse: %w", err)
@@ -79,26 +86,24 @@ func (p *Probe) askServer(ctx context.Context, _ string, c *ClickHouse) error {
 	return err
 }
 
+func (p *Probe) askDisk(ctx context.Context, _ string, c *ClickHouse) error {
+	err := p.ClickHouse.QueryRow(ctx, `SELECT min(free_space), argMin(total_space, free_space) FROM system.disks`).Scan(&c.Disk.Free, &c.Disk.Total)
+	if proto.Error(sink.Code(err)) == proto.ErrAccessDenied {
+		return nil // it is for alerts alone
+	}
+	return err
+}
+
 // askPosition is answered from the table's projection.
 func (p *Probe) askPosition(ctx context.Context, source string, c *ClickHouse) error {
-	table, err := chconfig.QuoteIdentifier(p.EventLog)
-	if err != nil {
-		return err
-	}
-	var lsn uint64
-	err = p.ClickHouse.QueryRow(ctx, `
-		SELECT tupleElement(m, 1) FROM (
-			SELECT max((commit_lsn, commit_seq)) AS m FROM `+table+` WHERE source = {source:String})`,
-		clickhouse.Named("source", source)).Scan(&lsn)
-	c.landed = pglogrepl.LSN(lsn)
+	table := sink.Quote(p.EventLog)
+	end, err := sink.ReadEnd(ctx, p.ClickHouse, table, source)
+	c.lastLSN = end.LSN
 	return err
 }
 
 func (p *Probe) askDeadLetters(ctx context.Context, source string, c *ClickHouse) error {
-	table, err := chconfig.QuoteIdentifier(p.DeadLetter)
-	if err != nil {
-		return err
-	}
+	table := sink.Quote(p.DeadLetter)
 	rows, err := p.ClickHouse.Query(ctx, `
 		SELECT commit_lsn, commit_seq, toString(event_id), event_type, reason, error_code, failed_at, count() OVER ()
 		FROM `+table+` FINAL WHERE source = {source:String} AND toUnixTimestamp(retried_at) = 0
@@ -115,7 +120,7 @@ func (p *Probe) askDeadLetters(ctx context.Context, source string, c *ClickHouse
 		if err := rows.Scan(&lsn, &d.Seq, &d.EventID, &d.Type, &d.Reason, &code, &d.FailedAt, &c.DeadLetters.Open); err != nil {
 			return err
 		}
-		d.LSN, d.Reason = pglogrepl.LSN(lsn).String(), telemetry.Scrub(sink.Loggable(d.Reason, code))
+		d.LSN, d.Reason = pglogrepl.LSN(lsn).String(), telemetry.Redact(sink.RedactedReason(d.Reason, code))
 		c.DeadLetters.Recent = append(c.DeadLetters.Recent, d)
 	}
 	return rows.Err()

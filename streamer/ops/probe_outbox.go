@@ -15,9 +15,9 @@ type Outbox struct {
 	Retention  float64     `json:"retention_seconds"` // 0: events are kept for ever
 	Partitions []Partition `json:"partitions"`        // by day
 	Ahead      int         `json:"days_ahead"`        // days after today that have their partition without a gap
-	Default    bool        `json:"rows_in_default"`   // outbox_default holds rows: no day's partition will take them
+	Default    bool        `json:"rows_in_default"`   // diehard_outbox_default holds rows: no day's partition will take them
 	Bytes      int64       `json:"bytes"`
-	Error      string      `json:"error,omitempty"` // why the partitions could not be looked after
+	Error      string      `json:"error,omitempty"` // why partition maintenance failed
 }
 
 // Partition is one day of the outbox.
@@ -35,8 +35,8 @@ func (p *Probe) AskOutbox(ctx context.Context) (*Outbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	var batch pgx.Batch
-	batch.Queue(`SELECT partition, state, starts_at, ends_at, estimated_rows, coalesce(bytes, 0) FROM public.outbox_partitions ORDER BY starts_at`)
-	batch.Queue(`SELECT EXISTS (SELECT FROM public.outbox_default), now()`)
+	batch.Queue(p.Schema.SQL(`SELECT partition, state, starts_at, ends_at, estimated_rows, coalesce(bytes, 0) FROM {outbox}.diehard_partitions ORDER BY starts_at`))
+	batch.Queue(p.Schema.SQL(`SELECT EXISTS (SELECT FROM {outbox}.diehard_outbox_default), now()`))
 	results := p.Postgres.SendBatch(ctx, &batch)
 	defer func() { _ = results.Close() }()
 	answer, err := readOutbox(results)

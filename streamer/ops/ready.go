@@ -2,10 +2,13 @@ package ops
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
+	"diehard/shared/failure"
 	"diehard/shared/settings"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/replication"
 )
 
 // stale is how old PostgreSQL's last answer may be.
@@ -17,22 +20,28 @@ const stale = 15 * time.Second
 // the old one, which holds the slot until then. If only the holder were ready,
 // the update would wait for ever.
 type Readiness struct {
-	Status  string   `json:"status"` // streaming, standby, connecting, retrying, stopping or stopped
-	Ready   bool     `json:"ready"`
-	Reasons []string `json:"reasons"` // why it is not; empty if it is
+	Status  string        `json:"status"` // streaming, standby, connecting, retrying, stuck, failed, stopping or stopped
+	Ready   bool          `json:"ready"`
+	Cause   failure.Cause `json:"cause,omitempty"` // of the status "failed"
+	Reasons []string      `json:"reasons"`         // why it is not; empty if it is
 }
 
-func (m *Monitor) readiness(x sample) Readiness {
+func (m *Monitor) readiness(x snapshot) Readiness {
 	state := m.progress.State()
-	r := Readiness{Status: state.String(), Reasons: []string{}}
+	r := Readiness{Reasons: []string{}}
+	var trouble report
+	r.Status, trouble = m.state()
 	because := func(format string, args ...any) { r.Reasons = append(r.Reasons, fmt.Sprintf(format, args...)) }
 	if m.stopping() && state != pipeline.Stopped {
 		r.Status = "stopping"
 		because("the streamer is shutting down")
 	}
-	m.stateReasons(state, because)
-	endReasons("PostgreSQL", x.postgres, because)
-	endReasons("ClickHouse", x.clickhouse, because)
+	if trouble.fatal != nil {
+		r.Cause = causeOf(trouble.fatal)
+	}
+	m.stateReasons(state, trouble, because)
+	endpointReasons("PostgreSQL", x.postgres, because)
+	endpointReasons("ClickHouse", x.clickhouse, because)
 	if up(x.postgres) {
 		m.slotReasons(state, x, because)
 	}
@@ -40,24 +49,29 @@ func (m *Monitor) readiness(x sample) Readiness {
 	return r
 }
 
-func (m *Monitor) stateReasons(state pipeline.State, because func(string, ...any)) {
-	err, _ := m.progress.LastError()
-	cause := ""
-	if err != nil {
-		cause = ": " + text(err)
+func (m *Monitor) stateReasons(state pipeline.State, t report, because func(string, ...any)) {
+	switch {
+	case t.fatal != nil:
+		because("the streamer cannot run: %s", text(t.fatal))
+		return
+	case t.stuck != nil:
+		because("the stream has failed %d times in the transaction committed at %s: %s. Fix the cause; or skip the transaction with "+
+			"`streamer run --start-lsn %s`, and fill it with `streamer replay --from-table`", t.times, t.position, text(t.stuck), t.position+1)
+		return
 	}
+	cause := m.lastError()
 	switch state {
 	case pipeline.Connecting:
-		because("the streamer has not begun to stream%s", cause)
+		because("the streamer is not streaming%s", cause)
 	case pipeline.Retrying:
-		because("ClickHouse does not take the present batch%s", cause)
+		because("the insert of the present batch fails%s", cause)
 	case pipeline.Stopped:
 		because("the streamer has stopped")
 	case pipeline.Streaming, pipeline.Standby:
 	}
 }
 
-func endReasons[T any](name string, e end[T], because func(string, ...any)) {
+func endpointReasons[T any](name string, e endpoint[T], because func(string, ...any)) {
 	switch {
 	case e.failure != nil:
 		because("%s has not answered since %s: %s", name, e.since.UTC().Format(time.TimeOnly), text(e.failure))
@@ -68,18 +82,42 @@ func endReasons[T any](name string, e end[T], because func(string, ...any)) {
 	}
 }
 
-func (m *Monitor) slotReasons(state pipeline.State, x sample, because func(string, ...any)) {
+func (m *Monitor) slotReasons(state pipeline.State, x snapshot, because func(string, ...any)) {
 	name := m.opts.Probe.Slot
 	slot := x.postgres.last.Slot(name)
 	if slot == nil {
 		because("slot %s does not exist", name)
 		return
 	}
-	if state == pipeline.Streaming && x.state == state && slot.Holder != m.progress.Session() {
-		because("slot %s is held by another session (%s)", name, slot.Holder)
-	}
+	m.holderReasons(state, x, slot, because)
 	if m.opts.MaxLag > 0 && slot.LagBytes > m.opts.MaxLag {
 		because("the slot is %s behind, more than STREAMER_MAX_LAG allows (%s)",
 			settings.Bytes(slot.LagBytes), settings.Bytes(m.opts.MaxLag))
 	}
+}
+
+// holderReasons says what is wrong with the session that streams from the slot. It
+// is asked while the pipeline's state is the one that the snapshot was taken in.
+func (m *Monitor) holderReasons(state pipeline.State, x snapshot, slot *Slot, because func(string, ...any)) {
+	switch {
+	case x.state != state:
+	case slot.Creating():
+		because("slot %s is being created: PostgreSQL waits for running and prepared transactions that have written", slot.Name)
+	case state == pipeline.Streaming && !slot.Active:
+		because("slot %s is inactive: the connection to PostgreSQL is lost%s", slot.Name, m.lastError())
+	case state == pipeline.Streaming && len(slot.WaitsFor) > 0:
+		because("PostgreSQL sends nothing until the standby of slot %s is connected: start it, or take it out of synchronized_standby_slots", strings.Join(slot.WaitsFor, ", "))
+	case state == pipeline.Streaming && slot.Holder != m.progress.Session():
+		because("slot %s is active for another session (%s)", slot.Name, slot.Holder)
+	case state == pipeline.Standby && slot.Active && !replication.IsStreamer(slot.Holder):
+		because("slot %s is active for %q, which is not a streamer: end that session, and find out what it has confirmed", slot.Name, slot.Holder)
+	}
+}
+
+// lastError is how a reason ends: with the last error that was retried.
+func (m *Monitor) lastError() string {
+	if err, _ := m.progress.LastError(); err != nil {
+		return ": " + text(err)
+	}
+	return ""
 }

@@ -1,13 +1,19 @@
 package ops_test
 
 import (
+	"context"
 	"net/http"
+	"os"
+	"regexp"
+	"strings"
 	"testing"
 
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/ops"
 	"diehard/streamer/pipeline"
 )
@@ -41,7 +47,7 @@ func TestNotReadyBeyondTheLimitOfLag(t *testing.T) {
 	env := testenv.New(t)
 	w := watch(t, env, func(o *ops.Options) { o.MaxLag = 4 << 20 })
 	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
-	mend := refuseInserts(t, env)
+	restore := refuseInserts(t, env)
 	publish(t, env, 1)
 	eventually(t, func() bool { _, r := w.ready(); return r.Status == "retrying" }, "nothing is refused")
 	publish(t, env, 50_000)
@@ -52,10 +58,10 @@ func TestNotReadyBeyondTheLimitOfLag(t *testing.T) {
 		code, r = w.ready()
 		reasons = r.Reasons
 		return code == http.StatusServiceUnavailable && len(reasons) == 2
-	}, "the lag is never told")
-	assert.Regexp(t, "^ClickHouse does not take the present batch: insert .*: ", reasons[0])
+	}, "the lag is never reported")
+	assert.Regexp(t, "^the insert of the present batch fails: insert .*: ", reasons[0])
 	assert.Regexp(t, `^the slot is [\d.]+MiB behind, more than STREAMER_MAX_LAG allows \(4MiB\)$`, reasons[1])
-	mend()
+	restore()
 	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer never catches up")
 }
 
@@ -67,6 +73,106 @@ func TestNotReadyWithoutTheSlot(t *testing.T) {
 	eventually(t, func() bool {
 		code, r := w.ready()
 		return code == http.StatusServiceUnavailable && len(r.Reasons) == 1 && r.Reasons[0] == "slot another_slot does not exist"
-	}, "a slot that is missing is never told")
+	}, "a missing slot is never reported")
 	require.Equal(t, "streaming", w.status().State)
+}
+
+// A foreign session is no streamer to wait for: it may confirm what is not in ClickHouse.
+func TestAStandbyBehindAForeignSessionIsNotReady(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	_, err := env.Pool.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot)
+	require.NoError(t, err)
+	foreign := streamFrom(t, env, "pg_recvlogical")
+	w := watch(t, env)
+	eventually(t, func() bool {
+		code, r := w.ready()
+		return code == http.StatusServiceUnavailable && r.Status == "standby" && len(r.Reasons) == 1 &&
+			strings.Contains(r.Reasons[0], `active for "pg_recvlogical", which is not a streamer`)
+	}, "a foreign session is waited for as for a streamer")
+	require.NoError(t, foreign.Close(t.Context()))
+	eventually(t, func() bool { _, r := w.ready(); return r.Status == "streaming" && r.Ready }, "the streamer never takes the slot")
+}
+
+// streamFrom holds the slot with a session of the given application name.
+func streamFrom(t *testing.T, env *testenv.Env, application string) *pgconn.PgConn {
+	t.Helper()
+	cfg, err := pgconn.ParseConfig(env.PostgresURL)
+	require.NoError(t, err)
+	cfg.RuntimeParams["replication"], cfg.RuntimeParams["application_name"] = "database", application
+	conn, err := pgconn.ConnectConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	require.NoError(t, pglogrepl.StartReplication(t.Context(), conn, env.Slot, 0, pglogrepl.StartReplicationOptions{
+		PluginArgs: []string{"proto_version '1'", "publication_names '" + env.Publication + "'"},
+	}))
+	return conn
+}
+
+// PostgreSQL waits for transactions that have written before it gives a new slot its position.
+func TestASlotThatIsBeingCreatedIsNamedAsTheCause(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	tx, err := env.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}')")
+	require.NoError(t, err)
+	w := watch(t, env)
+	eventually(t, func() bool {
+		code, r := w.ready()
+		return code == http.StatusServiceUnavailable && strings.Contains(strings.Join(r.Reasons, "\n"),
+			"slot "+env.Slot+" is being created: PostgreSQL waits for running and prepared transactions")
+	}, "the cause is never named")
+	require.NoError(t, tx.Rollback(t.Context()))
+	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+}
+
+// A page whose name is rebound to 127.0.0.1 reaches nothing.
+func TestAForeignHostIsMisdirected(t *testing.T) {
+	t.Parallel()
+	w := watch(t, testenv.New(t), func(o *ops.Options) { o.Hosts = []string{"streamer.internal"} })
+	for host, want := range map[string]int{
+		"evil.example": http.StatusMisdirectedRequest, "evil.example:8081": http.StatusMisdirectedRequest,
+		"localhost:8081": http.StatusOK, "127.0.0.1": http.StatusOK, "streamer.internal": http.StatusOK,
+	} {
+		for _, path := range []string{"/", "/healthz", "/metrics", "/status", "/history"} {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+path, http.NoBody)
+			require.NoError(t, err)
+			request.Host, request.Close = host, true
+			response, err := http.DefaultClient.Do(request)
+			require.NoError(t, err)
+			require.NoError(t, response.Body.Close())
+			assert.Equal(t, want, response.StatusCode, "%s as %s", path, host)
+		}
+	}
+}
+
+// The README names every path, and there is nothing at any of them that changes something.
+func TestThePageIsReadOnly(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("../README.md")
+	require.NoError(t, err)
+	listed := regexp.MustCompile("`STREAMER_ADDR` [^:]+:8081\\): (.*), read only and without a password").FindStringSubmatch(string(content))
+	require.NotNil(t, listed)
+	w := watch(t, testenv.New(t))
+	send := func(method, path string) int {
+		request, err := http.NewRequestWithContext(t.Context(), method, w.url+path, http.NoBody)
+		require.NoError(t, err)
+		request.Close = true
+		response, err := http.DefaultClient.Do(request)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		return response.StatusCode
+	}
+	paths := strings.Split(strings.ReplaceAll(listed[1], "`", ""), ", ")
+	require.Equal(t, []string{"/", "/healthz", "/readyz", "/metrics", "/status", "/history"}, paths)
+	for _, path := range paths {
+		assert.NotEqual(t, http.StatusNotFound, send(http.MethodGet, path), path)
+		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+			assert.Equal(t, http.StatusMethodNotAllowed, send(method, path), "%s %s", method, path)
+		}
+	}
+	for _, path := range []string{"/debug/pprof/", "/debug/vars", "/config", "/admin"} {
+		assert.Equal(t, http.StatusNotFound, send(http.MethodGet, path), path)
+	}
 }

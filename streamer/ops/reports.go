@@ -17,22 +17,24 @@ import (
 const transaction = "process_outbox_events"
 
 // reports sends flushes, outages and dead letters to Sentry. Its methods are
-// called by the pipeline, one at a time, except for sessionRecovered.
+// called by the pipeline, one at a time, except for recovered and sessionRecovered.
 type reports struct {
 	clickhouse *telemetry.Outage
 	session    *telemetry.Outage
 	view       *telemetry.Outage
+	streamer   *telemetry.Outage
 
 	flush  *telemetry.Flush
 	data   telemetry.FlushData
 	traces []string
-	dead   []decode.Reject // set aside in this flush
+	dead   []decode.Reject // written to the dead-letter table in this flush
 	viewed bool            // a materialized view failed in this flush
 }
 
 func newReports() *reports {
 	return &reports{
 		clickhouse: telemetry.NewOutage("clickhouse"), session: telemetry.NewOutage("session"), view: telemetry.NewOutage("materialized view"),
+		streamer: telemetry.NewOutage("streamer"),
 	}
 }
 
@@ -51,7 +53,7 @@ func (r *reports) flushStarted(b *batch.Batch, queued int) {
 
 // retry ends the transaction of a flush at its first failure: an outage must be
 // seen while it lasts. The flush goes on as a second transaction, which ends when
-// the rows have landed.
+// the rows are written.
 func (r *reports) retry(err error) {
 	r.clickhouse.Failed(context.Background(), err)
 	r.data.Retries++
@@ -66,7 +68,7 @@ func (r *reports) deadLetter(x decode.Reject) {
 		r.dead = append(r.dead, x)
 		return
 	}
-	r.dead = append(r.dead, decode.Reject{}) // the first one and the number are told
+	r.dead = append(r.dead, decode.Reject{}) // the report has the first one and the number
 }
 
 func (r *reports) flushEnded(f pipeline.Flush, err error) {
@@ -80,8 +82,8 @@ func (r *reports) flushEnded(f pipeline.Flush, err error) {
 		}
 	}
 	if n := len(r.dead); n > 0 {
-		told := fmt.Errorf("%d rows set aside in one flush; the first: %w", n, deadLetterError(r.dead[0]))
-		telemetry.Report(context.Background(), "dead letter", failure.Wrap(failure.Poison, told))
+		report := fmt.Errorf("%d rows written to the dead-letter table in one flush; the first: %w", n, deadLetterError(r.dead[0]))
+		telemetry.Report(context.Background(), "dead letter", failure.Wrap(failure.Poison, report))
 		r.dead = r.dead[:0]
 	}
 }
@@ -91,11 +93,15 @@ func (r *reports) viewFailed(err error) {
 	r.view.Failed(context.Background(), err)
 }
 
+func (r *reports) failed(err error) { r.streamer.Failed(context.Background(), err) }
+
+func (r *reports) recovered() { r.streamer.Recovered(context.Background()) }
+
 func (r *reports) sessionFailed(err error) { r.session.Failed(context.Background(), err) }
 
 func (r *reports) sessionRecovered() { r.session.Recovered(context.Background()) }
 
-// deadLetterError tells which row was set aside and by whom. The reason stays in
+// deadLetterError says which row became a dead letter and what refused it. The reason stays in
 // the dead-letter table, because it may quote the row.
 func deadLetterError(r decode.Reject) error {
 	by := "could not be decoded"

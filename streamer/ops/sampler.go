@@ -12,28 +12,28 @@ import (
 )
 
 const (
-	// How often the databases are asked while nobody else asks.
+	// How often the databases are asked without a request.
 	postgresEvery   = time.Second
 	clickhouseEvery = 5 * time.Second
 	outboxEvery     = 15 * time.Second
 	// freshEnough is the age up to which an answer serves a request.
 	freshEnough = 200 * time.Millisecond
-	// patience is how long a request waits for a database that is slow to answer.
-	patience = 500 * time.Millisecond
+	// answerTimeout is how long a request waits for a database that is slow to answer.
+	answerTimeout = 500 * time.Millisecond
 )
 
 // end is what is known of one database.
-type end[T any] struct {
+type endpoint[T any] struct {
 	last    *T        // the last answer, nil before the first
 	at      time.Time // when it was given
 	failure error     // why there was none last time, nil if there was
 	since   time.Time // since when there is none
 }
 
-func (e *end[T]) note(answer *T, err error) {
+func (e *endpoint[T]) note(answer *T, err error) {
 	now := time.Now()
 	if err == nil {
-		*e = end[T]{last: answer, at: now}
+		*e = endpoint[T]{last: answer, at: now}
 		return
 	}
 	if e.failure == nil {
@@ -42,13 +42,13 @@ func (e *end[T]) note(answer *T, err error) {
 	e.failure = err
 }
 
-// sample is how both ends and the pipeline between them stood at one moment.
-type sample struct {
+// snapshot is how both ends and the pipeline between them stood at one moment.
+type snapshot struct {
 	at         time.Time // our clock
 	skew       time.Duration
-	postgres   end[Postgres]
-	clickhouse end[ClickHouse]
-	outbox     end[Outbox]
+	postgres   endpoint[Postgres]
+	clickhouse endpoint[ClickHouse]
+	outbox     endpoint[Outbox]
 	state      pipeline.State
 	lag        Lag
 	rate       rate
@@ -65,9 +65,9 @@ type sampler struct {
 	askingClickHouse sync.Mutex
 
 	mu      sync.Mutex
-	sample  sample
-	tips    timeline // end of the WAL
-	commits timeline // rows that landed
+	last    snapshot
+	walEnds timeline // end of the WAL
+	commits timeline // rows that were written
 	growth  growth
 }
 
@@ -107,18 +107,18 @@ func (s *sampler) askPostgres(ctx context.Context, age time.Duration) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sample.at = time.Now()
-	s.sample.postgres.note(answer, err)
-	s.sample.state = s.progress.State()
+	s.last.at = time.Now()
+	s.last.postgres.note(answer, err)
+	s.last.state = s.progress.State()
 	if err != nil {
 		return
 	}
-	s.sample.skew = answer.Skew()
-	s.tips.add(answer.walEnd, answer.now)
-	s.sample.lag = s.measure(answer)
+	s.last.skew = answer.Skew()
+	s.walEnds.add(answer.walEnd, answer.now)
+	s.last.lag = s.measure(answer)
 	if slot := answer.Slot(s.probe.Slot); slot != nil {
 		s.growth.add(answer.now, slot.RetainedBytes)
-		s.sample.rate = s.growth.rate(slot.Active)
+		s.last.rate = s.growth.rate(slot.Active)
 	}
 }
 
@@ -139,7 +139,7 @@ func (s *sampler) askClickHouse(ctx context.Context, age time.Duration) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sample.clickhouse.note(answer, err)
+	s.last.clickhouse.note(answer, err)
 }
 
 func (s *sampler) askOutbox(ctx context.Context) {
@@ -149,13 +149,13 @@ func (s *sampler) askOutbox(ctx context.Context) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sample.outbox.note(answer, err)
+	s.last.outbox.note(answer, err)
 }
 
-// fresh returns a sample that is young enough for a request. A database that
+// fresh returns a snapshot that is young enough for a request. A database that
 // does not answer is not waited for: then it is the last one.
-func (s *sampler) fresh(ctx context.Context) sample {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (s *sampler) fresh(ctx context.Context) snapshot {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	var asks sync.WaitGroup
 	if s.get().postgres.failure == nil {
@@ -176,15 +176,15 @@ func (s *sampler) fresh(ctx context.Context) sample {
 	return s.get()
 }
 
-// get returns the last sample. What its pointers lead to does not change.
-func (s *sampler) get() sample {
+// get returns the last snapshot. What it points to does not change.
+func (s *sampler) get() snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.sample
+	return s.last
 }
 
-// landed notes the commit time of the last row of a batch that landed.
-func (s *sampler) landed(lsn pglogrepl.LSN, committed time.Time) {
+// committed notes the commit time of the last row of a batch that was written.
+func (s *sampler) committed(lsn pglogrepl.LSN, committed time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.commits.add(lsn, committed)
@@ -194,7 +194,7 @@ func (s *sampler) landed(lsn pglogrepl.LSN, committed time.Time) {
 func (s *sampler) now() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return time.Now().Add(s.sample.skew)
+	return time.Now().Add(s.last.skew)
 }
 
 // measure compares the pipeline's positions with the end of the WAL. Positions
@@ -204,14 +204,14 @@ func (s *sampler) measure(p *Postgres) Lag {
 	if slot := p.Slot(s.probe.Slot); slot != nil {
 		at.confirmed, at.retained = slot.confirmed, slot.restart
 	}
-	if c := s.sample.clickhouse.last; c != nil {
-		at.flushed = c.landed
+	if c := s.last.clickhouse.last; c != nil {
+		at.flushed = c.lastLSN
 	}
-	switch s.sample.state {
+	switch s.last.state {
 	case pipeline.Streaming, pipeline.Retrying:
 		at.received, at.decoded = s.progress.Received(), s.progress.Decoded()
 		at.flushed = max(at.flushed, s.progress.Flushed())
-		at.confirmed = max(at.confirmed, s.progress.Confirmed())
+		at.confirmed = max(at.confirmed, s.progress.Durable())
 		at.rows, at.bytes = s.progress.Buffered()
 	case pipeline.Connecting, pipeline.Standby, pipeline.Stopped:
 	}
@@ -219,13 +219,13 @@ func (s *sampler) measure(p *Postgres) Lag {
 }
 
 // age is how long ago the WAL grew beyond lsn. Before the first look at the end
-// of the WAL, what is known of the past are the commits that have landed.
+// of the WAL, only the commits that were written are known.
 func (s *sampler) age(lsn pglogrepl.LSN, now time.Time) age {
-	if at, ok := s.tips.reached(lsn); ok {
+	if at, ok := s.walEnds.reached(lsn); ok {
 		return age{Duration: max(0, now.Sub(at))}
 	}
 	if at, ok := s.commits.reached(lsn); ok {
 		return age{Duration: max(0, now.Sub(at))}
 	}
-	return age{Duration: max(0, now.Sub(s.tips.marks[0].at)), atLeast: true}
+	return age{Duration: max(0, now.Sub(s.walEnds.marks[0].at)), atLeast: true}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
 
@@ -18,11 +18,11 @@ import (
 // status and the metrics: that is when they are looked at.
 func TestRequestsDoNotWaitForADatabaseThatIsFrozen(t *testing.T) {
 	t.Parallel()
-	frozen, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0") // nobody accepts
+	frozen, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0") // nothing accepts
 	require.NoError(t, err)
 	defer frozen.Close()
 	addr := frozen.Addr().String()
-	pool, err := pgxpool.New(t.Context(), "postgres://somebody@"+addr+"/app?sslmode=disable")
+	pool, err := pgxpool.New(t.Context(), "postgres://user@"+addr+"/app?sslmode=disable")
 	require.NoError(t, err)
 	defer pool.Close()
 	conn, err := ch.Open(&ch.Options{Addr: []string{addr}, DialTimeout: 2 * probeTimeout})
@@ -37,7 +37,7 @@ func TestRequestsDoNotWaitForADatabaseThatIsFrozen(t *testing.T) {
 	assert.Less(t, time.Since(began), probeTimeout, "three requests take less than one question that is not answered")
 }
 
-// Nobody asks in the background here: what a request shows, it has asked for itself.
+// Nothing asks in the background here: what a request shows, it has asked for itself.
 func TestRequestsSeeWhatHasJustHappened(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
@@ -45,7 +45,7 @@ func TestRequestsSeeWhatHasJustHappened(t *testing.T) {
 		Postgres: env.Pool, ClickHouse: env.ClickHouse, Slot: env.Slot, Publication: env.Publication,
 		EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable,
 	}}
-	sees := func(what func(x sample) bool, message string) {
+	sees := func(what func(x snapshot) bool, message string) {
 		t.Helper()
 		require.Eventually(t, func() bool {
 			x := s.fresh(t.Context())
@@ -54,9 +54,9 @@ func TestRequestsSeeWhatHasJustHappened(t *testing.T) {
 			return x.postgres.last != nil && x.clickhouse.last != nil && what(x)
 		}, 20*time.Second, 20*time.Millisecond, message)
 	}
-	sees(func(x sample) bool { return x.clickhouse.last.Rows == 0 && x.postgres.last.Slot(env.Slot) == nil }, "nothing is known")
+	sees(func(x snapshot) bool { return x.clickhouse.last.Rows == 0 && x.postgres.last.Slot(env.Slot) == nil }, "nothing is known")
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), "INSERT INTO event_log (commit_lsn) VALUES (1)"))
 	_, err := env.Pool.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot)
 	require.NoError(t, err)
-	sees(func(x sample) bool { return x.clickhouse.last.Rows == 1 && x.postgres.last.Slot(env.Slot) != nil }, "what happened since is not seen")
+	sees(func(x snapshot) bool { return x.clickhouse.last.Rows == 1 && x.postgres.last.Slot(env.Slot) != nil }, "what happened since is not seen")
 }

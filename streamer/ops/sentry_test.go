@@ -10,9 +10,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/sentrytest"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/telemetry"
-	"diehard/shared/telemetry/sentrytest"
-	"diehard/shared/testenv"
 )
 
 // Sentry belongs to the whole process: this test does not run in parallel, and
@@ -29,16 +29,16 @@ func TestFlushesAndOutagesReachSentry(t *testing.T) {
 	_, err = env.Pool.Exec(t.Context(), `INSERT INTO outbox (event_type, event_context, trace_context)
 		VALUES ('secret_bought', '{"card":"4111-payload"}', '00-`+traceID+`-b7ad6b7169203331-01')`)
 	require.NoError(t, err)
-	landed := func(rows int64) func() bool {
+	written := func(rows int64) func() bool {
 		return func() bool { return w.status().Totals.Flushed == rows }
 	}
-	eventually(t, landed(1), "the row never lands")
+	eventually(t, written(1), "the row is never written")
 
-	mend := refuseInserts(t, env)
+	restore := refuseInserts(t, env)
 	publish(t, env, 1)
 	eventually(t, func() bool { return w.metrics().value("retries_total", "transient") >= 2 }, "nothing is retried")
-	mend()
-	eventually(t, landed(3), "the outage never ends")
+	restore()
+	eventually(t, written(3), "the outage never ends")
 	w.stop()
 	flush(5 * time.Second)
 

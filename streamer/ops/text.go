@@ -4,11 +4,10 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"strconv"
 	"strings"
 	"time"
 
-	"diehard/shared/settings"
+	"github.com/dustin/go-humanize"
 )
 
 // WriteText writes s for people: one screen, at most 100 columns.
@@ -40,6 +39,9 @@ func clip(text string) string {
 
 func (s Status) head(b *strings.Builder) {
 	state := strings.ToUpper(s.State)
+	if s.Cause != "" {
+		state += " (" + string(s.Cause) + ")"
+	}
 	if s.Started != nil {
 		state += ", up " + duration(s.Time.Sub(*s.Started).Seconds())
 	}
@@ -79,6 +81,9 @@ func (s Status) work(b *strings.Builder) {
 		line(b, "last flush", "%s; %s in %s since the start", last,
 			several(s.Totals.Flushed, "event", "events"), several(s.Totals.Flushes, "flush", "flushes"))
 		line(b, "last error", "%s", s.errorText())
+		if n := s.Totals.DoubleEncoded; n > 0 {
+			line(b, "encoded twice", "%s since the start: `streamer doctor` says of which type", several(n, "context", "contexts"))
+		}
 	}
 	if c := s.ClickHouse.ClickHouse; c != nil {
 		line(b, "dead letters", "%s", count(int64(c.DeadLetters.Open))) //nolint:gosec // rows
@@ -96,7 +101,7 @@ func (s Status) errorText() string {
 func (s Status) databases(b *strings.Builder) {
 	line(b, "slot", "%s", s.slotText())
 	if s.Slot != nil {
-		line(b, "runway", "%s", s.Runway.text())
+		line(b, "WAL headroom", "%s", s.WALHeadroom.text())
 	}
 	if p := s.Postgres.Postgres; p != nil {
 		line(b, "publication", "%s", p.Publication)
@@ -119,18 +124,18 @@ func (s Status) slotText() string {
 	case s.Slot == nil && s.Postgres.Postgres == nil:
 		return "unknown"
 	case s.Slot == nil && s.Lag.Flushed.LSN != "":
-		return "GONE, and events that it kept may be missing in ClickHouse: run `streamer doctor`"
+		return "missing, so events may be missing in ClickHouse: run `streamer doctor`"
 	case s.Slot == nil:
-		return "does not exist; `streamer doctor` says whether that is right"
+		return "does not exist yet; `streamer doctor` checks whether that is right"
 	case s.Slot.Lost():
-		return fmt.Sprintf("LOST (%s %s): run `streamer doctor`", s.Slot.WALStatus, s.Slot.InvalidationReason)
+		return fmt.Sprintf("lost (%s %s): run `streamer doctor`", s.Slot.WALStatus, s.Slot.InvalidationReason)
 	}
 	return fmt.Sprintf("%s, WAL %s", s.Slot.activity(s.Time), s.Slot.WALStatus)
 }
 
 func (s Slot) bookmarkText() string {
 	if s.Lost() {
-		return s.Bookmark + " is LOST: PostgreSQL has removed its WAL"
+		return s.Bookmark + " is lost: PostgreSQL has removed its WAL"
 	}
 	return fmt.Sprintf("%s at %s, retains %s", s.Bookmark, s.ConfirmedLSN, size(s.RetainedBytes))
 }
@@ -138,26 +143,26 @@ func (s Slot) bookmarkText() string {
 func (s Slot) activity(now time.Time) string {
 	switch {
 	case s.Active && s.Holder != "":
-		return "held by " + s.Holder
+		return "active (" + s.Holder + ")"
 	case s.Active:
-		return "held"
+		return "active"
 	case s.InactiveSince != nil:
-		return "nobody reads it since " + duration(now.Sub(*s.InactiveSince).Seconds())
+		return "inactive for " + duration(now.Sub(*s.InactiveSince).Seconds())
 	default:
-		return "nobody reads it"
+		return "inactive"
 	}
 }
 
-func (r Runway) text() string {
+func (h WALHeadroom) text() string {
 	switch {
-	case !r.Limited:
+	case !h.Limited:
 		return "unlimited: max_slot_wal_keep_size is not set, the disk is the limit"
-	case r.Bytes <= 0:
-		return "USED UP: the next checkpoint may end the slot"
-	case r.Seconds == nil:
-		return size(r.Bytes) + " of WAL until max_slot_wal_keep_size; not at the present rate"
+	case h.Bytes <= 0:
+		return "none: the next checkpoint may invalidate the slot"
+	case h.Seconds == nil:
+		return size(h.Bytes) + " until max_slot_wal_keep_size; never at the present rate"
 	default:
-		return fmt.Sprintf("%s of WAL until max_slot_wal_keep_size, in %s at the present rate", size(r.Bytes), duration(*r.Seconds))
+		return fmt.Sprintf("%s until max_slot_wal_keep_size, in %s at the present rate", size(h.Bytes), duration(*h.Seconds))
 	}
 }
 
@@ -166,37 +171,37 @@ func (s Status) outboxText() string {
 	if o.Error != "" {
 		return o.Error
 	}
-	leaving := 0
+	retired := 0
 	for _, p := range o.Partitions {
 		if p.State != "attached" {
-			leaving++
+			retired++
 		}
 	}
 	text := fmt.Sprintf("%s (%s), %s ahead", several(int64(len(o.Partitions)), "partition", "partitions"), size(o.Bytes),
 		several(int64(o.Ahead), "day", "days"))
 	if s.Started != nil {
-		text += ", kept " + forHowLong(o.Retention)
+		text += ", " + retentionText(o.Retention)
 	}
-	if leaving > 0 {
-		text += fmt.Sprintf(", %d on their way out", leaving)
+	if retired > 0 {
+		text += fmt.Sprintf(", %d being retired", retired)
 	}
 	if o.Default {
-		text += "; outbox_default holds rows"
+		text += "; diehard_outbox_default holds rows"
 	}
 	return text
 }
 
-func forHowLong(seconds float64) string {
+func retentionText(seconds float64) string {
 	if seconds == 0 {
-		return "for ever"
+		return "no retention"
 	}
-	return duration(seconds)
+	return "retention " + duration(seconds)
 }
 
 func (s Status) postgresText() string {
 	p := s.Postgres
 	if !p.Up {
-		return "DOES NOT ANSWER: " + p.Error
+		return "unreachable: " + p.Error
 	}
 	return fmt.Sprintf("%s, WAL end %s, clock %+d ms from ours", p.Version, s.Lag.WALEnd, int64(p.Skew*1000))
 }
@@ -204,26 +209,15 @@ func (s Status) postgresText() string {
 func (s Status) clickhouseText() string {
 	c := s.ClickHouse
 	if !c.Up {
-		return "DOES NOT ANSWER: " + c.Error
+		return "unreachable: " + c.Error
 	}
 	return fmt.Sprintf("%s, %s (%s) in %s", c.Version, several(int64(c.Rows), "row", "rows"), //nolint:gosec // rows
 		size(int64(c.Bytes)), several(int64(c.Parts), "part", "parts")) //nolint:gosec // bytes and parts
 }
 
-func size(bytes int64) string {
-	text := settings.Bytes(bytes).String()
-	i := strings.LastIndexAny(text, "0123456789") + 1
-	return text[:i] + " " + text[i:]
-}
+func size(bytes int64) string { return humanize.IBytes(uint64(max(0, bytes))) }
 
-// count writes 1234567 as 1,234,567.
-func count(n int64) string {
-	text := strconv.FormatInt(n, 10)
-	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
-}
+func count(n int64) string { return humanize.Comma(n) }
 
 // several writes n of something: 1 part, 1,234 parts.
 func several(n int64, one, many string) string {
@@ -242,10 +236,19 @@ func duration(seconds float64) string {
 	case d < time.Minute:
 		return d.Round(100 * time.Millisecond).String()
 	case d < time.Hour:
-		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
+		return twoUnits(d.Round(time.Second), time.Minute, "m", time.Second, "s")
 	case d < 48*time.Hour:
-		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+		return twoUnits(d.Round(time.Minute), time.Hour, "h", time.Minute, "m")
 	default:
-		return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+		return twoUnits(d.Round(time.Hour), 24*time.Hour, "d", time.Hour, "h")
 	}
+}
+
+// twoUnits leaves the smaller unit out when it is 0: 8m20s, 2h, 2d9h.
+func twoUnits(d, large time.Duration, largeName string, small time.Duration, smallName string) string {
+	text := fmt.Sprintf("%d%s", d/large, largeName)
+	if rest := d % large / small; rest > 0 {
+		text += fmt.Sprintf("%d%s", rest, smallName)
+	}
+	return text
 }

@@ -10,7 +10,7 @@ import (
 // maxMarks bounds a timeline: more than an hour at one mark a second.
 const maxMarks = 4096
 
-// timeline knows when the WAL was where, by PostgreSQL's clock. It turns a
+// timeline maps positions of the WAL to times, by PostgreSQL's clock. It turns a
 // distance in bytes into one in time. Not safe for concurrent use.
 type timeline struct {
 	marks []mark // ascending in both

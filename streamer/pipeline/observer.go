@@ -25,19 +25,19 @@ type Observer interface {
 	FlushEnded(b *batch.Batch, f Flush, err error)
 	// Retry is called for every try that failed and will be repeated.
 	Retry(class failure.Class, err error)
-	// ViewFailed is called when rows have landed and err tells that a materialized view did not take them.
+	// ViewFailed is called when rows are written and err says that a materialized view failed.
 	ViewFailed(err error)
-	// DeadLetter is called for every row set aside.
+	// DeadLetter is called for every row written to the dead-letter table.
 	DeadLetter(r decode.Reject)
 	// SessionEnded is called when a connection ended with an error and a new one is about to begin.
 	SessionEnded(err error)
 }
 
-type nobody struct{}
+type noopObserver struct{}
 
-func (nobody) FlushStarted(*batch.Batch)             {}
-func (nobody) FlushEnded(*batch.Batch, Flush, error) {}
-func (nobody) Retry(failure.Class, error)            {}
-func (nobody) ViewFailed(error)                      {}
-func (nobody) DeadLetter(decode.Reject)              {}
-func (nobody) SessionEnded(error)                    {}
+func (noopObserver) FlushStarted(*batch.Batch)             {}
+func (noopObserver) FlushEnded(*batch.Batch, Flush, error) {}
+func (noopObserver) Retry(failure.Class, error)            {}
+func (noopObserver) ViewFailed(error)                      {}
+func (noopObserver) DeadLetter(decode.Reject)              {}
+func (noopObserver) SessionEnded(error)                    {}

@@ -5,9 +5,11 @@
 //	   ↑                       │
 //	   └──── status ◀── confirmed (after the rows are durable)
 //
-// A session begins with taking the slot, ending what a predecessor left running
-// in ClickHouse, and reading back where the table ends. Every reconnect is such a
-// beginning, so there is one way to start and it is exercised all the time.
+// Before the data of an insert is sent, PostgreSQL holds its intent: the range of rows,
+// the deduplication token, and what else decides the block's bytes. A session begins with
+// taking the slot, claiming the intent, writing it once more if it may be unfinished, and
+// going on behind it. Every reconnect is such a beginning, so there is one way to start
+// and it is exercised all the time.
 package pipeline
 
 import (
@@ -20,21 +22,26 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 
+	"diehard/shared/event"
 	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
-// Config of a Pipeline. All fields but Shard, Messages and StartLSN are required.
+// Config of a Pipeline. All fields but Shard, Messages, LocalOnly, StartLSN, Reader and Dial are required.
 type Config struct {
 	PostgresURL string
 	Slot        string // of the shard, if there are shards
 	Publication string
+	Schema      event.Schema // of the outbox
 	Shard       replication.Shard
 	// Messages makes messages with our prefix events.
 	Messages bool
+	// LocalOnly skips what a subscription wrote.
+	LocalOnly bool
 	// StartLSN skips every commit before it; 0 skips nothing. It must not lie before
 	// what the slot has confirmed.
 	StartLSN pglogrepl.LSN
@@ -43,6 +50,8 @@ type Config struct {
 	SenderTimeout time.Duration
 
 	Tables sink.Tables
+	// Reader is as in sink.Sink.ReadThrough; nil is the connection of New.
+	Reader driver.Conn
 	Limits batch.Limits
 	// FlushInterval is the longest time a row waits for others, and the shortest
 	// between the starts of two inserts that are not full.
@@ -51,9 +60,11 @@ type Config struct {
 	InsertTimeout time.Duration
 	// DrainTimeout bounds what happens after Run's context has ended.
 	DrainTimeout time.Duration
+	// Dial makes the connections to PostgreSQL; nil is TCP.
+	Dial pgconn.DialFunc
 }
 
-// Pipeline is one streamer. Run may be called once.
+// Pipeline is one streamer. Run may be called again after it has returned.
 type Pipeline struct {
 	cfg      Config
 	ch       driver.Conn
@@ -61,16 +72,25 @@ type Pipeline struct {
 	observer Observer
 	progress Progress
 	systemID string // of the first server that was reached
-	// startJudged: StartLSN was found to be possible.
-	startJudged bool
+	// newTimeline is since when this process knows the timeline that it is on.
+	newTimeline struct {
+		timeline uint32
+		since    time.Time
+		other    bool // it knows one from before, too
+	}
+	// silences is how many sessions in a row PostgreSQL's silence has ended; the receiver's.
+	silences int
+	warned   map[string]bool // what was logged of replication.Warning
+	// startChecked: StartLSN was found to be possible.
+	startChecked bool
 }
 
 // New returns a Pipeline that writes through ch. observer may be nil.
 func New(cfg Config, ch driver.Conn, log *slog.Logger, observer Observer) *Pipeline {
 	if observer == nil {
-		observer = nobody{}
+		observer = noopObserver{}
 	}
-	return &Pipeline{cfg: cfg, ch: ch, log: log, observer: observer}
+	return &Pipeline{cfg: cfg, ch: ch, log: log, observer: observer, warned: map[string]bool{}}
 }
 
 // Progress returns what the pipeline is doing; it may be read at any time.
@@ -86,7 +106,7 @@ const (
 // Run streams until ctx ends, and then drains within DrainTimeout.
 //
 // Errors: failure.Fatal when an operator must act first; an error after ctx
-// has ended means that the last rows could not be landed: they come again at
+// has ended means that the last rows could not be written: they come again at
 // the next start. All other errors are retried for ever.
 func (p *Pipeline) Run(ctx context.Context) error {
 	defer p.progress.setState(Stopped)
@@ -126,20 +146,6 @@ func shutdownError(err error) error {
 	return fmt.Errorf("shutdown: %w", err)
 }
 
-// session is one connection from its opening to its end.
-type session struct {
-	*Pipeline
-	log     *slog.Logger
-	name    string // application name: unique, proves that the slot is ours
-	nonce   string
-	control *replication.Control
-	conn    *replication.Conn
-	sink    *sink.Sink
-	source  sink.Source
-	slot    replication.Slot
-	again   pglogrepl.LSN // the commit that was asked for again because its rows have landed; 0 for none
-}
-
 func (p *Pipeline) session(ctx context.Context) error {
 	s, err := p.open(ctx)
 	if err != nil {
@@ -147,13 +153,4 @@ func (p *Pipeline) session(ctx context.Context) error {
 	}
 	defer s.close()
 	return s.stream(ctx)
-}
-
-func (s *session) close() {
-	if s.conn != nil {
-		s.conn.Close()
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	s.control.Close(ctx)
 }

@@ -13,10 +13,11 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
-	"diehard/shared/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
+	"diehard/streamer/replication"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -33,7 +34,7 @@ func TestTheConfirmedPositionNeverGoesBack(t *testing.T) {
 
 // sessions counts the sessions that ended.
 type sessions struct {
-	nobody
+	noopObserver
 	ended chan error
 }
 
@@ -45,7 +46,7 @@ func TestAnAbsentServerIsTriedAgain(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	address := listener.Addr().String()
-	listener.Close() // nobody listens there now
+	listener.Close() // noopObserver listens there now
 	ended := sessions{ended: make(chan error, 100)}
 	p := New(Config{PostgresURL: "postgres://user:hunter2@" + address + "/db?sslmode=disable", SenderTimeout: time.Second},
 		nil, slog.New(slog.DiscardHandler), ended)
@@ -85,18 +86,27 @@ func TestAStopIsNoError(t *testing.T) {
 func TestAnotherServerBehindTheAddressIsFatal(t *testing.T) {
 	t.Parallel()
 	p := New(Config{}, nil, slog.New(slog.DiscardHandler), nil)
-	require.NoError(t, p.sameServer("1"))
-	require.NoError(t, p.sameServer("1"))
-	err := p.sameServer("2")
-	require.ErrorContains(t, err, "its system identifier is 2 and was 1")
-	assert.Equal(t, failure.Fatal, failure.Of(err))
+	of := func(systemID string) func() (replication.IntentRecord, error) {
+		return func() (replication.IntentRecord, error) { return replication.IntentRecord{SystemID: systemID}, nil }
+	}
+	require.NoError(t, p.sameServer("1", of("")))
+	require.NoError(t, p.sameServer("1", of("")))
+	for _, recorded := range []string{"", "2"} {
+		err := p.sameServer("2", of(recorded))
+		require.ErrorContains(t, err, "its system identifier is 2 and was 1")
+		assert.Equal(t, failure.Fatal, failure.Of(err))
+	}
+	p.cfg.StartLSN, p.startChecked = 300, true
+	require.NoError(t, p.sameServer("2", of("1")), "it was made of the first")
+	assert.Zero(t, p.cfg.StartLSN, "a position of the first one's WAL")
+	require.Error(t, p.sameServer("1", of("1")))
 }
 
 // Progress adds up while batches go from hand to hand.
 func TestProgressKnowsWhatIsBuffered(t *testing.T) {
 	t.Parallel()
 	r := newReception(t, roomy)
-	p := r.Progress()
+	p := r.s.progress
 	r.transaction(1000, 3)
 	r.wait(time.Now())
 	b := r.handed()
@@ -113,11 +123,11 @@ func TestProgressKnowsWhatIsBuffered(t *testing.T) {
 	assert.Equal(t, pglogrepl.LSN(2000), p.Received())
 
 	p.done(measure(b))
-	p.landed(Flush{Rows: 3, Bytes: 300, Last: decode.Position{LSN: 1000, Seq: 3}})
+	p.wrote(Flush{Rows: 3, Bytes: 300, Last: decode.Position{LSN: 1000, Seq: 3}})
 	rows, _ = p.Buffered()
 	assert.Equal(t, int64(1), rows)
-	landed, size, inserts := p.Landed()
-	assert.Equal(t, []int64{3, 300, 1}, []int64{landed, size, inserts})
+	written, size, inserts := p.Written()
+	assert.Equal(t, []int64{3, 300, 1}, []int64{written, size, inserts})
 	assert.Equal(t, pglogrepl.LSN(1000), p.Flushed())
 	assert.WithinDuration(t, time.Now(), p.LastFlush(), time.Minute)
 
@@ -127,17 +137,22 @@ func TestProgressKnowsWhatIsBuffered(t *testing.T) {
 	assert.Equal(t, "next", p.Session())
 }
 
-func TestStartLSNIsJudgedOnce(t *testing.T) {
+func TestStartLSNIsCheckedOnce(t *testing.T) {
 	t.Parallel()
-	judge := func(start, confirmed, landed, end pglogrepl.LSN) (pglogrepl.LSN, error) {
-		p := New(Config{StartLSN: start}, nil, slog.New(slog.DiscardHandler), nil)
-		s := &session{Pipeline: p, log: p.log}
-		s.slot.ConfirmedFlush = confirmed
-		return s.startAt(landed, end)
+	written := func(s *session, after, through pglogrepl.LSN) replication.IntentRecord {
+		return replication.IntentRecord{SystemID: s.source.SystemID, Timeline: s.history.Timeline, Intent: &replication.Intent{
+			After: replication.Position{LSN: after}, Through: replication.Position{LSN: through},
+		}}
 	}
-	at := func(want, start, confirmed, landed, end pglogrepl.LSN) {
+	check := func(start, confirmed, after, end pglogrepl.LSN) (pglogrepl.LSN, error) {
+		p := New(Config{StartLSN: start}, nil, slog.New(slog.DiscardHandler), nil)
+		s := newSession(p)
+		s.slot.ConfirmedFlush = confirmed
+		return s.startAt(written(s, after, after), end)
+	}
+	at := func(want, start, confirmed, after, end pglogrepl.LSN) {
 		t.Helper()
-		got, err := judge(start, confirmed, landed, end)
+		got, err := check(start, confirmed, after, end)
 		require.NoError(t, err)
 		assert.Equal(t, want, got)
 	}
@@ -147,25 +162,34 @@ func TestStartLSNIsJudgedOnce(t *testing.T) {
 	at(400, 300, 100, 400, 1000)
 	at(1000, 1000, 100, 0, 1000)
 	for _, start := range []pglogrepl.LSN{99, 1001} {
-		_, err := judge(start, 100, 0, 1000)
+		_, err := check(start, 100, 0, 1000)
 		require.ErrorContains(t, err, "--start-lsn "+start.String())
 		assert.Equal(t, failure.Fatal, failure.Of(err))
 	}
 	p := New(Config{StartLSN: 300}, nil, slog.New(slog.DiscardHandler), nil)
-	s := &session{Pipeline: p, log: p.log}
-	_, err := s.startAt(0, 1000)
+	s := newSession(p)
+	_, err := s.startAt(replication.IntentRecord{}, 1000)
 	require.NoError(t, err)
+	_, err = s.startAt(replication.IntentRecord{}, 299)
+	require.ErrorContains(t, err, "beyond the end of the WAL", "it went back in a failover")
 	s.slot.ConfirmedFlush = 500 // a session later
-	got, err := s.startAt(450, 1000)
+	got, err := s.startAt(written(s, 450, 450), 1000)
 	require.NoError(t, err)
 	assert.Equal(t, pglogrepl.LSN(450), got)
+	got, err = s.startAt(written(s, 100, 350), 1000) // a range that is unfinished where events are to be skipped
+	require.NoError(t, err)
+	assert.Equal(t, pglogrepl.LSN(100), got)
+	s.history.Timeline++ // its positions are those of another history
+	got, err = s.startAt(replication.IntentRecord{Intent: &replication.Intent{After: replication.Position{LSN: 100}}}, 1000)
+	require.NoError(t, err)
+	assert.Equal(t, pglogrepl.LSN(300), got)
 }
 
-func TestErrorsThatEndAnInsertForGood(t *testing.T) {
+func TestErrorsThatEndAnInsert(t *testing.T) {
 	t.Parallel()
 	assert.True(t, final(failure.Wrap(failure.Fatal, errors.New("no table"))))
-	assert.True(t, final(fmt.Errorf("%w: fenced", errOwner)))
-	assert.False(t, final(failure.Wrap(failure.Poison, errors.New("bad row"))), "the rows may have landed behind the error of a view")
+	assert.True(t, final(failure.Wrap(failure.Poison, errors.New("bad row"))))
+	assert.False(t, final(nil))
 	assert.False(t, final(errors.New("connection reset")))
 }
 
@@ -173,8 +197,8 @@ func TestErrorsThatEndAnInsertForGood(t *testing.T) {
 func TestARefusalIsNotAboutTheOwner(t *testing.T) {
 	t.Parallel()
 	refusal := failure.Wrap(failure.Fatal, errors.New("publication p was changed: do this"))
-	require.EqualError(t, unproved(refusal), "publication p was changed: do this")
-	require.ErrorIs(t, unproved(errors.New("connection reset")), errOwner)
+	require.EqualError(t, unproven(refusal), "publication p was changed: do this")
+	require.ErrorIs(t, unproven(errors.New("connection reset")), errOwner)
 }
 
 // What ClickHouse refuses is kept so that it can be tried again.
@@ -195,4 +219,26 @@ func TestAPoisonRowBecomesADeadLetter(t *testing.T) {
 	require.NoError(t, tuple.Append(&again.Rows, r.Position, r.CommitTime))
 	assert.Equal(t, b.Context, again.Context)
 	assert.Equal(t, b.ID, again.ID)
+}
+
+// Recording a position makes WAL, which makes the next position: a streamer that has
+// nothing else to record does so less and less.
+func TestAnIdleStreamerDoesNotFollowItsOwnRecords(t *testing.T) {
+	t.Parallel()
+	var idle idleRecord
+	now := time.Now()
+	end := pglogrepl.LSN(1000)
+	records := 0
+	for range 3600 { // an hour; each record is followed by some WAL of its own
+		now = now.Add(time.Second)
+		if idle.due(end+100, now) {
+			records++
+			end += 300
+			idle.recordEnd, idle.recordedAt = end, now
+		}
+	}
+	assert.Less(t, records, 150)
+	assert.True(t, idle.due(end+idleBytes, now.Add(idleRecordInterval)), "others write")
+	idle.recordedAt = now
+	assert.False(t, idle.due(end+100*idleBytes, now), "not for every one of their writes")
 }

@@ -18,7 +18,7 @@ const (
 	Connecting State = iota
 	// Standby waits for another streamer to leave the slot.
 	Standby
-	// Streaming reads and lands rows.
+	// Streaming reads and writes rows.
 	Streaming
 	// Retrying is Streaming with ClickHouse refusing the current batch.
 	Retrying
@@ -33,24 +33,24 @@ func (s State) String() string {
 
 // Progress is where a Pipeline stands. All methods may be called at any time.
 type Progress struct {
-	state     atomic.Int32
-	session   atomic.Pointer[string]
-	received  atomic.Uint64
-	decoded   atomic.Uint64
-	serverEnd atomic.Uint64
-	flushed   atomic.Uint64
-	confirmed atomic.Uint64
-	readRows  atomic.Int64
-	readBytes atomic.Int64
-	strays    atomic.Int64
-	openRows  atomic.Int64 // of the open batch
-	openBytes atomic.Int64
-	handRows  atomic.Int64 // of batches handed over and not yet durable
-	handBytes atomic.Int64
-	rows      atomic.Int64
-	bytes     atomic.Int64
-	flushes   atomic.Int64
-	lastFlush atomic.Int64 // unix nanoseconds
+	state           atomic.Int32
+	session         atomic.Pointer[string]
+	received        atomic.Uint64
+	decoded         atomic.Uint64
+	flushed         atomic.Uint64
+	durable         atomic.Uint64
+	confirmed       atomic.Uint64
+	readRows        atomic.Int64
+	readBytes       atomic.Int64
+	droppedMessages atomic.Int64
+	openRows        atomic.Int64 // of the open batch
+	openBytes       atomic.Int64
+	handRows        atomic.Int64 // of batches handed over and not yet durable
+	handBytes       atomic.Int64
+	rows            atomic.Int64
+	bytes           atomic.Int64
+	flushes         atomic.Int64
+	lastFlush       atomic.Int64 // unix nanoseconds
 
 	mu      sync.Mutex
 	lastErr error
@@ -76,13 +76,14 @@ func (p *Progress) Received() pglogrepl.LSN { return pglogrepl.LSN(p.received.Lo
 // Decoded is the position before which every transaction was read to its end.
 func (p *Progress) Decoded() pglogrepl.LSN { return pglogrepl.LSN(p.decoded.Load()) }
 
-// ServerEnd is the WAL position of the last keepalive.
-func (p *Progress) ServerEnd() pglogrepl.LSN { return pglogrepl.LSN(p.serverEnd.Load()) }
-
 // Flushed is the commit LSN of the last row that is durable in ClickHouse.
 func (p *Progress) Flushed() pglogrepl.LSN { return pglogrepl.LSN(p.flushed.Load()) }
 
-// Confirmed is the last position that PostgreSQL was told.
+// Durable is the position before which everything is durable in ClickHouse. An idle
+// streamer confirms it to PostgreSQL only now and then: the record of it is WAL, too.
+func (p *Progress) Durable() pglogrepl.LSN { return pglogrepl.LSN(p.durable.Load()) }
+
+// Confirmed is the last position that was sent to PostgreSQL.
 func (p *Progress) Confirmed() pglogrepl.LSN { return pglogrepl.LSN(p.confirmed.Load()) }
 
 // Read is the number of rows that were read, dead letters included, and the
@@ -90,17 +91,17 @@ func (p *Progress) Confirmed() pglogrepl.LSN { return pglogrepl.LSN(p.confirmed.
 // connection count again.
 func (p *Progress) Read() (rows, bytes int64) { return p.readRows.Load(), p.readBytes.Load() }
 
-// Strays is the number of events that were dropped because their messages were
+// DroppedMessages is the number of events that were dropped because their messages were
 // not transactional. Such a message may be counted again after a reconnect.
-func (p *Progress) Strays() int64 { return p.strays.Load() }
+func (p *Progress) DroppedMessages() int64 { return p.droppedMessages.Load() }
 
 // Buffered is what was read and is not yet durable, in rows and bytes of memory.
 func (p *Progress) Buffered() (rows, bytes int64) {
 	return max(0, p.openRows.Load()+p.handRows.Load()), max(0, p.openBytes.Load()+p.handBytes.Load())
 }
 
-// Landed is the number of rows and their bytes, and of inserts, since the start.
-func (p *Progress) Landed() (rows, bytes, inserts int64) {
+// Written is the number of rows that became durable and their bytes, and of flushes, since the start.
+func (p *Progress) Written() (rows, bytes, inserts int64) {
 	return p.rows.Load(), p.bytes.Load(), p.flushes.Load()
 }
 
@@ -126,6 +127,7 @@ func (p *Progress) begin(name string, confirmed pglogrepl.LSN) {
 	p.session.Store(&name)
 	p.received.Store(uint64(confirmed))
 	p.decoded.Store(uint64(confirmed))
+	p.durable.Store(uint64(confirmed))
 	p.openRows.Store(0)
 	p.openBytes.Store(0)
 	p.handRows.Store(0)
@@ -167,7 +169,7 @@ func (p *Progress) fail(err error) {
 	p.lastErr, p.errAt = err, time.Now()
 }
 
-func (p *Progress) landed(f Flush) {
+func (p *Progress) wrote(f Flush) {
 	p.flushed.Store(uint64(f.Last.LSN))
 	p.rows.Add(int64(f.Rows))
 	p.bytes.Add(int64(f.Bytes))

@@ -32,54 +32,67 @@ const (
 // in full batches; and while ClickHouse is slow the batch grows instead of
 // becoming several small parts.
 //
-// There are two batches: the open one, and one that the writer has or has
-// emptied. Getting the other one in exchange is how the writer is known to be idle.
+// Invariants:
+//   - There are two batches: the open one, and one that the writer has or has emptied.
+//     Getting the other one back is how the writer is known to be idle.
+//   - The open batch holds every row behind those handed over, and its position covers no
+//     row that is not in it or before it.
+//   - The first batch is the range of repeat, whatever the limits, if there is one.
 type receiver struct {
-	*session
+	s         *session
 	decoder   *decode.Decoder
 	confirmed *confirmed
 	ready     chan<- *batch.Batch
 	free      <-chan *batch.Batch
-	waiting   *atomic.Bool // a batch is due and the writer is busy
+	waiting   *atomic.Int32       // see waitsReading
+	repeat    *replication.Intent // the range that the open batch must become; nil for none
 
-	open     *batch.Batch
-	whole    pglogrepl.LSN // every transaction before it was read to its end
-	rows     int64         // read before the open batch
-	received int64         // bytes sent for them
-	rowSince time.Time     // since when open holds rows, as far as waits can tell; zero without rows
-	handed   time.Time     // when rows were last handed over
-	idle     time.Time     // when a position without rows was
-	urgent   bool          // the server waits for a confirmation, as at its shutdown
-	strayed  time.Time     // when the log last told of a stray event
-	heard    time.Time     // when the server was last heard of
-	fresh    bool          // a message came since the last wait
+	open              *batch.Batch
+	completeLSN       pglogrepl.LSN // every transaction before it was read to its end
+	rows              int64         // read before the open batch
+	received          int64         // bytes sent for them
+	rowSince          time.Time     // since when open holds rows, as far as waits can tell; zero without rows
+	lastHandoff       time.Time     // when rows were last handed over
+	lastIdleHandoff   time.Time     // when a position without rows was
+	replyRequested    bool          // the server waits for a confirmation, as at its shutdown
+	droppedLoggedAt   time.Time     // when the log last said that a message was dropped
+	lastMessageAt     time.Time     // when the server last sent something
+	receivedSinceWait bool          // a message came since the last wait
 }
+
+// What a receiver does that has a batch for the writer, which is busy; 0 without one.
+const (
+	waitsReading = iota + 1 // it reads on, and is to be woken
+	waitsBlocked
+)
 
 // run reads until reading ends, and then hands over what is complete. Only work's
 // end makes it drop the open batch.
 func (r *receiver) run(reading, work context.Context) error {
-	r.open, r.heard = batch.New(r.cfg.Limits), time.Now()
-	for reading.Err() == nil {
+	defer func() { r.publish() }() // how far it came until it failed
+	r.open, r.lastMessageAt = batch.New(r.s.cfg.Limits), time.Now()
+	for reading.Err() == nil && work.Err() == nil {
 		deadline := time.Time{}
-		if !r.conn.Buffered() {
+		if !r.s.conn.Buffered() {
 			var err error
 			if deadline, err = r.beforeWait(time.Now()); err != nil {
 				return err
 			}
 		}
-		msg, err := r.conn.Receive(deadline)
+		msg, err := r.s.conn.Receive(deadline)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
+			r.receivedSinceWait = r.receivedSinceWait || r.s.conn.Progressed()
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		r.fresh = true
-		if err := r.take(msg); err != nil {
+		r.receivedSinceWait = true
+		if err := r.handleMessage(msg); err != nil {
 			return err
 		}
-		if r.open.Full(r.cfg.Limits) {
-			r.handOver(work)
+		if r.repeat == nil && r.open.Full(r.s.cfg.Limits) || r.repeated() {
+			r.flushBlocking(work)
 		}
 	}
 	failpoint.Hit("draining")
@@ -87,65 +100,95 @@ func (r *receiver) run(reading, work context.Context) error {
 	return nil
 }
 
-// drain hands over what is to land before the end. Of a transaction that has not
-// been read to its end nothing more: it comes again, and the outbox can be divided
-// into shards where no transaction has landed in part.
+// drain hands over what is to be written before the end. Of a transaction that has not
+// been read to its end nothing more: it comes again, and the outbox can be sharded
+// where no transaction is written in part. Nor of a range that is to be repeated.
 func (r *receiver) drain(work context.Context) {
+	if r.repeat != nil {
+		return
+	}
 	if r.decoder.InTransaction() {
 		r.open.Cut(r.decoder.Last().LSN)
 	}
+	if uint64(r.completeLSN) > r.confirmed.lsn.Load() {
+		r.open.Keepalive(r.completeLSN)
+	}
+	r.open.Urgent = true
 	if r.open.Pending() && work.Err() == nil {
-		r.handOver(work)
+		r.flushBlocking(work)
 	}
 }
 
-func (r *receiver) take(msg replication.Message) error {
+// repeated reports that the open batch is the range of repeat, which is over then.
+func (r *receiver) repeated() bool {
+	if r.repeat == nil || r.open.Last() != decode.Position(r.repeat.Through) {
+		return false
+	}
+	r.repeat = nil
+	return true
+}
+
+// checkRepeat refuses a stream that has passed the range of repeat and has not brought it.
+func (r *receiver) checkRepeat(at decode.Position) error {
+	if r.repeat == nil || !at.After(decode.Position(r.repeat.Through)) {
+		return nil
+	}
+	return replication.DivergedHistory(fmt.Errorf("%w: the intent ends at %s, and the stream has no event there", decode.ErrDivergedHistory, r.repeat.Through))
+}
+
+func (r *receiver) handleMessage(msg replication.Message) error {
 	if msg.Kind == replication.Keepalive {
-		if err := r.decoder.Passed(msg.WALEnd); err != nil {
-			return replication.RefuseHistory(err)
+		if err := r.decoder.Advance(msg.WALEnd); err != nil {
+			return replication.DivergedHistory(err)
+		}
+		if err := r.checkRepeat(decode.Position{LSN: msg.WALEnd}); err != nil {
+			return err
 		}
 		if !r.decoder.InTransaction() {
-			r.open.Idle(msg.WALEnd)
-			r.whole = max(r.whole, msg.WALEnd)
+			r.open.Keepalive(msg.WALEnd)
+			r.completeLSN = max(r.completeLSN, msg.WALEnd)
 		}
-		r.progress.serverEnd.Store(uint64(msg.WALEnd))
 		if msg.ReplyRequested {
-			r.urgent = true
+			r.replyRequested = true
 			r.confirmed.signal()
 		}
 		return nil
 	}
-	kind, err := r.decoder.Decode(msg.Data, &r.open.Rows)
-	if errors.Is(err, decode.ErrHistory) {
-		return replication.RefuseHistory(err)
+	kind, err := r.decoder.DecodeHead(msg.Data, msg.Size, &r.open.Rows)
+	if errors.Is(err, decode.ErrDivergedHistory) {
+		return replication.DivergedHistory(err)
 	}
 	if err != nil {
 		return err
 	}
-	r.open.Received += len(msg.Data)
+	r.open.Received += msg.Size
+	if err := r.checkRepeat(r.decoder.Last()); err != nil {
+		return err
+	}
 	switch kind {
 	case decode.Commit:
 		r.open.Commit(r.decoder.CommitEnd())
-		r.whole = r.decoder.CommitEnd()
-	case decode.Stray:
-		r.stray(time.Now())
+		r.completeLSN = r.decoder.CommitEnd()
+		r.s.p.silences = 0
+	case decode.NonTransactional:
+		r.countDropped(time.Now())
 	default:
 	}
 	return nil
 }
 
-// strayNotice is how often the log tells of stray events.
-const strayNotice = 10 * time.Second
+// droppedLogInterval is the shortest time between two log entries about dropped messages.
+const droppedLogInterval = 10 * time.Second
 
-// stray tells of an event that was not published transactionally: PostgreSQL gives
-// it no place in the stream, so that it can be neither delivered once nor set aside.
-func (r *receiver) stray(now time.Time) {
-	n := r.progress.strays.Add(1)
-	if now.Sub(r.strayed) < strayNotice {
+// countDropped reports an event that was not published transactionally: PostgreSQL gives
+// it no position in the stream, so that it can be neither delivered once nor kept as a dead letter.
+func (r *receiver) countDropped(now time.Time) {
+	n := r.s.progress.droppedMessages.Add(1)
+	if now.Sub(r.droppedLoggedAt) < droppedLogInterval {
 		return
 	}
-	r.strayed = now
-	r.log.Error("DROPPED an event in a message that is not transactional, which cannot be delivered exactly once: "+
+	r.droppedLoggedAt = now
+	r.s.log.Error("DROPPED an event in a message that is not transactional, which cannot be delivered exactly once: "+
 		"call pg_logical_emit_message(true, …), or publish_event_message", "dropped_since_start", n)
 }
 
@@ -156,98 +199,106 @@ func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
 		return now, err
 	}
 	r.publish()
-	if !r.open.Pending() {
-		return now.Add(r.step()), nil
+	if !r.open.Pending() || r.repeat != nil {
+		return now.Add(r.pollTimeout()), nil
 	}
-	due := r.due(now)
+	due := r.flushDeadline(now)
 	if due.After(now) {
 		return due, nil
 	}
 	select {
 	case empty := <-r.free:
-		r.exchange(now, empty)
-		return now.Add(r.step()), nil
+		r.swapBatches(now, empty)
+		return now.Add(r.pollTimeout()), nil
 	default: // the writer wakes us when it is done
-		r.waiting.Store(true)
-		return now.Add(min(maxStep, r.cfg.FlushInterval)), nil
+		r.waiting.Store(waitsReading)
+		return now.Add(min(maxStep, r.s.cfg.FlushInterval)), nil
 	}
 }
 
 // due is when the open batch should go out if nothing more arrives.
-func (r *receiver) due(now time.Time) time.Time {
+func (r *receiver) flushDeadline(now time.Time) time.Time {
 	switch {
-	case r.urgent:
+	case r.replyRequested:
 		return now
 	case r.open.Empty(): // a position alone costs no insert
-		return r.idle.Add(idleInterval)
+		return r.lastIdleHandoff.Add(idleInterval)
 	}
 	if r.rowSince.IsZero() {
 		r.rowSince = now
 	}
-	due := r.handed.Add(r.cfg.FlushInterval)
+	due := r.lastHandoff.Add(r.s.cfg.FlushInterval)
 	if r.decoder.InTransaction() { // its end is likely on the way
-		due = r.rowSince.Add(r.cfg.FlushInterval)
+		due = r.rowSince.Add(r.s.cfg.FlushInterval)
 	}
 	return due
 }
 
-// handOver waits for the writer to take the batch. Meanwhile nothing is read,
+// flushBlocking waits for the writer to take the batch. Meanwhile nothing is read,
 // the server's socket fills, and the server waits.
-func (r *receiver) handOver(work context.Context) {
+func (r *receiver) flushBlocking(work context.Context) {
 	r.publish()
+	r.waiting.Store(waitsBlocked)
 	select {
 	case empty := <-r.free:
 		now := time.Now()
-		r.exchange(now, empty)
-		r.heard = now // what came while we were not reading counts as heard
+		r.swapBatches(now, empty)
+		r.lastMessageAt = now // what came while we were not reading counts as lastMessageAt
 	case <-work.Done():
 	}
 }
 
-// exchange hands the open batch over and goes on with an empty one.
-func (r *receiver) exchange(now time.Time, empty *batch.Batch) {
+// swapBatches hands the open batch over and goes on with an empty one.
+func (r *receiver) swapBatches(now time.Time, empty *batch.Batch) {
 	held := measure(r.open)
+	r.open.Urgent = r.open.Urgent || r.replyRequested
 	if held.rows > 0 {
-		r.handed = now
+		r.lastHandoff = now
 	} else {
-		r.idle = now
+		r.lastIdleHandoff = now
 	}
 	r.rows += held.rows
 	r.received += held.received
-	r.progress.handed(held)
+	r.s.progress.handed(held)
 	r.ready <- r.open // has room: the writer has nothing
 	r.open = empty
-	r.rowSince, r.urgent = time.Time{}, false
-	r.waiting.Store(false)
+	r.rowSince, r.replyRequested = time.Time{}, false
+	r.waiting.Store(0)
 }
 
 // step is how long to wait when nothing is due.
-func (r *receiver) step() time.Duration { return min(maxStep, r.cfg.SenderTimeout/5) }
+func (r *receiver) pollTimeout() time.Duration { return min(maxStep, r.s.cfg.SenderTimeout/5) }
 
 // checkServer asks a silent server for a sign of life, and gives it up when none
 // comes. A walsender that works through a large transaction of which nothing is
 // sent looks at our messages only now and then, twice in SenderTimeout, so it is asked often and
 // waited for twice as long. A standby does not wait for that: the server's own timeout frees the slot.
+// While it reads a single huge message it does not look at all, for as long as that takes: each
+// silence that ended a session makes the next one's limit twice as long, until a transaction is complete.
 func (r *receiver) checkServer(now time.Time) error {
-	if r.fresh {
-		r.heard, r.fresh = now, false
+	if r.receivedSinceWait {
+		r.lastMessageAt, r.receivedSinceWait = now, false
 		return nil
 	}
-	silence := now.Sub(r.heard)
-	if silence > 2*r.cfg.SenderTimeout {
+	silence := now.Sub(r.lastMessageAt)
+	if silence > r.s.cfg.SenderTimeout<<(1+min(r.s.p.silences, maxSilences)) {
+		r.s.p.silences++
 		return fmt.Errorf("no sign of life from PostgreSQL for %s", silence.Round(time.Second))
 	}
-	if silence > r.cfg.SenderTimeout/4 {
+	if silence > r.s.cfg.SenderTimeout/4 {
 		r.confirmed.ask.Store(true)
 		r.confirmed.signal()
 	}
 	return nil
 }
 
-// publish tells observers how far reading has come.
+// maxSilences bounds by how many doublings a session may be silent for longer.
+const maxSilences = 6
+
+// publish reports to observers how far reading has come.
 func (r *receiver) publish() {
 	open := measure(r.open)
-	r.progress.reading(r.rows+open.rows, r.received+open.received, open)
-	r.progress.decoded.Store(uint64(r.whole))
-	r.progress.received.Store(uint64(max(r.whole, r.decoder.Last().LSN)))
+	r.s.progress.reading(r.rows+open.rows, r.received+open.received, open)
+	r.s.progress.decoded.Store(uint64(r.completeLSN))
+	r.s.progress.received.Store(uint64(max(r.completeLSN, r.decoder.Last().LSN)))
 }

@@ -24,8 +24,8 @@ import (
 // and the time. What it does with real servers is the subject of package e2e.
 
 const (
-	interval = 200 * time.Millisecond
-	patience = 10 * time.Second
+	interval      = 200 * time.Millisecond
+	senderTimeout = 10 * time.Second
 )
 
 // reception is a receiver with a writer that a test plays.
@@ -37,13 +37,13 @@ type reception struct {
 }
 
 func newReception(t require.TestingT, limits batch.Limits) *reception {
-	p := New(Config{Limits: limits, FlushInterval: interval, SenderTimeout: patience}, nil, slog.New(slog.DiscardHandler), nil)
+	p := New(Config{Limits: limits, FlushInterval: interval, SenderTimeout: senderTimeout}, nil, slog.New(slog.DiscardHandler), nil)
 	ready, free := make(chan *batch.Batch, 1), make(chan *batch.Batch, 1)
 	free <- batch.New(limits)
 	r := &receiver{
-		session: &session{Pipeline: p, log: p.log}, decoder: decode.NewDecoder(decode.Position{}),
-		confirmed: &confirmed{kick: make(chan struct{}, 1)}, ready: ready, free: free, waiting: new(atomic.Bool),
-		open: batch.New(limits), heard: time.Now(),
+		s: newSession(p), decoder: decode.NewDecoder(decode.Position{}),
+		confirmed: &confirmed{kick: make(chan struct{}, 1)}, ready: ready, free: free, waiting: new(atomic.Int32),
+		open: batch.New(limits), lastMessageAt: time.Now(),
 	}
 	return &reception{receiver: r, t: t, ready: ready, free: free}
 }
@@ -52,13 +52,13 @@ var roomy = batch.Limits{Rows: 1000, Bytes: 1 << 20}
 
 // data receives a pgoutput message, at a time when more can be read at once.
 func (r *reception) data(m []byte) {
-	r.fresh = true
-	require.NoError(r.t, r.take(replication.Message{Kind: replication.Data, Data: m}))
+	r.receivedSinceWait = true
+	require.NoError(r.t, r.handleMessage(replication.Message{Kind: replication.Data, Data: m, Size: len(m)}))
 }
 
 func (r *reception) keepalive(end pglogrepl.LSN, reply bool) {
-	r.fresh = true
-	require.NoError(r.t, r.take(replication.Message{Kind: replication.Keepalive, WALEnd: end, ReplyRequested: reply}))
+	r.receivedSinceWait = true
+	require.NoError(r.t, r.handleMessage(replication.Message{Kind: replication.Keepalive, WALEnd: end, ReplyRequested: reply}))
 }
 
 func (r *reception) wait(now time.Time) time.Time {
@@ -77,9 +77,9 @@ func (r *reception) handed() *batch.Batch {
 	}
 }
 
-// land is the writer: it gives an empty batch back.
-func (r *reception) land(b *batch.Batch) {
-	b.Reset(r.cfg.Limits)
+// finishWrite is the writer: it gives an empty batch back.
+func (r *reception) finishWrite(b *batch.Batch) {
+	b.Reset(r.s.cfg.Limits)
 	r.free <- b
 }
 
@@ -95,7 +95,7 @@ func commitOf(lsn pglogrepl.LSN) []byte {
 	return be64(be64(be64([]byte{'C', 0}, uint64(lsn)), uint64(lsn+48)), 0)
 }
 
-// What stops between transactions leaves none that has landed in part.
+// A receiver that stops between transactions leaves none written in part.
 func TestATransactionWithoutItsEndIsNotDrained(t *testing.T) {
 	t.Parallel()
 	r := newReception(t, roomy)
@@ -167,7 +167,7 @@ func TestASteadyTrickleGoesOutOnceAnInterval(t *testing.T) {
 	r.wait(now)
 	first := r.handed()
 	require.NotNil(t, first)
-	r.land(first)
+	r.finishWrite(first)
 	for i := range 9 {
 		r.transaction(pglogrepl.LSN(2000+1000*i), 1)
 		assert.Equal(t, now.Add(interval), r.wait(now.Add(time.Duration(i+1)*interval/10)), "not before it is due")
@@ -193,11 +193,11 @@ func TestABusyWriterIsNotGivenSmallBatches(t *testing.T) {
 		now = now.Add(2 * interval)
 		assert.LessOrEqual(t, r.wait(now), now.Add(interval))
 		require.Nil(t, r.handed())
-		assert.True(t, r.waiting.Load(), "the writer is told that we wait")
+		assert.NotZero(t, r.waiting.Load(), "the writer sees that the receiver waits")
 	}
-	r.land(first)
+	r.finishWrite(first)
 	r.wait(now)
-	assert.False(t, r.waiting.Load())
+	assert.Zero(t, r.waiting.Load())
 	assert.Equal(t, 5, r.handed().Len())
 }
 
@@ -216,7 +216,7 @@ func TestAnOpenTransactionWaitsAnInterval(t *testing.T) {
 	require.NotNil(t, piece)
 	assert.Equal(t, 2, piece.Len())
 	assert.Zero(t, piece.Confirm, "a piece confirms nothing")
-	r.land(piece)
+	r.finishWrite(piece)
 	r.data(commitOf(1000))
 	r.wait(now.Add(interval))
 	end := r.handed()
@@ -236,14 +236,14 @@ func TestKeepalivesMoveAnIdleSlot(t *testing.T) {
 	b := r.handed()
 	require.NotNil(t, b)
 	assert.Equal(t, pglogrepl.LSN(5000), b.Confirm)
-	r.land(b)
+	r.finishWrite(b)
 
 	r.data(beginOf(6000))
 	r.keepalive(6000, false)
 	r.wait(now)
 	require.Nil(t, r.handed())
 	assert.False(t, r.open.Pending())
-	assert.Equal(t, pglogrepl.LSN(6000), r.progress.ServerEnd())
+	assert.Equal(t, pglogrepl.LSN(6000), r.s.progress.Received())
 }
 
 // A server that shuts down asks for a reply: what is there goes out at once.
@@ -252,7 +252,7 @@ func TestAServerThatWaitsIsAnswered(t *testing.T) {
 	r, now := newReception(t, roomy), time.Now()
 	r.transaction(1000, 1)
 	r.wait(now)
-	r.land(r.handed())
+	r.finishWrite(r.handed())
 	r.transaction(2000, 1)
 	r.wait(now.Add(time.Millisecond))
 	require.Nil(t, r.handed())
@@ -260,31 +260,53 @@ func TestAServerThatWaitsIsAnswered(t *testing.T) {
 	select {
 	case <-r.confirmed.kick:
 	default:
-		t.Error("the status sender was not told")
+		t.Error("the status sender was not notified")
 	}
 	r.wait(now.Add(time.Millisecond))
 	require.NotNil(t, r.handed())
-	assert.False(t, r.urgent)
+	assert.False(t, r.replyRequested)
 }
 
 func TestASilentServerIsAskedAndThenGivenUp(t *testing.T) {
 	t.Parallel()
 	r, now := newReception(t, roomy), time.Now()
-	r.heard = now
-	r.wait(now.Add(patience / 4))
+	r.lastMessageAt = now
+	r.wait(now.Add(senderTimeout / 4))
 	assert.False(t, r.confirmed.ask.Load())
-	r.wait(now.Add(patience/4 + time.Millisecond))
+	r.wait(now.Add(senderTimeout/4 + time.Millisecond))
 	assert.True(t, r.confirmed.ask.Swap(false), "a sign of life is asked for")
-	r.wait(now.Add(2 * patience))
+	r.wait(now.Add(2 * senderTimeout))
 	assert.True(t, r.confirmed.ask.Load(), "again and again")
-	_, err := r.beforeWait(now.Add(2*patience + time.Millisecond))
+	_, err := r.beforeWait(now.Add(2*senderTimeout + time.Millisecond))
 	require.ErrorContains(t, err, "no sign of life from PostgreSQL for 20s")
 
 	r.keepalive(1, false)
-	later := now.Add(3 * patience)
+	later := now.Add(3 * senderTimeout)
 	r.wait(later)
-	r.wait(later.Add(patience/2 + time.Millisecond))
+	r.wait(later.Add(senderTimeout/2 + time.Millisecond))
 	assert.True(t, r.confirmed.ask.Load(), "after an answer the silence begins anew")
+}
+
+// A walsender that reads a message of hundreds of megabytes is silent for longer than a session
+// allows: the next one allows more, or the message would never come.
+func TestAfterASilenceALongerOneIsAllowed(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	silentFor := func(d time.Duration) error {
+		r.lastMessageAt, r.receivedSinceWait = now, false
+		_, err := r.beforeWait(now.Add(d))
+		return err
+	}
+	for limit := 2 * senderTimeout; limit <= 8*senderTimeout; limit *= 2 {
+		require.NoError(t, silentFor(limit))
+		require.Error(t, silentFor(limit+1))
+	}
+	for range 100 {
+		require.Error(t, silentFor(2<<maxSilences*senderTimeout+1), "it is bounded")
+	}
+	r.transaction(1000, 1)
+	require.NoError(t, silentFor(2*senderTimeout))
+	require.Error(t, silentFor(2*senderTimeout+1), "a transaction has come")
 }
 
 // While a full batch waits for the writer nothing is read. However long that
@@ -296,9 +318,9 @@ func TestHandingOverWaitsForTheWriter(t *testing.T) {
 		first := <-r.free // the writer has it
 		r.transaction(1000, 1)
 		began := time.Now()
-		time.AfterFunc(10*patience, func() { r.free <- first })
-		r.handOver(t.Context())
-		assert.Equal(t, 10*patience, time.Since(began))
+		time.AfterFunc(10*senderTimeout, func() { r.free <- first })
+		r.flushBlocking(t.Context())
+		assert.Equal(t, 10*senderTimeout, time.Since(began))
 		require.NotNil(t, r.handed())
 		r.wait(time.Now())
 		assert.False(t, r.confirmed.ask.Load())
@@ -306,7 +328,7 @@ func TestHandingOverWaitsForTheWriter(t *testing.T) {
 		r.transaction(2000, 1)
 		work, fail := context.WithCancel(t.Context())
 		time.AfterFunc(time.Minute, fail)
-		r.handOver(work)
+		r.flushBlocking(work)
 		assert.Nil(t, r.handed())
 		assert.Equal(t, 1, r.open.Len(), "it comes again in the next session")
 	})
@@ -315,7 +337,7 @@ func TestHandingOverWaitsForTheWriter(t *testing.T) {
 func TestADecodingErrorEndsTheSession(t *testing.T) {
 	t.Parallel()
 	r := newReception(t, roomy)
-	err := r.take(replication.Message{Kind: replication.Data, Data: []byte("?")})
+	err := r.handleMessage(replication.Message{Kind: replication.Data, Data: []byte("?")})
 	require.ErrorContains(t, err, "unknown message")
 }
 
@@ -330,7 +352,7 @@ func TestNothingIsConfirmedBeforeItsRowsAreHandedOver(t *testing.T) {
 		var confirmed pglogrepl.LSN
 		rowsUpTo := map[pglogrepl.LSN]int{} // by commit: all rows up to its end
 		var busy *batch.Batch
-		finish := func() { // the writer lands what it has
+		finish := func() { // the writer writes what it has
 			if busy == nil {
 				busy = r.handed()
 			}
@@ -338,13 +360,13 @@ func TestNothingIsConfirmedBeforeItsRowsAreHandedOver(t *testing.T) {
 				busy = nil
 				durable += b.Len()
 				confirmed = max(confirmed, b.Confirm)
-				r.land(b)
+				r.finishWrite(b)
 			}
 		}
 		full := func() {
-			if r.open.Full(r.cfg.Limits) {
+			if r.open.Full(r.s.cfg.Limits) {
 				finish()
-				r.handOver(context.Background())
+				r.flushBlocking(context.Background())
 			}
 		}
 		r.data(relationOf())
@@ -390,7 +412,7 @@ func TestNothingIsConfirmedBeforeItsRowsAreHandedOver(t *testing.T) {
 				}
 				busy = r.handed()
 			},
-			"writer lands": func(*rapid.T) { finish() },
+			"writer writes": func(*rapid.T) { finish() },
 			"": func(t *rapid.T) {
 				for commit, rows := range rowsUpTo {
 					if confirmed > commit && durable < rows {
@@ -407,20 +429,20 @@ func TestNothingIsConfirmedBeforeItsRowsAreHandedOver(t *testing.T) {
 		}
 		for range 3 {
 			finish()
-			r.fresh = true
+			r.receivedSinceWait = true
 			now = now.Add(time.Minute)
 			r.wait(now)
 		}
 		finish()
 		require.Equal(t, sent, durable)
-		rows, _ := r.progress.Read()
+		rows, _ := r.s.progress.Read()
 		require.Equal(t, int64(sent), rows)
 	})
 }
 
 // The transaction that the server was asked for again must come first. Neither a
 // later one nor a keepalive behind it may be taken for progress.
-func TestAServerMustKnowWhatHasLanded(t *testing.T) {
+func TestAServerMustHaveWhatIsWritten(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		message replication.Message
@@ -434,19 +456,19 @@ func TestAServerMustKnowWhatHasLanded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newReception(t, roomy)
-			r.decoder.Expect(1000)
-			err := r.take(c.message)
+			r.decoder.ExpectCommit(1000)
+			err := r.handleMessage(c.message)
 			if !c.refused {
 				require.NoError(t, err)
 				return
 			}
-			require.ErrorIs(t, err, decode.ErrHistory)
+			require.ErrorIs(t, err, decode.ErrDivergedHistory)
 			assert.Equal(t, failure.Fatal, failure.Of(err))
 			assert.LessOrEqual(t, r.open.Confirm, pglogrepl.LSN(1000))
 		})
 	}
 	r := newReception(t, roomy)
-	r.decoder.Expect(1000)
+	r.decoder.ExpectCommit(1000)
 	r.data(beginOf(1000))
 	r.data(commitOf(1000))
 	r.data(beginOf(1008))

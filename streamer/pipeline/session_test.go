@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/sink"
@@ -36,33 +36,43 @@ func eventually(t *testing.T, env *testenv.Env, condition string, args ...any) {
 	}, time.Minute, 20*time.Millisecond, condition)
 }
 
-// The read-back may err: a replica that lags shows nothing. ClickHouse itself then
-// takes the rows once, because all tries at them have one token.
-func TestTriesAtTheSameRowsAreOneForClickHouse(t *testing.T) {
+// The look may err: a replica that lags shows nothing. ClickHouse itself then
+// takes the rows once, because all attempts at them have one token.
+func TestAttemptsAtTheSameRowsAreOneForClickHouse(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	s, err := onServers(env).open(t.Context())
 	require.NoError(t, err)
 	defer s.close()
-	w := &writer{session: s}
 	b := batch.New(roomy)
 	for i := range byte(3) {
 		b.Append(decode.Position{LSN: 1, Seq: uint32(i) + 1}, 0, &decode.Event{ID: [16]byte{i}, Type: []byte("t")})
 	}
+	w := newWriter(s, &confirmed{kick: make(chan struct{}, 1)}, nil, nil, nil, &beginning{})
+	p := &part{b: b, to: 3, intent: w.newIntent(decode.Position{}, b.Last(), time.Now().UnixMilli())}
 	queries := make(map[string]bool)
-	err = w.persist(t.Context(), "rows", func(ctx context.Context, a sink.Attempt) error {
-		queries[a.QueryID] = true
-		require.NoError(t, w.sink.Insert(ctx, &b.Rows, 0, 3, a))
-		if len(queries) < 3 {
-			return errors.New("the answer was lost")
-		}
-		return nil
-	}, func(context.Context) (bool, error) { return len(queries) == 3, nil })
+	_, err = w.insertUntilDurable(t.Context(), p, insertion{
+		what: "rows", token: p.intent.Token,
+		insert: func(ctx context.Context, r sink.InsertRequest) error {
+			queries[r.QueryID] = true
+			require.NoError(t, w.s.sink.Insert(ctx, &b.Rows, 0, 3, r))
+			if len(queries) < 3 {
+				return errors.New("the answer was lost")
+			}
+			return nil
+		},
+		written: func(context.Context) (bool, error) { return len(queries) == 3, nil },
+	})
 	require.NoError(t, err)
-	assert.Len(t, queries, 3, "each try can be told from the others")
+	assert.Len(t, queries, 3, "each attempt has a query id of its own")
 	var rows uint64
 	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM event_log").Scan(&rows))
 	assert.Equal(t, uint64(3), rows)
+	rec, err := s.control.ReadIntent(t.Context())
+	require.NoError(t, err)
+	want := p.intent
+	want.Unanswered = true // the first two attempts may still be written
+	assert.Equal(t, &want, rec.Intent, "PostgreSQL knows what was written")
 }
 
 // The streamer before may confirm between our look at the slot and our taking of it.
@@ -80,7 +90,7 @@ func TestTheSlotIsReadAgainOnceItIsOurs(t *testing.T) {
 	lock, err := env.Pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { _ = lock.Rollback(context.WithoutCancel(t.Context())) }()
-	_, err = lock.Exec(t.Context(), "LOCK TABLE streamer_slot") // which is read behind the first look
+	_, err = lock.Exec(t.Context(), "LOCK TABLE diehard_slot") // which is read behind the first look
 	require.NoError(t, err)
 	type opened struct {
 		*session
@@ -91,7 +101,7 @@ func TestTheSlotIsReadAgainOnceItIsOurs(t *testing.T) {
 		s, err := onServers(env).open(t.Context())
 		done <- opened{s, err}
 	}()
-	eventually(t, env, "EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'streamer_slot'::regclass)")
+	eventually(t, env, "EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'diehard_slot'::regclass)")
 	var text string
 	_, err = env.Pool.Exec(t.Context(), "SELECT pg_logical_emit_message(true, 'x', 'the WAL goes on')")
 	require.NoError(t, err)

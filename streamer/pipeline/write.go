@@ -4,117 +4,284 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pglogrepl"
 
 	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/failpoint"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
-// writer lands batches one after the other and moves the confirmed position.
+// writer writes batches one after the other and moves the confirmed position.
 //
-// Order matters. Rows reach event_log strictly in stream order, so its last
-// position is a clean cut: everything up to it has landed. Rows that cannot be
-// decoded go to the dead-letter table before the batch they came with.
+// Invariants:
+//   - Rows are written in stream order, and at most one range of them may be unfinished:
+//     the one that the record in PostgreSQL names.
+//   - Before the data of a block is sent, its insert is registered with ClickHouse, and
+//     then its intent is durable, written with the proof that the slot is ours.
+//   - A block is sent again with the same rows and the same token, after a look whether it
+//     is written. A range gets new tokens only when every attempt under the old one is over.
+//   - Dead letters are written before the rows that came with them.
+//   - The record says that a position may be confirmed when everything before it is durable,
+//     and no position is confirmed before the record says so: so a slot that stands beyond the
+//     record was moved by something else.
 type writer struct {
-	*session
+	s         *session
 	confirmed *confirmed
 	ready     <-chan *batch.Batch
 	free      chan<- *batch.Batch
-	waiting   *atomic.Bool             // the receiver has a batch for us
-	dead      map[decode.Position]bool // dead letters that landed before this session, behind the resume position
+	waiting   *atomic.Int32 // see waitsReading
 
-	inserts int
-	retries int  // of the current batch
-	took    bool // rows of the current batch have landed
-	suspect bool // the current batch is halved for a code that no list has
-	doubted int  // rows set aside for such codes since anything landed
+	written  decode.Position     // rows up to here are durable
+	repeat   *replication.Intent // the first batch is its range; nil for none
+	unproved *unproved
+	idle     idleRecord
+	window   window
+	durable  pglogrepl.LSN // may be recorded, and confirmed then
+
+	blocks         int       // tokens of this session
+	retries        int       // of the current batch
+	attemptsOver   time.Time // attempts at the current range that had no answer are over then
+	anyWritten     bool      // rows of the current batch are written
+	unknownCode    bool      // the current batch is halved for a code that no list has
+	unknownRejects int       // dead letters for such codes since any row was written
+}
+
+func newWriter(s *session, c *confirmed, ready <-chan *batch.Batch, free chan<- *batch.Batch, waiting *atomic.Int32, at *beginning) *writer {
+	w := &writer{
+		s: s, confirmed: c, ready: ready, free: free, waiting: waiting,
+		written: at.after, repeat: at.repeat, unproved: at.unproved, window: newWindow(s, at),
+	}
+	if w.repeat != nil { // the predecessor may be frozen with it in its hands
+		w.attemptsOver = s.claimedAt.Add(sink.InsertBound(s.insertTimeout()))
+	}
+	return w
 }
 
 func (w *writer) run(ctx context.Context) error {
+	if err := w.s.ifOurs(ctx, w.checkUnproved(ctx, 0)); err != nil {
+		return err
+	}
 	for b := range w.ready {
-		if err := w.land(ctx, b); err != nil {
+		if err := w.write(ctx, b); err != nil {
 			return err
 		}
-		failpoint.Hit("before-confirm")
-		w.confirmed.raise(uint64(b.Confirm))
-		failpoint.Hit("confirmed")
-		w.progress.done(measure(b))
-		b.Reset(w.cfg.Limits)
+		if err := w.s.ifOurs(ctx, w.checkUnproved(ctx, w.durable)); err != nil {
+			return err
+		}
+		w.s.progress.done(measure(b))
+		b.Reset(w.s.cfg.Limits)
 		w.free <- b
-		if w.waiting.Load() {
-			w.conn.Wake()
+		if w.waiting.Load() == waitsReading {
+			w.s.conn.Wake()
 		}
 	}
+	if w.confirmable() <= pglogrepl.LSN(w.confirmed.lsn.Load()) {
+		return nil
+	}
+	return w.confirm(ctx)
+}
+
+// write makes b durable and confirms its position, if that is due.
+func (w *writer) write(ctx context.Context, b *batch.Batch) error {
+	if !b.Empty() {
+		if err := w.flush(ctx, b); err != nil {
+			return err
+		}
+	}
+	failpoint.Hit("before-confirm")
+	w.durable = max(w.durable, b.Confirm)
+	w.s.progress.durable.Store(max(w.s.progress.durable.Load(), uint64(w.durable)))
+	if !b.Urgent && !w.confirmDue() {
+		return nil
+	}
+	if err := w.confirm(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("confirmed")
 	return nil
 }
 
-// land makes b durable. A position without rows is proved instead: it may be
-// confirmed if the publication has not changed, so that rows before it would have been sent.
-func (w *writer) land(ctx context.Context, b *batch.Batch) error {
-	if !b.Empty() {
-		return w.flush(ctx, b)
+// confirmDue reports whether to record and confirm what is durable now.
+func (w *writer) confirmDue() bool {
+	confirmed := pglogrepl.LSN(w.confirmed.lsn.Load())
+	switch {
+	case w.durable <= confirmed:
+		return false
+	case !w.unproved.confirms(): // the proof that nothing has changed
+		return true
+	case w.durable <= w.s.record.Confirm: // that costs no record
+		return true
+	case w.waiting.Load() != 0: // the next intent records it, too
+		return false
+	default:
+		return w.written.LSN >= confirmed || w.idle.due(w.durable, time.Now())
 	}
-	return w.within(ctx, w.verify)
 }
 
-// flush makes b durable, however long it takes.
+// confirm records that everything durable may be confirmed, and confirms it.
+func (w *writer) confirm(ctx context.Context) error {
+	return w.s.within(ctx, func(ctx context.Context) error { return w.writeRecord(ctx, w.s.record) })
+}
+
+// flush makes the rows of b durable, however long it takes.
 func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 	began := time.Now()
-	w.retries, w.took, w.suspect = 0, false, false
-	w.observer.FlushStarted(b)
+	w.retries, w.anyWritten, w.unknownCode = 0, false, false
+	w.s.observer.FlushStarted(b)
 	err := w.store(ctx, b)
 	f := Flush{
 		Rows: b.Len(), Bytes: b.Bytes(), DeadLetters: len(b.Rejects),
 		First: b.First(), Last: b.Last(), Took: time.Since(began), Retries: w.retries,
 	}
 	if err == nil {
-		w.progress.landed(f)
-		w.progress.setState(Streaming)
-		w.log.Debug("flushed", "rows", f.Rows, "bytes", f.Bytes, "took", f.Took, "last_lsn", f.Last.LSN.String())
+		w.s.progress.wrote(f)
+		w.idle.interval = 0
+		w.s.progress.setState(Streaming)
+		w.s.log.Debug("flushed", "rows", f.Rows, "bytes", f.Bytes, "took", f.Took, "last_lsn", f.Last.LSN.String())
 	}
-	w.observer.FlushEnded(b, f, err)
+	w.s.observer.FlushEnded(b, f, err)
 	return err
 }
 
+// store writes b under one intent: a new one, or the one that is repeated.
 func (w *writer) store(ctx context.Context, b *batch.Batch) error {
-	if len(b.Rejects) > 0 {
-		if err := w.setAside(ctx, b.Rejects); err != nil {
+	part := &part{b: b, to: b.Len(), repeated: w.repeat != nil}
+	if part.repeated {
+		part.intent, w.repeat = *w.repeat, nil
+		part.intent.InsertTimeout = w.s.insertTimeout().Milliseconds()
+	} else {
+		w.attemptsOver = time.Time{}
+		if err := w.awaitWindow(ctx); err != nil {
+			return err
+		}
+		part.intent = w.newIntent(w.written, b.Last(), time.Now().UnixMilli())
+	}
+	if err := w.writeRejects(ctx, part); err != nil {
+		return err
+	}
+	if b.Len() > 0 {
+		if err := w.writeRows(ctx, part); err != nil {
 			return err
 		}
 	}
-	if b.Len() == 0 {
-		return nil
-	}
-	return w.rows(ctx, b, 0, b.Len())
+	w.written = b.Last()
+	return nil
 }
 
-// rows lands [from, to). When ClickHouse refuses the data, the halves are tried
-// in order, until the rows that it refuses stand alone.
-func (w *writer) rows(ctx context.Context, b *batch.Batch, from, to int) error {
-	err := w.insert(ctx, b, from, to)
+// writeRejects writes what the decoder refused of p's range into the dead-letter table, but
+// for what is there already: a predecessor that wrote the rows of a larger range in halves
+// has written the dead letters of all of it first. A block is written whole, so that what
+// is not there is the same for every streamer that writes p.
+func (w *writer) writeRejects(ctx context.Context, p *part) error {
+	if len(p.b.Rejects) == 0 {
+		return nil
+	}
+	var there map[decode.Position]bool
+	err := w.s.untilAnswered(ctx, "dead letters", func(ctx context.Context) (err error) {
+		there, err = w.s.sink.DeadLettersIn(ctx, p.rangeOf())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	missing := slices.DeleteFunc(slices.Clone(p.b.Rejects), func(r decode.Reject) bool { return there[r.Position] })
+	if len(missing) == 0 {
+		return nil
+	}
+	return w.writeDeadLetters(ctx, p, "dead", missing)
+}
+
+// part are rows [from, to) of a batch, which are written under one intent.
+type part struct {
+	b        *batch.Batch
+	from, to int
+	intent   replication.Intent
+	repeated bool // it may be written: look first
+}
+
+func (p *part) rangeOf() sink.Range {
+	return sink.Range{After: decode.Position(p.intent.After), Through: decode.Position(p.intent.Through)}
+}
+
+// newIntent has a token that no other has. Epochs begin anew when a record is deleted, and
+// repeat after a failover; the session's name does not.
+func (w *writer) newIntent(after, through decode.Position, ingestedAt int64) replication.Intent {
+	w.blocks++
+	return replication.Intent{
+		Version: replication.IntentVersion, After: replication.Position(after), Through: replication.Position(through),
+		Token:      fmt.Sprintf("%s%d-%d-%s-%d", w.s.source.QueryPrefix(), w.s.record.Timeline, w.s.record.Epoch, w.s.nonce, w.blocks),
+		IngestedAt: ingestedAt, InsertTimeout: w.s.insertTimeout().Milliseconds(), Blocks: w.window.add(time.Now()),
+		Tables: []replication.IntentTable{{Name: w.s.cfg.Tables.EventLog}}, LocalOnly: w.s.cfg.LocalOnly,
+	}
+}
+
+// writeRows writes p as one block. When ClickHouse refuses the data, the halves are
+// tried in order, under intents of their own, until the rows that it refuses stand alone.
+func (w *writer) writeRows(ctx context.Context, p *part) error {
+	err := w.insertRows(ctx, p)
 	if failure.Of(err) != failure.Poison {
 		return err
 	}
-	w.suspect = sink.Unknown(err) != 0
-	if to-from == 1 {
-		if w.suspect {
-			w.doubted++
+	w.unknownCode = sink.Unknown(err) != 0
+	if p.to-p.from == 1 {
+		if w.unknownCode {
+			w.unknownRejects++
 		}
-		return w.setAside(ctx, []decode.Reject{poison(b, from, err)})
+		return w.writeDeadLetters(ctx, p, "refused", []decode.Reject{poison(p.b, p.from, err)})
 	}
 	failpoint.Hit("bisecting")
-	middle := from + (to-from)/2
-	if err := w.rows(ctx, b, from, middle); err != nil {
+	if err := w.untilAttemptsAreOver(ctx, p); err != nil {
 		return err
 	}
-	return w.rows(ctx, b, middle, to)
+	if err := w.awaitWindow(ctx); err != nil {
+		return err
+	}
+	middle := p.from + (p.to-p.from)/2
+	cut := p.b.Position(middle - 1)
+	left := &part{b: p.b, from: p.from, to: middle, intent: w.newIntent(decode.Position(p.intent.After), cut, p.intent.IngestedAt)}
+	if err := w.writeRows(ctx, left); err != nil {
+		return err
+	}
+	if err := w.awaitWindow(ctx); err != nil {
+		return err
+	}
+	right := &part{b: p.b, from: middle, to: p.to, intent: w.newIntent(cut, decode.Position(p.intent.Through), p.intent.IngestedAt)}
+	return w.writeRows(ctx, right)
 }
+
+// untilAttemptsAreOver waits until no attempt under p's token can be written any more: one
+// without an answer, or one that a predecessor holds, may be written until its time
+// limit, or longer while ClickHouse runs it, and the halves have other tokens.
+func (w *writer) untilAttemptsAreOver(ctx context.Context, p *part) error {
+	if w.attemptsOver.IsZero() {
+		return nil
+	}
+	if wait := time.Until(w.attemptsOver); wait > 0 {
+		w.s.log.Info("waiting for the time limit of an insert without an answer before its rows are tried one by one", "wait", wait.Round(time.Second))
+		if err := w.s.pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+	if err := w.s.waitUntilNoneRuns(ctx, p.intent.Token+"-"); err != nil {
+		return err
+	}
+	w.attemptsOver = time.Time{}
+	there, err := w.look(ctx, "rows", w.rowsWritten(p))
+	if err == nil && there {
+		err = errWrittenLate
+	}
+	return err
+}
+
+// errWrittenLate ends the session: the next one finds the rows.
+var errWrittenLate = errors.New("an insert without an answer was written after all; starting again")
 
 // poison describes row i, which ClickHouse refused, as a dead letter.
 func poison(b *batch.Batch, i int, err error) decode.Reject {
@@ -125,216 +292,75 @@ func poison(b *batch.Batch, i int, err error) decode.Reject {
 	}
 }
 
-// insert lands [from, to) as one part.
-func (w *writer) insert(ctx context.Context, b *batch.Batch, from, to int) error {
-	last := b.Position(to - 1)
-	doubt := sink.Doubt{Limit: w.patience(to - from)}
-	err := w.persist(ctx, "rows", func(ctx context.Context, a sink.Attempt) error {
-		return doubt.Judge(w.sink.Insert(ctx, &b.Rows, from, to, a))
-	}, func(ctx context.Context) (bool, error) {
-		at, _, err := w.sink.Position(ctx)
-		return !last.After(at), err
+// insertRows writes p as one block.
+func (w *writer) insertRows(ctx context.Context, p *part) error {
+	unknown := sink.UnknownErrors{Limit: w.retryBudget(p.to - p.from)}
+	_, err := w.insertUntilDurable(ctx, p, insertion{
+		what: "rows", token: p.intent.Token,
+		insert: func(ctx context.Context, r sink.InsertRequest) error {
+			return unknown.Classify(w.s.sink.Insert(ctx, &p.b.Rows, p.from, p.to, r))
+		},
+		written: w.rowsWritten(p),
 	})
 	if err == nil {
-		w.took, w.doubted = true, 0
+		w.anyWritten, w.unknownRejects = true, 0
 	}
 	return err
 }
 
-// patience is how often rows must meet a code that no list has until they are
-// blamed. Rows land in order, so the first of a batch cannot be compared with
-// those behind it: it is tried longer, and the longer, the more rows were set aside
-// with nothing landing in between. If the server is to blame after all, few rows
-// become dead letters, and none is lost.
-func (w *writer) patience(rows int) int {
-	switch {
-	case rows > 1 && w.suspect:
-		return 1 // halving blames no one
-	case rows > 1 || w.took:
-		return 3
-	default:
-		return 6 + 2*w.doubted
+// rowsWritten looks for any row of p in event_log; rows of its range that
+// were dead letters may have come there by `streamer deadletter retry`.
+func (w *writer) rowsWritten(p *part) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		there, err := w.s.sink.HasRows(ctx, p.rangeOf(), positions(p.b.Rejects))
+		if err != nil || there || p.to-p.from > 1 {
+			return there, err
+		}
+		// A row alone may have been refused, and be a dead letter.
+		return w.s.sink.HasDeadLetters(ctx, p.rangeOf(), map[decode.Position]bool{p.b.Position(p.from): true})
 	}
 }
 
-// setAside lands rejects in the dead-letter table, without those that a session before has landed.
-func (w *writer) setAside(ctx context.Context, rejects []decode.Reject) error {
-	var fresh []decode.Reject
+func positions(rejects []decode.Reject) map[decode.Position]bool {
+	m := make(map[decode.Position]bool, len(rejects))
 	for _, r := range rejects {
-		if !w.dead[r.Position] {
-			fresh = append(fresh, r)
-		}
+		m[r.Position] = true
 	}
-	if len(fresh) == 0 {
-		return nil
+	return m
+}
+
+// retryBudget is how often rows must meet a code that no list has until they are
+// blamed. Rows are written in order, so the first of a batch cannot be compared with
+// those behind it: it is tried longer, and the longer, the more dead letters were written
+// with no row in between. If the server is to blame after all, few rows
+// become dead letters, and none is lost.
+func (w *writer) retryBudget(rows int) int {
+	switch {
+	case rows > 1 && w.unknownCode:
+		return 1 // halving blames no row
+	case rows > 1 || w.anyWritten:
+		return 3
+	default:
+		return 6 + 2*w.unknownRejects
 	}
-	before := fresh[0].Position
-	before.Seq--
-	err := w.persist(ctx, "dead letters", func(ctx context.Context, a sink.Attempt) error {
-		return w.sink.PutDeadLetters(ctx, fresh, a)
-	}, func(ctx context.Context) (bool, error) {
-		there, err := w.sink.DeadLettersAfter(ctx, before)
-		return there[fresh[len(fresh)-1].Position], err
+}
+
+// writeDeadLetters writes rejects of p's range into the dead-letter table, under a token derived from p's.
+func (w *writer) writeDeadLetters(ctx context.Context, p *part, token string, rejects []decode.Reject) error {
+	at := positions(rejects)
+	before, err := w.insertUntilDurable(ctx, p, insertion{
+		what: "dead letters", token: p.intent.Token + "-" + token,
+		insert:  func(ctx context.Context, r sink.InsertRequest) error { return w.s.sink.PutDeadLetters(ctx, rejects, r) },
+		written: func(ctx context.Context) (bool, error) { return w.s.sink.HasDeadLetters(ctx, p.rangeOf(), at) },
 	})
-	if err != nil {
+	if err != nil || before {
 		return err
 	}
 	failpoint.Hit("after-dead-letter")
-	for _, r := range fresh {
-		w.observer.DeadLetter(r)
-		w.log.Error("row set aside in the dead-letter table", "event_id", r.ID, "event_type", r.Type,
-			"commit_lsn", r.LSN.String(), "commit_seq", r.Seq, "reason", sink.Loggable(r.Reason, r.Code))
+	for _, r := range rejects {
+		w.s.observer.DeadLetter(r)
+		w.s.log.Error("row written to the dead-letter table", "event_id", r.ID, "event_type", r.Type,
+			"commit_lsn", r.LSN.String(), "commit_seq", r.Seq, "reason", sink.RedactedReason(r.Reason, r.Code))
 	}
 	return nil
-}
-
-// persist tries an insert until it has landed, or until it is refused for good.
-// landed reads back whether it is there, which decides whenever the outcome is in doubt.
-func (w *writer) persist(ctx context.Context, what string, insert func(context.Context, sink.Attempt) error, landed func(context.Context) (bool, error)) error {
-	w.inserts++
-	id := fmt.Sprintf("%s%s-%d", w.source.QueryPrefix(), w.nonce, w.inserts)
-	a := sink.Attempt{Token: id, IngestedAt: time.Now(), Verify: w.verify}
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = firstWait, maxWait
-	for try := 1; ; try++ {
-		a.QueryID = fmt.Sprintf("%s-%d", id, try)
-		failpoint.Hit("before-insert")
-		err := w.try(ctx, insert, a)
-		failpoint.Hit("after-insert")
-		switch {
-		case err == nil && try == 1:
-			return nil
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil && final(err):
-			return err
-		case err != nil && failure.Of(err) != failure.Poison: // a refusal is an answer: nothing to wait for
-			w.retrying(what, try, err)
-			if err := w.pause(ctx, wait.NextBackOff()); err != nil {
-				return err
-			}
-		}
-		there, settleErr := w.settle(ctx, id, wait, landed)
-		switch {
-		case settleErr != nil:
-			return settleErr
-		case there:
-			w.landedAnyway(err)
-			return nil
-		case failure.Of(err) == failure.Poison:
-			return err
-		case err == nil:
-			// Reported as done and not there: the server has kept the token and lost the rows.
-			a.Token = a.QueryID
-		}
-	}
-}
-
-// landedAnyway tells of rows that are there although ClickHouse refused them: what it refused is not event_log's.
-func (w *writer) landedAnyway(err error) {
-	if failure.Of(err) != failure.Poison && sink.Unknown(err) == 0 {
-		return
-	}
-	w.observer.ViewFailed(err)
-	w.log.Warn("ClickHouse reported an error although the rows are there: a materialized view on event_log failed, and lacks what it makes of them", "error", err)
-}
-
-// final tells errors that no further try and no read-back can help. Poison is
-// not among them: a failing materialized view reports an error although the rows have landed.
-func final(err error) bool {
-	return failure.Of(err) == failure.Fatal || errors.Is(err, errOwner)
-}
-
-func (w *writer) try(ctx context.Context, insert func(context.Context, sink.Attempt) error, a sink.Attempt) error {
-	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
-	defer cancel()
-	return insert(ctx, a)
-}
-
-// settle waits until no try of insert id runs any more, and reads back whether
-// one has landed. Without an answer there must be no further try, so it asks until it has one.
-func (w *writer) settle(ctx context.Context, id string, wait backoff.BackOff, landed func(context.Context) (bool, error)) (bool, error) {
-	for try := 1; ; try++ {
-		there, err := w.readBack(ctx, id, landed)
-		switch {
-		case err == nil:
-			return there, nil
-		case ctx.Err() != nil:
-			return false, context.Cause(ctx)
-		case failure.Of(err) == failure.Fatal:
-			return false, err
-		}
-		w.retrying("the question what has landed", try, err)
-		if err := w.pause(ctx, wait.NextBackOff()); err != nil {
-			return false, err
-		}
-	}
-}
-
-func (w *writer) readBack(ctx context.Context, id string, landed func(context.Context) (bool, error)) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
-	defer cancel()
-	if err := w.sink.Fence(ctx, id+"-", func(uint64) {}); err != nil {
-		return false, err
-	}
-	return landed(ctx)
-}
-
-// errOwner ends the session: whether the slot is ours could not be found out.
-var errOwner = errors.New("cannot verify that the slot is ours")
-
-func (w *writer) verify(ctx context.Context) error {
-	failpoint.Hit("before-verify")
-	if err := w.control.VerifyOwner(ctx, w.conn.PID(), w.name); err != nil {
-		return unproved(err)
-	}
-	failpoint.Hit("verified")
-	return nil
-}
-
-// unproved leaves alone what tells an operator what to do: that is about no slot.
-func unproved(err error) error {
-	if failure.Of(err) == failure.Fatal {
-		return err
-	}
-	return fmt.Errorf("%w: %w", errOwner, err)
-}
-
-func (w *writer) retrying(what string, try int, err error) {
-	w.retries++
-	w.progress.setState(Retrying)
-	w.progress.fail(err)
-	w.observer.Retry(failure.Of(err), err)
-	w.log.Warn("ClickHouse did not take it; trying again, nothing is lost", "what", what, "try", try, "error", err)
-}
-
-// ownerCheck is how soon a writer that waits for ClickHouse notices that PostgreSQL
-// shuts down: ordinary connections are ended first, and then the server waits for
-// the stream to confirm what it cannot confirm.
-const ownerCheck = 2 * time.Second
-
-// pause waits before the next try, and ends with errOwner when the slot is not ours any more.
-func (w *writer) pause(ctx context.Context, d time.Duration) error {
-	for d > 0 {
-		step := min(d, ownerCheck)
-		if err := sleep(ctx, step); err != nil {
-			return err
-		}
-		if err := w.within(ctx, w.verify); err != nil {
-			return err
-		}
-		d -= step
-	}
-	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
 }

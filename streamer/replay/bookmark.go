@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -16,13 +17,13 @@ import (
 	"diehard/streamer/replication"
 )
 
-// Bookmark is a place in the WAL from which replay is possible: a copy of the
-// streamer's slot that nobody reads from. It keeps all WAL since then on the server.
+// Bookmark is a position in the WAL from which replay is possible: a copy of the
+// streamer's slot that is never active. It keeps all WAL since then on the server.
 type Bookmark struct {
 	Name     string
 	LSN      pglogrepl.LSN // replay can begin here or later
 	Retained int64         // bytes of WAL kept on the server
-	Since    time.Time     // when it was added or last moved; zero before PostgreSQL 17, which does not tell
+	Since    time.Time     // when it was added or last moved; zero before PostgreSQL 17, which does not record it
 	State    string        // PostgreSQL's wal_status, with the reason when it is lost
 	Lost     bool          // PostgreSQL has removed WAL it needs
 
@@ -37,7 +38,7 @@ type Bookmarks struct {
 
 // OpenBookmarks connects; the caller closes.
 func OpenBookmarks(ctx context.Context, url, slot string) (*Bookmarks, error) {
-	conn, err := postgres.Connect(ctx, url, "diehard-streamer-bookmark")
+	conn, err := postgres.Connect(ctx, postgres.Config{URL: url}, postgres.Options{Application: "diehard-streamer-bookmark"})
 	if err != nil {
 		return nil, err
 	}
@@ -95,16 +96,6 @@ func (b *Bookmarks) Add(ctx context.Context, name string) (Bookmark, error) {
 	return b.Get(ctx, name)
 }
 
-// SQLSTATEs, PostgreSQL docs, "PostgreSQL Error Codes".
-const (
-	codeUndefinedObject   = "42704"
-	codeDuplicateObject   = "42710"
-	codeLimitExceeded     = "53400"
-	codeNotInPrerequisite = "55000"
-	codeInUse             = "55006"
-	codePrivilege         = "42501"
-)
-
 // explain adds what to do about an error of a slot function.
 func (b *Bookmarks) explain(err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
@@ -112,12 +103,12 @@ func (b *Bookmarks) explain(err error) error {
 		return err
 	}
 	hint := map[string]string{
-		codeUndefinedObject:   "the streamer makes slot " + b.slot + " when it first runs; `streamer bookmark list` shows the bookmarks",
-		codeDuplicateObject:   "choose another name, or roll that bookmark forward with `streamer bookmark move`",
-		codeLimitExceeded:     "raise max_replication_slots and restart PostgreSQL, or drop a bookmark",
-		codeNotInPrerequisite: "PostgreSQL has removed WAL that the slot needs",
-		codeInUse:             "somebody reads from it",
-		codePrivilege:         "the role needs the attribute REPLICATION",
+		pgerrcode.UndefinedObject:              "the streamer creates slot " + b.slot + " when it first runs; `streamer bookmark list` shows the bookmarks",
+		pgerrcode.DuplicateObject:              "choose another name, or roll that bookmark forward with `streamer bookmark move`",
+		pgerrcode.ConfigurationLimitExceeded:   "raise max_replication_slots and restart PostgreSQL, or drop a bookmark",
+		pgerrcode.ObjectNotInPrerequisiteState: "PostgreSQL has removed WAL that the slot needs",
+		pgerrcode.ObjectInUse:                  "a walsender streams from it",
+		pgerrcode.InsufficientPrivilege:        "the role needs the attribute REPLICATION",
 	}[pg.Code]
 	if hint == "" {
 		return err
@@ -186,10 +177,10 @@ func (b *Bookmarks) Get(ctx context.Context, name string) (Bookmark, error) {
 	return Bookmark{}, fmt.Errorf("%w: %s; %s", ErrNoBookmark, name, describe(list))
 }
 
-// describe tells an operator which bookmarks there are.
+// describe lists the bookmarks for an operator.
 func describe(list []Bookmark) string {
 	if len(list) == 0 {
-		return "there are none: `streamer bookmark add NAME` makes one for the time to come"
+		return "there are none: `streamer bookmark add NAME` adds one"
 	}
 	texts := make([]string, len(list))
 	for i, m := range list {

@@ -2,10 +2,10 @@ package replay
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
@@ -22,57 +22,102 @@ type eventLog struct {
 	deadLetter string // quoted
 }
 
-func quote(name string) string { return "`" + strings.ReplaceAll(name, "`", "\\`") + "`" }
-
-// sources chooses rows by who has landed them.
+// sources chooses rows by their source.
 type sources struct {
 	condition string
 	args      []any
 }
 
-var anybody = sources{condition: "true"}
+var anySource = sources{condition: "true"}
 
-// elsewhere is what may have landed events of s without their place in its WAL:
-// replays from the table, and streamers that divided the same outbox differently.
-func (s *session) elsewhere() sources {
-	form := "^" + s.source.SystemID + "/" + s.Shard.Divisions(s.Slot) + "(?:/table)?$"
+// otherSources are those that may have written events of s under another position:
+// replays from the table, and streamers with another number of shards.
+func (s *session) otherSources() sources {
+	form := "^" + s.source.SystemID + "/" + s.Shard.ShardingPattern(s.Slot) + "(?:/table)?$"
 	return sources{"source <> ? AND match(source, ?)", []any{s.source.String(), form}}
 }
 
-// logRow is a row of event_log with what identifies its content.
+// logRow is a row of event_log.
 type logRow struct {
 	decode.Position
-	ID          uuid.UUID
+	ID uuid.UUID
+	content
+}
+
+// content is what two events with the same id may differ in.
+type content struct {
 	Type        string
 	DateTime    int64 // microseconds since 1970
 	Environment string
 	Version     uint64
+	TraceID     string
+	PublishedBy string
 	Digest      [32]byte // SHA-256 of the context
+}
+
+// contentAt is that of row i.
+func contentAt(rows *decode.Rows, i int) content {
+	return content{
+		Type: rows.Type.Values[rows.Type.Keys[i]], DateTime: rows.DateTime[i],
+		Environment: rows.Environment.Values[rows.Environment.Keys[i]], Version: rows.MetadataVersion[i],
+		TraceID: rows.TraceIDAt(i), PublishedBy: rows.PublishedBy.Values[rows.PublishedBy.Keys[i]],
+		Digest: sha256.Sum256(rows.ContextAt(i)),
+	}
+}
+
+// differences names the columns in which c and d differ; empty if they are equal.
+func (c content) differences(d content) string {
+	var columns []string
+	differ := func(column string, different bool) {
+		if different {
+			columns = append(columns, column)
+		}
+	}
+	differ("event_type", c.Type != d.Type)
+	differ("event_date_time", c.DateTime != d.DateTime)
+	differ("environment", c.Environment != d.Environment)
+	differ("event_context", c.Digest != d.Digest)
+	differ("metadata_version", c.Version != d.Version)
+	differ("trace_id", c.TraceID != d.TraceID)
+	differ("published_by", c.PublishedBy != d.PublishedBy)
+	return strings.Join(columns, ", ")
+}
+
+// take removes the row that has content c from rows; if there is none, and any is
+// wanted, the first.
+func take(rows []logRow, c content, any bool) (r logRow, rest []logRow, ok bool) {
+	i := slices.IndexFunc(rows, func(r logRow) bool { return r.content == c })
+	if i < 0 && any && len(rows) > 0 {
+		i = 0
+	}
+	if i < 0 {
+		return logRow{}, rows, false
+	}
+	r = rows[i]
+	return r, slices.Delete(rows, i, i+1), true
 }
 
 const within = `(commit_lsn, commit_seq) > (toUInt64(?), toUInt32(?)) AND (commit_lsn, commit_seq) <= (toUInt64(?), toUInt32(?))
 	AND commit_lsn >= toUInt64(?) AND commit_lsn <= toUInt64(?)`
 
-func (p piece) bounds() []any {
+func (p chunk) bounds() []any {
 	return []any{uint64(p.after.LSN), p.after.Seq, uint64(p.upTo.LSN), p.upTo.Seq, uint64(p.after.LSN), uint64(p.upTo.LSN)}
 }
 
-// positions calls do for the place of every row of source in p, in stream order.
-// Only rows ingested at since or later count; older parts are not read.
-func (l eventLog) positions(ctx context.Context, source string, p piece, since time.Time, do func(decode.Position)) error {
+// positions calls do for the position of every row of source in p, in stream order.
+func (l eventLog) positions(ctx context.Context, source string, p chunk, do func(decode.Position)) error {
 	rows, err := l.conn.Query(ctx, `SELECT commit_lsn, commit_seq FROM `+l.name+` WHERE source = ? AND `+within+`
-		AND ingested_at >= fromUnixTimestamp64Milli(toInt64(?), 'UTC') ORDER BY commit_lsn, commit_seq`,
-		append(append([]any{source}, p.bounds()...), since.UnixMilli())...)
+		ORDER BY commit_lsn, commit_seq`, append([]any{source}, p.bounds()...)...)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", l.name, sink.Classify(err))
 	}
 	return scanPositions(rows, l.name, do)
 }
 
-// setAside calls do for the place of every dead letter of source in p whose event is not in event_log.
-func (l eventLog) setAside(ctx context.Context, source string, p piece, do func(decode.Position)) error {
+// deadLetters calls do for the position of every dead letter of source in p whose event is not in event_log.
+func (l eventLog) deadLetters(ctx context.Context, source string, p chunk, do func(decode.Position)) error {
 	rows, err := l.conn.Query(ctx, `SELECT commit_lsn, commit_seq FROM `+l.deadLetter+` FINAL
-		WHERE source = ? AND `+within+` AND `+notLanded, append([]any{source}, p.bounds()...)...)
+		WHERE source = ? AND `+within+` AND `+notWritten, append([]any{source}, p.bounds()...)...)
 	if err != nil {
 		return fmt.Errorf("read dead letters: %w", sink.Classify(err))
 	}
@@ -96,10 +141,10 @@ func scanPositions(rows driver.Rows, table string, do func(decode.Position)) err
 }
 
 const logColumns = `commit_lsn, commit_seq, event_id, event_type, toUnixTimestamp64Micro(event_date_time), environment,
-	metadata_version, SHA256(event_context)`
+	metadata_version, trace_id, published_by, SHA256(event_context)`
 
 // contents calls do for every row of source in p, in stream order.
-func (l eventLog) contents(ctx context.Context, source string, p piece, do func(logRow)) error {
+func (l eventLog) contents(ctx context.Context, source string, p chunk, do func(logRow)) error {
 	rows, err := l.conn.Query(ctx, `SELECT `+logColumns+` FROM `+l.name+` WHERE source = ? AND `+within+`
 		ORDER BY commit_lsn, commit_seq`, append([]any{source}, p.bounds()...)...)
 	if err != nil {
@@ -114,7 +159,7 @@ func scanContents(rows driver.Rows, table string, do func(logRow)) error {
 		var r logRow
 		var lsn uint64
 		var digest string
-		if err := rows.Scan(&lsn, &r.Seq, &r.ID, &r.Type, &r.DateTime, &r.Environment, &r.Version, &digest); err != nil {
+		if err := rows.Scan(&lsn, &r.Seq, &r.ID, &r.Type, &r.DateTime, &r.Environment, &r.Version, &r.TraceID, &r.PublishedBy, &digest); err != nil {
 			return fmt.Errorf("read %s: %w", table, sink.Classify(err))
 		}
 		r.LSN = pglogrepl.LSN(lsn)
@@ -135,13 +180,27 @@ func (l eventLog) byID(ctx context.Context, from sources, rows *decode.Rows, do 
 	return l.lookUp(ctx, logColumns, from, rows, func(found driver.Rows) error { return scanContents(found, l.name, do) })
 }
 
+// byIDs calls do for every row of the table with one of ids.
+func (l eventLog) byIDs(ctx context.Context, ids []uuid.UUID, do func(logRow)) error {
+	for chunk := range slices.Chunk(ids, idsAtOnce) {
+		found, err := l.conn.Query(ctx, `SELECT `+logColumns+` FROM `+l.name+` WHERE event_id IN (`+idList(chunk)+`) ORDER BY commit_lsn, commit_seq`)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", l.name, sink.Classify(err))
+		}
+		if err := scanContents(found, l.name, do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // present calls do for those ids of rows that are in the table.
 func (l eventLog) present(ctx context.Context, from sources, rows *decode.Rows, do func(uuid.UUID)) error {
 	return l.lookUp(ctx, "event_id", from, rows, func(found driver.Rows) error { return scanIDs(found, l.name, do) })
 }
 
 // lookUp looks for each id under the type and time of its row: both never change,
-// and they lead to its place in the table.
+// and they lead to its position in the table.
 func (l eventLog) lookUp(ctx context.Context, columns string, from sources, rows *decode.Rows, scan func(driver.Rows) error) error {
 	for i := 0; i < rows.Len(); i += idsAtOnce {
 		end := min(i+idsAtOnce, rows.Len())
@@ -172,13 +231,13 @@ func typeCondition(types []string) string {
 	return "event_type IN (" + strings.Join(quoted, ",") + ")"
 }
 
-// notLanded is the condition for dead letters whose event is not in event_log: they wait for their retry, or were dropped.
-const notLanded = `(toUnixTimestamp64Milli(retried_at) = 0 OR dropped)`
+// notWritten is the condition for dead letters whose event is not in event_log: they wait for their retry, or were dropped.
+const notWritten = `(toUnixTimestamp64Milli(retried_at) = 0 OR dropped)`
 
-// lettersByID calls do for each of ids that is a dead letter, and not in event_log.
-func (l eventLog) lettersByID(ctx context.Context, from sources, ids []uuid.UUID, do func(uuid.UUID)) error {
+// deadLettersByID calls do for each of ids that is a dead letter, and not in event_log.
+func (l eventLog) deadLettersByID(ctx context.Context, from sources, ids []uuid.UUID, do func(uuid.UUID)) error {
 	var any uint8
-	err := l.conn.QueryRow(ctx, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+notLanded).Scan(&any)
+	err := l.conn.QueryRow(ctx, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+notWritten).Scan(&any)
 	if err != nil {
 		return fmt.Errorf("read dead letters: %w", sink.Classify(err))
 	}
@@ -187,7 +246,7 @@ func (l eventLog) lettersByID(ctx context.Context, from sources, ids []uuid.UUID
 	}
 	for chunk := range slices.Chunk(ids, idsAtOnce) {
 		found, err := l.conn.Query(ctx, `SELECT event_id FROM `+l.deadLetter+` FINAL
-			WHERE event_id IN (`+idList(chunk)+`) AND `+from.condition+` AND `+notLanded, from.args...)
+			WHERE event_id IN (`+idList(chunk)+`) AND `+from.condition+` AND `+notWritten, from.args...)
 		if err != nil {
 			return fmt.Errorf("read dead letters: %w", sink.Classify(err))
 		}

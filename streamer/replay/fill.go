@@ -15,34 +15,34 @@ import (
 	"diehard/streamer/sink"
 )
 
-// gap is what of a piece is missing in the table.
+// gap is the part of a chunk that is missing in the table.
 type gap struct {
-	rows     []int // indexes into the piece's rows
-	rejects  []int // indexes into its rejects
-	there    int   // rows and rejects that are in the table
-	setAside int   // rows and rejects that are dead letters
+	rows        []int // indexes into the chunk's rows
+	rejects     []int // indexes into its rejects
+	present     int   // rows and rejects that are in the table
+	deadLetters int   // rows and rejects that are dead letters
 }
 
-// filler lands the rows of a gap, each exactly once.
+// filler writes the rows of a gap, each exactly once.
 //
-// What is there is read before every insert, and no one else inserts these rows:
-// the lock keeps other replays away, and the rows lie before what the streamer
-// had confirmed. Each insert proves, when ClickHouse knows it and has not yet got
-// its rows, that the session with the lock lives. A streamer that starts ends
+// The table is read before every insert, and no other program inserts these rows:
+// the lock excludes other replays, and the rows lie before what the streamer
+// had confirmed. Each insert proves, when ClickHouse has registered it and has not yet
+// received its rows, that the lock is held. A streamer that starts ends
 // inserts of a replay like those of any predecessor, because their query ids begin
-// with that of its source: were the server, restarted, to send rows again, none of
-// ours would land beside them. A replay whose insert was ended so tries again.
+// with that of its source: if the restarted server sends rows again, ours are not
+// written beside them. A replay whose insert was killed tries again.
 type filler struct {
-	log     eventLog
-	sink    *sink.Sink
-	source  sink.Source // of the rows that land
-	others  sources     // of rows that are there without their place
-	guard   *guard
-	prefix  string // of our query ids
-	letters bool   // refused rows become dead letters; not for another table than event_log
-	dryRun  bool
-	timeout time.Duration // of an insert
-	logger  *slog.Logger
+	log            eventLog
+	sink           *sink.Sink
+	source         sink.Source // of the rows that are written
+	others         sources     // of rows that are there under another position
+	guard          *guard
+	prefix         string // of our query ids
+	useDeadLetters bool   // refused rows become dead letters; not for another table than event_log
+	dryRun         bool
+	timeout        time.Duration // of an insert
+	logger         *slog.Logger
 
 	report  *Report
 	inserts int
@@ -50,12 +50,12 @@ type filler struct {
 	subset  decode.Rows
 }
 
-// fill compares rows with the table by find, and lands what is missing at the
-// places that place gives. While ClickHouse does not answer it tries again.
-func (f *filler) fill(ctx context.Context, rows *decode.Rows, find func(context.Context) (gap, error), place func(i int) decode.Position) error {
+// fill compares rows with the table by find, and writes what is missing at the
+// positions that position returns. While ClickHouse is unavailable it retries.
+func (f *filler) fill(ctx context.Context, rows *decode.Rows, find func(context.Context) (gap, error), position func(i int) decode.Position) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = firstWait, maxWait
-	p := &attempt{filler: f, rows: rows, find: find, place: place}
+	p := &chunkFill{f: f, rows: rows, find: find, position: position}
 	for {
 		err := p.try(ctx)
 		switch {
@@ -66,7 +66,7 @@ func (f *filler) fill(ctx context.Context, rows *decode.Rows, find func(context.
 		case final(err):
 			return err
 		}
-		f.logger.Warn("ClickHouse did not answer; trying again, nothing is lost", "error", err)
+		f.logger.Warn("insert failed, retrying", "error", err)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -80,33 +80,33 @@ const (
 	maxWait   = 15 * time.Second
 )
 
-// final tells errors that another try cannot mend. A refusal is final too where
+// final reports errors that a retry cannot cure. A refusal is final too where
 // no rows were inserted: a query of ours is wrong.
 func final(err error) bool {
 	return failure.Of(err) != failure.Transient || errors.Is(err, replication.ErrSession)
 }
 
-// attempt is one piece on its way.
-type attempt struct {
-	*filler
-	rows  *decode.Rows
-	find  func(context.Context) (gap, error)
-	place func(i int) decode.Position
+// chunkFill fills one chunk.
+type chunkFill struct {
+	f        *filler
+	rows     *decode.Rows
+	find     func(context.Context) (gap, error)
+	position func(i int) decode.Position
 
 	tried   bool
 	counted bool
 	missing int64
 	refused int64
 
-	suspect bool // rows are halved for a code that no list has
-	took    bool // rows of the piece have landed
-	fronts  int  // times that a first row has met such a code
-	doubt   sink.Doubt
+	unknownCode bool // rows are halved for an unknown code
+	anyWritten  bool // rows of the chunk were written
+	fronts      int  // retries of a first row with such a code
+	doubt       sink.UnknownErrors
 }
 
-func (p *attempt) try(ctx context.Context) error {
-	if p.tried { // a try whose outcome is unknown may still be running
-		if err := p.sink.Fence(ctx, p.prefix, func(uint64) {}); err != nil {
+func (p *chunkFill) try(ctx context.Context) error {
+	if p.tried { // an insert whose outcome is unknown may still be running
+		if err := p.f.sink.Fence(ctx, p.f.prefix, func(uint64) {}); err != nil {
 			return err
 		}
 	}
@@ -116,16 +116,16 @@ func (p *attempt) try(ctx context.Context) error {
 		return err
 	}
 	p.count(g)
-	if p.dryRun || len(g.rows)+len(g.rejects) == 0 {
+	if p.f.dryRun || len(g.rows)+len(g.rejects) == 0 {
 		p.finish()
 		return nil
 	}
-	if err := p.putAside(ctx, g.rejects); err != nil {
+	if err := p.writeDecodeRejects(ctx, g.rejects); err != nil {
 		return err
 	}
 	p.gather(g.rows)
-	if p.subset.Len() > 0 {
-		if err := p.land(ctx, 0, p.subset.Len()); err != nil {
+	if p.f.subset.Len() > 0 {
+		if err := p.insert(ctx, 0, p.f.subset.Len()); err != nil {
 			return err
 		}
 	}
@@ -134,31 +134,31 @@ func (p *attempt) try(ctx context.Context) error {
 }
 
 // count notes what the first look showed.
-func (p *attempt) count(g gap) {
+func (p *chunkFill) count(g gap) {
 	if p.counted {
 		return
 	}
 	p.counted = true
 	p.missing = int64(len(g.rows) + len(g.rejects))
-	p.report.Read += int64(p.rows.Len() + len(p.rows.Rejects))
-	p.report.There += int64(g.there)
-	p.report.SetAside += int64(g.setAside)
-	p.report.Missing += p.missing
+	p.f.report.Read += int64(p.rows.Len() + len(p.rows.Rejects))
+	p.f.report.Present += int64(g.present)
+	p.f.report.DeadLetters += int64(g.deadLetters)
+	p.f.report.Missing += p.missing
 }
 
-func (p *attempt) finish() {
-	if !p.dryRun {
-		p.report.Refused += p.refused
-		p.report.Filled += p.missing - p.refused
+func (p *chunkFill) finish() {
+	if !p.f.dryRun {
+		p.f.report.Refused += p.refused
+		p.f.report.Filled += p.missing - p.refused
 	}
 }
 
-// gather copies the missing rows, with their places, into the subset.
-func (p *attempt) gather(missing []int) {
-	p.subset.Reset()
+// gather copies the missing rows, with their positions, into the subset.
+func (p *chunkFill) gather(missing []int) {
+	p.f.subset.Reset()
 	for _, i := range missing {
 		e := eventAt(p.rows, i)
-		p.subset.Append(p.place(i), p.rows.CommitTime[i], &e)
+		p.f.subset.Append(p.position(i), p.rows.CommitTime[i], &e)
 	}
 }
 
@@ -169,77 +169,78 @@ func eventAt(rows *decode.Rows, i int) decode.Event {
 		Type: []byte(rows.Type.Values[rows.Type.Keys[i]]), DateTime: rows.DateTime[i],
 		Environment: []byte(rows.Environment.Values[rows.Environment.Keys[i]]),
 		Context:     rows.ContextAt(i), MetadataVersion: rows.MetadataVersion[i],
+		TraceID: [16]byte(rows.TraceID[16*i:]), PublishedBy: []byte(rows.PublishedBy.Values[rows.PublishedBy.Keys[i]]),
 	}
 }
 
-func (p *attempt) next() sink.Attempt {
-	p.inserts++
-	id := fmt.Sprintf("%s%s-%d", p.prefix, p.nonce, p.inserts)
-	return sink.Attempt{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: p.guard.Verify}
+func (p *chunkFill) next() sink.InsertRequest {
+	p.f.inserts++
+	id := fmt.Sprintf("%s%s-%d", p.f.prefix, p.f.nonce, p.f.inserts)
+	return sink.InsertRequest{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: p.f.guard.Verify}
 }
 
 // within bounds one insert. Comparing has no such bound: it takes as long as the table is large.
-func (p *attempt) within(ctx context.Context, insert func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+func (p *chunkFill) within(ctx context.Context, insert func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, p.f.timeout)
 	defer cancel()
 	return insert(ctx)
 }
 
-// land inserts rows [from, to) of the subset as one block. When ClickHouse
-// refuses the data, the halves are tried, until the rows that it refuses stand alone.
-func (p *attempt) land(ctx context.Context, from, to int) error {
-	answer := p.within(ctx, func(ctx context.Context) error { return p.sink.Insert(ctx, &p.subset, from, to, p.next()) })
-	p.took = p.took || answer == nil
-	refusal := p.judge(answer)
+// insert writes rows [from, to) of the subset as one block. When ClickHouse
+// refuses the data, the halves are tried, until each refused row is alone.
+func (p *chunkFill) insert(ctx context.Context, from, to int) error {
+	answer := p.within(ctx, func(ctx context.Context) error { return p.f.sink.Insert(ctx, &p.f.subset, from, to, p.next()) })
+	p.anyWritten = p.anyWritten || answer == nil
+	refusal := p.classify(answer)
 	if failure.Of(refusal) != failure.Poison {
 		return refusal
 	}
-	landed, err := p.landed(ctx, from, to)
+	written, err := p.isWritten(ctx, from, to)
 	switch {
 	case err != nil:
 		return err
-	case landed:
-		p.logger.Warn("ClickHouse reported an error although the rows are there: a materialized view failed", "error", refusal)
+	case written:
+		p.f.logger.Warn("materialized view failed: the rows are written, but ClickHouse reported an error", "error", refusal)
 		return nil
 	case to-from > 1:
 		middle := from + (to-from)/2
-		if err := p.land(ctx, from, middle); err != nil {
+		if err := p.insert(ctx, from, middle); err != nil {
 			return err
 		}
-		return p.land(ctx, middle, to)
-	case p.suspect && !p.took && p.wait():
-		return answer // nothing has landed beside it yet: it may be the server
+		return p.insert(ctx, middle, to)
+	case p.unknownCode && !p.anyWritten && p.wait():
+		return answer // nothing is written yet: the server may be the cause
 	default:
 		return p.refuse(ctx, from, refusal)
 	}
 }
 
-// judge takes a code that no list has for a refusal when three tries have met it.
-func (p *attempt) judge(answer error) error {
+// classify takes an unknown code for a refusal after three attempts.
+func (p *chunkFill) classify(answer error) error {
 	p.doubt.Limit = 3
-	if p.suspect {
+	if p.unknownCode {
 		p.doubt.Limit = 1
 	}
-	refusal := p.doubt.Judge(answer)
+	refusal := p.doubt.Classify(answer)
 	if failure.Of(refusal) == failure.Poison {
-		p.suspect = sink.Unknown(refusal) != 0
+		p.unknownCode = sink.Unknown(refusal) != 0
 	}
 	return refusal
 }
 
-// wait says whether a first row is tried once more. Each costs more tries than the one before.
-func (p *attempt) wait() bool {
+// wait reports whether a first row is retried. Each is retried more often than the one before.
+func (p *chunkFill) wait() bool {
 	p.fronts++
 	return p.fronts < 6+2*int(p.refused)
 }
 
-// landed tells whether rows [from, to) of the subset are in the table. A block lands as a whole or not at all.
-func (p *attempt) landed(ctx context.Context, _, to int) (bool, error) {
-	last := p.subset.Position(to - 1)
-	there := false
-	err := p.log.positions(ctx, p.source.String(), piece{after: previous(last), upTo: last}, time.UnixMilli(0),
-		func(decode.Position) { there = true })
-	return there, err
+// isWritten reports whether rows [from, to) of the subset are in the table. A block is written as a whole or not at all.
+func (p *chunkFill) isWritten(ctx context.Context, _, to int) (bool, error) {
+	last := p.f.subset.Position(to - 1)
+	present := false
+	err := p.f.log.positions(ctx, p.f.source.String(), chunk{after: previous(last), upTo: last},
+		func(decode.Position) { present = true })
+	return present, err
 }
 
 func previous(p decode.Position) decode.Position {
@@ -247,16 +248,16 @@ func previous(p decode.Position) decode.Position {
 	return p
 }
 
-// refuse sets row i of the subset aside.
-func (p *attempt) refuse(ctx context.Context, i int, cause error) error {
-	s := &p.subset
-	return p.setAside(ctx, []decode.Reject{{
+// refuse sets row i of the subin the dead-letter table.
+func (p *chunkFill) refuse(ctx context.Context, i int, cause error) error {
+	s := &p.f.subset
+	return p.writeDeadLetters(ctx, []decode.Reject{{
 		Position: s.Position(i), CommitTime: s.CommitTime[i], ID: s.IDAt(i), Type: s.Type.Values[s.Type.Keys[i]],
 		Raw: s.TupleAt(i).Encode(), Reason: sink.Reason(cause), Code: sink.Code(cause),
 	}})
 }
 
-func (p *attempt) putAside(ctx context.Context, indexes []int) error {
+func (p *chunkFill) writeDecodeRejects(ctx context.Context, indexes []int) error {
 	if len(indexes) == 0 {
 		return nil
 	}
@@ -264,13 +265,13 @@ func (p *attempt) putAside(ctx context.Context, indexes []int) error {
 	for n, i := range indexes {
 		rejects[n] = p.rows.Rejects[i]
 	}
-	return p.setAside(ctx, rejects)
+	return p.writeDeadLetters(ctx, rejects)
 }
 
-// setAside is safe to repeat: the dead-letter table knows a row by its place.
-func (p *attempt) setAside(ctx context.Context, rejects []decode.Reject) error {
-	if p.letters {
-		err := p.within(ctx, func(ctx context.Context) error { return p.sink.PutDeadLetters(ctx, rejects, p.next()) })
+// writeDeadLetters is safe to repeat: the dead-letter table knows a row by its position.
+func (p *chunkFill) writeDeadLetters(ctx context.Context, rejects []decode.Reject) error {
+	if p.f.useDeadLetters {
+		err := p.within(ctx, func(ctx context.Context) error { return p.f.sink.PutDeadLetters(ctx, rejects, p.next()) })
 		if err != nil {
 			return err
 		}
@@ -278,8 +279,8 @@ func (p *attempt) setAside(ctx context.Context, rejects []decode.Reject) error {
 	p.refused += int64(len(rejects))
 	p.fronts = 0
 	for _, r := range rejects {
-		p.logger.Error("row refused", "event_id", r.ID, "event_type", r.Type, "commit_lsn", r.LSN.String(), "commit_seq", r.Seq,
-			"dead_letter", p.letters, "reason", sink.Loggable(r.Reason, r.Code))
+		p.f.logger.Error("row refused", "event_id", r.ID, "event_type", r.Type, "commit_lsn", r.LSN.String(), "commit_seq", r.Seq,
+			"dead_letter", p.f.useDeadLetters, "reason", sink.RedactedReason(r.Reason, r.Code))
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
+	"diehard/shared/event"
 	"diehard/streamer/replication"
 )
 
@@ -22,16 +23,17 @@ var ErrBusy = errors.New("another `streamer replay` of this slot is running: wai
 
 // guard is that of a slot.
 type guard struct {
-	*replication.Guard
-	slot string
+	*replication.AdvisoryLock
+	slot   string
+	schema event.Schema // of the outbox
 }
 
-func openGuard(ctx context.Context, url, slot string) (*guard, error) {
-	g, err := replication.OpenGuard(ctx, url, "diehard-streamer-replay")
+func openGuard(ctx context.Context, url, slot string, schema event.Schema) (*guard, error) {
+	g, err := replication.OpenAdvisoryLock(ctx, url, "diehard-streamer-replay")
 	if err != nil {
 		return nil, err
 	}
-	return &guard{Guard: g, slot: slot}, nil
+	return &guard{AdvisoryLock: g, slot: slot, schema: schema}, nil
 }
 
 // lock makes this replay the only one of its slot.
@@ -48,22 +50,22 @@ func (g *guard) confirmed(ctx context.Context) (pglogrepl.LSN, error) {
 }
 
 const (
-	settlePoll = 50 * time.Millisecond
-	// settleNotice is after how long of waiting the log says so, and again.
-	settleNotice = 10 * time.Second
+	confirmPoll = 50 * time.Millisecond
+	// confirmNotice is after how long of waiting the log says so, and again.
+	confirmNotice = 10 * time.Second
 )
 
-// settled waits until the streamer has confirmed everything that has been
+// waitUntilConfirmed waits until the streamer has confirmed everything that has been
 // committed so far, and returns a position behind all of that: rows which any
 // snapshot taken before shows are delivered then, or lost.
 //
 // The position is that of a commit of our own. That of WAL which merely exists
 // may lie between two records, and a slot would not reach it on an idle server.
-func (g *guard) settled(ctx context.Context, log *slog.Logger) (pglogrepl.LSN, error) {
+func (g *guard) waitUntilConfirmed(ctx context.Context, log *slog.Logger) (pglogrepl.LSN, error) {
 	var text string
 	batch := &pgx.Batch{}
 	batch.Queue(`SET synchronous_commit = local`)
-	batch.Queue(`SELECT pg_catalog.pg_logical_emit_message(true, 'diehard', 'replay')`)
+	batch.Queue(g.schema.SQL(`SELECT {outbox}.diehard_mark_wal()`))
 	if err := g.Conn.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("mark the WAL: %w", err)
 	}
@@ -78,7 +80,7 @@ func (g *guard) settled(ctx context.Context, log *slog.Logger) (pglogrepl.LSN, e
 }
 
 func (g *guard) await(ctx context.Context, end pglogrepl.LSN, log *slog.Logger) error {
-	poll, notice := time.NewTicker(settlePoll), time.NewTicker(settleNotice)
+	poll, notice := time.NewTicker(confirmPoll), time.NewTicker(confirmNotice)
 	defer poll.Stop()
 	defer notice.Stop()
 	for {

@@ -99,3 +99,18 @@ func (c *counter) Handle(context.Context, slog.Record) error {
 	c.n.Add(1)
 	return nil
 }
+
+// What is in event_log is known by its position, whatever the clocks have been.
+func TestAClockThatWasWrongDuplicatesNothing(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.bookmark("b")
+	f.confirmed(f.publish("a", 5))
+	f.command(`INSERT INTO event_log SETTINGS async_insert = 0 SELECT * REPLACE (ingested_at - INTERVAL 60 DAY AS ingested_at, commit_seq + 1000 AS commit_seq) FROM event_log`)
+	f.remove("commit_seq < 1000")
+	f.command("ALTER TABLE event_log UPDATE commit_seq = commit_seq - 1000 WHERE true SETTINGS mutations_sync = 2")
+	report, err := FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
+	require.NoError(t, err)
+	assert.Equal(t, []int64{5, 5, 0}, []int64{report.Read, report.Present, report.Missing})
+	f.complete()
+}

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/pipeline"
 	"diehard/streamer/replication"
@@ -21,9 +21,9 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 const (
-	// patience is far beyond what any condition takes: reaching it means that it never comes.
-	patience = 90 * time.Second
-	tick     = 20 * time.Millisecond
+	// waitTimeout is far beyond what any condition takes: reaching it means that it never comes.
+	waitTimeout = 90 * time.Second
+	tick        = 20 * time.Millisecond
 )
 
 // fixture is an outbox with a streamer that delivers from it.
@@ -49,7 +49,7 @@ func (f *fixture) stream() (stop func()) {
 		Messages: f.messages, Shard: f.part, StartLSN: f.start,
 		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, SenderTimeout: 10 * time.Second,
 		Tables: f.tables, Limits: batch.Limits{Rows: 20_000, Bytes: 4 << 20},
-		FlushInterval: 20 * time.Millisecond, InsertTimeout: time.Minute, DrainTimeout: patience,
+		FlushInterval: 20 * time.Millisecond, InsertTimeout: time.Minute, DrainTimeout: waitTimeout,
 	}, f.ClickHouse, f.log(), nil)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(f.t.Context()))
 	done := make(chan error, 1)
@@ -84,7 +84,7 @@ func (f *fixture) config() Config {
 
 func (f *fixture) eventually(condition func() bool, what string) {
 	f.t.Helper()
-	ticker, deadline := time.NewTicker(tick), time.After(patience)
+	ticker, deadline := time.NewTicker(tick), time.After(waitTimeout)
 	defer ticker.Stop()
 	for !condition() {
 		select {
@@ -98,8 +98,8 @@ func (f *fixture) eventually(condition func() bool, what string) {
 // publish commits n events in one transaction and returns the end of the WAL behind it.
 func (f *fixture) publish(kind string, n int) pglogrepl.LSN {
 	f.t.Helper()
-	f.exec(`INSERT INTO outbox (event_type, event_context, environment)
-		SELECT $1, json_build_object('n', n), 'Test' FROM generate_series(1, $2::int) AS n`, kind, n)
+	f.exec(`INSERT INTO outbox (event_type, event_context, environment, published_by, trace_context)
+		SELECT $1, json_build_object('n', n), 'Test', 'caller ' || n % 3, '00-' || md5(n::text) || '-00f067aa0ba902b7-01' FROM generate_series(1, $2::int) AS n`, kind, n)
 	return f.walEnd()
 }
 
@@ -153,12 +153,12 @@ func (f *fixture) count(table, condition string) int {
 	return int(n)
 }
 
-// rows is every row of a table without what tells who ingested it, and when.
+// rows is every row of a table without the columns of its ingestion.
 func (f *fixture) rows(table string) []string {
 	f.t.Helper()
 	var rows []string
 	err := f.ClickHouse.QueryRow(f.t.Context(), `SELECT arraySort(groupArray(toString((event_id, event_type, event_date_time, environment,
-		event_context, metadata_version, source, timeline, commit_lsn, commit_seq, commit_time)))) FROM `+table).Scan(&rows)
+		event_context, metadata_version, trace_id, published_by, source, timeline, commit_lsn, commit_seq, commit_time)))) FROM `+table).Scan(&rows)
 	require.NoError(f.t, err)
 	return rows
 }
@@ -167,14 +167,15 @@ func (f *fixture) rows(table string) []string {
 func (f *fixture) complete() {
 	f.t.Helper()
 	var want []string
-	err := f.Pool.QueryRow(f.t.Context(), `SELECT coalesce(array_agg(id::text ORDER BY id::text COLLATE "C"), '{}') FROM outbox`).Scan(&want)
+	err := f.Pool.QueryRow(f.t.Context(), `SELECT coalesce(array_agg(e ORDER BY e COLLATE "C"), '{}')
+		FROM (SELECT concat_ws(' ', id, published_by, substr(trace_context, 4, 32)) AS e FROM outbox) AS o`).Scan(&want)
 	require.NoError(f.t, err)
 	f.confirmed(f.walEnd())
 	var have []string
-	err = f.ClickHouse.QueryRow(f.t.Context(), "SELECT arraySort(groupArray(toString(event_id))) FROM event_log").Scan(&have)
+	err = f.ClickHouse.QueryRow(f.t.Context(), "SELECT arraySort(groupArray(trimRight(concatWithSeparator(' ', toString(event_id), published_by, trace_id)))) FROM event_log").Scan(&have)
 	require.NoError(f.t, err)
 	require.Equal(f.t, want, have, "the events of the outbox and those of event_log")
-	require.Equal(f.t, len(want), f.count("(SELECT DISTINCT source, commit_lsn, commit_seq FROM event_log)", "true"), "places")
+	require.Equal(f.t, len(want), f.count("(SELECT DISTINCT source, commit_lsn, commit_seq FROM event_log)", "true"), "positions")
 }
 
 func (f *fixture) bookmarks() *Bookmarks {

@@ -25,7 +25,7 @@ func (f *fixture) withoutMessages() {
 	f.t.Helper()
 	stop := f.stream()
 	f.bookmark("b")
-	f.exec(`SELECT pg_logical_emit_message(true, 'diehard.event', 'nobody reads it'), publish_event('early', '{}')`)
+	f.exec(`SELECT pg_logical_emit_message(true, 'diehard.event', 'it is not read'), publish_event('early', '{}')`)
 	f.confirmed(f.walEnd())
 	stop()
 	f.messages = true
@@ -46,7 +46,7 @@ func TestMessagesComeBackFromTheWALToTheirPlaces(t *testing.T) {
 	v, err := VerifyWAL(t.Context(), f.config(), Range{Bookmark: "b"}, 10)
 	require.NoError(t, err)
 	assert.False(t, v.Wrong(), "%+v", v)
-	assert.Equal(t, []int64{202, 201, 1}, []int64{v.Read, v.Equal, v.SetAside})
+	assert.Equal(t, []int64{202, 201, 1}, []int64{v.Read, v.Equal, v.DeadLetters})
 
 	require.Equal(t, 50, f.remove("event_type = 'message' AND commit_seq % 4 = 0"))
 	require.Equal(t, 1, f.remove("event_type = 'early'"))
@@ -55,8 +55,8 @@ func TestMessagesComeBackFromTheWALToTheirPlaces(t *testing.T) {
 	assert.Equal(t, []int64{51, 0, 0}, []int64{v.Missing, v.Extra, v.Different})
 	report, err := FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
 	require.NoError(t, err)
-	assert.Equal(t, []int64{202, 150, 1, 51}, []int64{report.Read, report.There, report.SetAside, report.Filled})
-	assert.Equal(t, want, f.rows("event_log"), "with their own places")
+	assert.Equal(t, []int64{202, 150, 1, 51}, []int64{report.Read, report.Present, report.DeadLetters, report.Filled})
+	assert.Equal(t, want, f.rows("event_log"), "with their own positions")
 }
 
 // The outbox knows nothing of messages: they are neither extra nor missing.
@@ -74,7 +74,7 @@ func TestTheTableSaysThatItKnowsNoMessages(t *testing.T) {
 	report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
 	require.NoError(t, err)
 	assert.True(t, report.Messages)
-	assert.Equal(t, []int64{100, 93, 7}, []int64{report.Read, report.There, report.Filled})
+	assert.Equal(t, []int64{100, 93, 7}, []int64{report.Read, report.Present, report.Filled})
 	v, err = VerifyTable(t.Context(), f.config(), Span{}, 10)
 	require.NoError(t, err)
 	assert.False(t, v.Wrong(), "%+v", v)
@@ -88,7 +88,7 @@ func (f *fixture) recreate() {
 	require.NoError(f.t, err)
 	defer c.Close(f.t.Context())
 	require.NoError(f.t, c.DropSlot(f.t.Context()))
-	_, err = c.Recreate(f.t.Context())
+	_, err = c.ReplaceSlot(f.t.Context())
 	require.NoError(f.t, err)
 }
 
@@ -118,7 +118,7 @@ func TestMessagesStayKnownWhenTheSlotIsMadeAnewWithoutThem(t *testing.T) {
 	report, err := FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
 	require.NoError(t, err)
 	assert.Equal(t, int64(50), report.Filled)
-	assert.Subset(t, f.rows("event_log"), want, "at their own places")
+	assert.Subset(t, f.rows("event_log"), want, "at their own positions")
 	_, err = f.Pool.Exec(t.Context(), "SELECT publish_event_message('message', '{}')")
 	require.ErrorContains(t, err, "no streamer reads messages")
 }
@@ -135,6 +135,6 @@ func TestMessagesBeginWithTheSlotThatIsMadeAnewForThem(t *testing.T) {
 	require.Len(t, want, 201)
 	report, err := FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
 	require.NoError(t, err)
-	assert.Equal(t, []int64{201, 201, 0}, []int64{report.Read, report.There, report.Missing})
+	assert.Equal(t, []int64{201, 201, 0}, []int64{report.Read, report.Present, report.Missing})
 	assert.Equal(t, want, f.rows("event_log"))
 }

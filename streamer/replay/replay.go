@@ -1,21 +1,21 @@
 // Package replay reads events a second time, from the WAL or from the outbox
 // itself, to fill what is missing in event_log, to reprocess into another table,
-// or to verify. The streamer goes on meanwhile.
+// or to verify. The streamer may run meanwhile.
 //
-// From the WAL, a row has the same place (source, commit_lsn, commit_seq) as the
-// streamer gives it, and is known by that; or by its id, if it was filled from the
-// table, or landed when the outbox was divided into shards differently. Only commits
-// that the streamer had confirmed when the replay began are touched: what follows is
-// the streamer's business, and a restarted streamer goes on behind the later of its
-// last row and what it confirmed, so that rows filled before that move nothing.
+// From the WAL, a row has the same position (source, commit_lsn, commit_seq) as the
+// streamer gives it, and is identified by that; or by its id, if it was filled from the
+// table, or written with another number of shards. Only commits
+// that the streamer had confirmed when the replay began are touched: the streamer
+// delivers what follows, and a restarted streamer goes on behind the later of its
+// last row and what it confirmed, which rows filled before that do not change.
 //
 // The outbox does not tell where its rows were committed. Rows from there are
 // known by their id and get a source of their own, which the streamer's position
 // does not depend on. They are compared after the streamer has confirmed
-// everything that was committed when they were read: what is missing then will
-// not come any more.
+// everything that was committed when they were read: what is missing then
+// will not be delivered any more.
 //
-// One case cannot be told apart: the very last rows were deleted from event_log
+// One case cannot be detected: the last rows were deleted from event_log
 // and filled from the table, and PostgreSQL crashes before it has noted on disk,
 // at its next checkpoint, that they were confirmed. It then sends them again.
 package replay
@@ -30,26 +30,31 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
+	"diehard/shared/clickhouse"
+	"diehard/shared/event"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
-// Config says what to read and where it goes. All fields are required, except Shard and Progress.
+// Config says what to read and where to write it. All fields are required, except Shard and Progress.
 type Config struct {
 	PostgresURL string
 	Slot        string // the streamer's
 	Publication string
+	Schema      event.Schema      // of the outbox
 	Shard       replication.Shard // the streamer's; may be zero
+	LocalOnly   bool              // as the streamer's
 	ClickHouse  driver.Conn
 	Tables      sink.Tables
 	Limits      batch.Limits
-	// InsertTimeout bounds one try at an insert.
+	// InsertTimeout bounds one insert attempt.
 	InsertTimeout time.Duration
 	Log           *slog.Logger
 	// Progress is called often with how much of total is done; total is 0 when unknown.
@@ -60,30 +65,30 @@ type Config struct {
 // [From, To). Two ranges that share a border neither overlap nor leave a gap.
 type Range struct {
 	Bookmark string        // where to begin; empty if From says it
-	From     pglogrepl.LSN // 0 for the bookmark's place
+	From     pglogrepl.LSN // 0 for the bookmark's position
 	To       pglogrepl.LSN // 0, or anything beyond, is what the streamer has confirmed
 }
 
-// Span is a part of the outbox by created_at, from Since up to but without Until; zero times do not restrict.
+// Span is a part of the outbox by published_at, from Since up to but without Until; zero times do not restrict.
 type Span struct{ Since, Until time.Time }
 
-// Mode says what to do with missing rows.
+// Mode is what to do with missing rows.
 type Mode struct {
 	DryRun bool   // only count
-	Into   string // a table with the schema of event_log that takes them; empty for event_log
+	Into   string // a table with the schema of event_log to write them to; empty for event_log
 }
 
 // Report says what a replay found and did, in rows.
 type Report struct {
-	From, To pglogrepl.LSN // of a Range
-	Read     int64
-	There    int64 // were in the table already
-	SetAside int64 // are dead letters that wait for `deadletter retry`, or were dropped
-	Missing  int64
-	Filled   int64
-	Refused  int64 // could not be filled; of event_log they are dead letters now
-	Messages bool  // the streamer reads messages, too, of which the outbox knows nothing
-	Took     time.Duration
+	From, To    pglogrepl.LSN // of a Range
+	Read        int64
+	Present     int64 // were in the table already
+	DeadLetters int64 // are dead letters that wait for `deadletter retry`, or were dropped
+	Missing     int64
+	Filled      int64
+	Refused     int64 // could not be filled; of event_log they are dead letters now
+	Messages    bool  // the streamer also delivers messages, which are not in the outbox
+	Took        time.Duration
 }
 
 // session is what a replay or a verification holds.
@@ -101,7 +106,7 @@ func (c Config) open(ctx context.Context) (*session, error) {
 		c.Progress = func(uint64, uint64) {}
 	}
 	control, err := replication.OpenControl(ctx, c.PostgresURL, "diehard-streamer-replay",
-		replication.Origin{Slot: c.Slot, Publication: c.Publication, Shard: c.Shard})
+		replication.Origin{Slot: c.Slot, Publication: c.Publication, Shard: c.Shard, Schema: c.Schema})
 	if err != nil {
 		return nil, err
 	}
@@ -113,10 +118,10 @@ func (c Config) open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.checkLetters(ctx); err != nil {
+	if err := c.checkDeadLetterTable(ctx); err != nil {
 		return nil, err
 	}
-	g, err := openGuard(ctx, c.PostgresURL, c.Slot)
+	g, err := openGuard(ctx, c.PostgresURL, c.Slot, c.Schema)
 	if err != nil {
 		return nil, err
 	}
@@ -128,12 +133,12 @@ func (c Config) open(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// checkLetters refuses a dead-letter table that is older than this program: asking it
+// checkDeadLetterTable refuses a dead-letter table that is older than this program: asking it
 // what was dropped would fail for ever.
-func (c Config) checkLetters(ctx context.Context) error {
-	err := c.ClickHouse.Exec(ctx, `SELECT `+notLanded+` FROM `+quote(c.Tables.DeadLetter)+` LIMIT 0`)
+func (c Config) checkDeadLetterTable(ctx context.Context) error {
+	err := c.ClickHouse.Exec(ctx, `SELECT `+notWritten+` FROM `+sink.Quote(c.Tables.DeadLetter)+` LIMIT 0`)
 	switch {
-	case sink.Code(err) == codeUnknownIdentifier:
+	case proto.Error(sink.Code(err)) == proto.ErrUnknownIdentifier:
 		return fmt.Errorf("table %s lacks a column: run `streamer migrate up`", c.Tables.DeadLetter)
 	case err != nil:
 		return fmt.Errorf("look at %s: %w", c.Tables.DeadLetter, sink.Classify(err))
@@ -141,7 +146,7 @@ func (c Config) checkLetters(ctx context.Context) error {
 	return nil
 }
 
-// filler takes the lock and ends what an earlier replay left running.
+// filler takes the lock and ends inserts that an earlier replay left running.
 func (s *session) filler(ctx context.Context, source sink.Source, m Mode, report *Report) (*filler, error) {
 	tables := s.Tables
 	switch m.Into {
@@ -151,31 +156,28 @@ func (s *session) filler(ctx context.Context, source sink.Source, m Mode, report
 	case tables.DeadLetter:
 		return nil, fmt.Errorf("--into %s is the dead-letter table: name another", m.Into)
 	default:
+		if _, err := clickhouse.QuoteIdentifier(m.Into); err != nil {
+			return nil, fmt.Errorf("--into: %w", err)
+		}
 		tables.EventLog = m.Into
 	}
 	if err := s.guard.lock(ctx); err != nil {
 		return nil, err
 	}
 	f := &filler{
-		log:    eventLog{conn: s.ClickHouse, name: quote(tables.EventLog), deadLetter: quote(tables.DeadLetter)},
+		log:    eventLog{conn: s.ClickHouse, name: sink.Quote(tables.EventLog), deadLetter: sink.Quote(tables.DeadLetter)},
 		sink:   sink.New(s.ClickHouse, tables, source, s.guard.Timeline),
-		source: source, others: s.elsewhere(), guard: s.guard, prefix: s.source.QueryPrefix() + "replay-", nonce: strings.ToLower(rand.Text()),
-		letters: m.Into == "", dryRun: m.DryRun, timeout: s.InsertTimeout, logger: s.Log, report: report,
+		source: source, others: s.otherSources(), guard: s.guard, prefix: s.source.QueryPrefix() + "replay-", nonce: strings.ToLower(rand.Text()),
+		useDeadLetters: m.Into == "", dryRun: m.DryRun, timeout: s.InsertTimeout, logger: s.Log, report: report,
 	}
 	if err := f.sink.CheckTables(ctx); err != nil {
-		if sink.Code(err) == codeUnknownTable && m.Into != "" {
+		if proto.Error(sink.Code(err)) == proto.ErrUnknownTable && m.Into != "" {
 			return nil, fmt.Errorf("table %s does not exist: CREATE TABLE %s AS %s", m.Into, m.Into, s.Tables.EventLog)
 		}
 		return nil, err
 	}
 	return f, f.sink.Fence(ctx, f.prefix, func(uint64) {})
 }
-
-// Codes of ClickHouse.
-const (
-	codeUnknownIdentifier = 47
-	codeUnknownTable      = 60
-)
 
 // FromWAL fills what of r is missing. It may be repeated at any time.
 //
@@ -197,7 +199,7 @@ func FromWAL(ctx context.Context, c Config, r Range, m Mode) (Report, error) {
 	if err != nil || w.from == w.to {
 		return report, err
 	}
-	err = w.each(ctx, func(ctx context.Context, p piece) error {
+	err = w.each(ctx, func(ctx context.Context, p chunk) error {
 		return f.fill(ctx, p.rows, func(ctx context.Context) (gap, error) { return f.compare(ctx, p) }, p.rows.Position)
 	})
 	report.Took = time.Since(began)
@@ -216,11 +218,11 @@ func (s *session) wal(ctx context.Context, r Range) (*wal, error) {
 	case r.To != 0 && r.To < from:
 		return nil, fmt.Errorf("--to-lsn %s lies before the start, %s", r.To, from)
 	case from > to:
-		return nil, fmt.Errorf("the streamer has confirmed %s only: what is committed from %s on is on its way, not missing", to, from)
+		return nil, fmt.Errorf("the streamer has confirmed %s only: what is committed from %s on is still to be delivered, not missing", to, from)
 	case r.To != 0:
 		to = min(to, r.To)
 	}
-	w := &wal{url: s.PostgresURL, publication: s.Publication, slot: mark.slot, from: from, to: to, limits: s.Limits, messages: s.messages}
+	w := &wal{url: s.PostgresURL, publication: s.Publication, slot: mark.slot, from: from, to: to, limits: s.Limits, messages: s.messages, localOnly: s.LocalOnly}
 	w.progress = func(done uint64) { s.Progress(done, uint64(to-from)) }
 	return w, nil
 }
@@ -250,16 +252,12 @@ func (b *Bookmarks) serve(ctx context.Context, r Range) (Bookmark, error) {
 	return *best, nil
 }
 
-// clockSlack is how far the clocks of PostgreSQL and the streamer may differ:
-// a row is looked for in parts that were written at most so long before its commit.
-const clockSlack = 7 * 24 * time.Hour
-
-// compare tells what of p is missing in the table, by place. Dead letters are
-// read before the table: a letter that is retried meanwhile is seen in at least one.
-func (f *filler) compare(ctx context.Context, p piece) (gap, error) {
-	aside := make(map[decode.Position]bool)
-	if f.letters {
-		err := f.log.setAside(ctx, f.source.String(), p, func(at decode.Position) { aside[at] = true })
+// compare returns what of p is missing in the table, by position. Dead letters are
+// read before the table: a row that is retried meanwhile is seen in at least one of them.
+func (f *filler) compare(ctx context.Context, p chunk) (gap, error) {
+	deadLetters := make(map[decode.Position]bool)
+	if f.useDeadLetters {
+		err := f.log.deadLetters(ctx, f.source.String(), p, func(at decode.Position) { deadLetters[at] = true })
 		if err != nil {
 			return gap{}, err
 		}
@@ -269,32 +267,32 @@ func (f *filler) compare(ctx context.Context, p piece) (gap, error) {
 	if err != nil {
 		return g, err
 	}
-	g.there = p.rows.Len() + len(p.rows.Rejects) - len(absent) - len(lost)
+	g.present = p.rows.Len() + len(p.rows.Rejects) - len(absent) - len(lost)
 	for _, i := range absent {
-		if aside[p.rows.Position(i)] {
-			g.setAside++
+		if deadLetters[p.rows.Position(i)] {
+			g.deadLetters++
 		} else {
 			g.rows = append(g.rows, i)
 		}
 	}
 	for _, i := range lost {
-		if aside[p.rows.Rejects[i].Position] {
-			g.setAside++
+		if deadLetters[p.rows.Rejects[i].Position] {
+			g.deadLetters++
 		} else {
 			g.rejects = append(g.rejects, i)
 		}
 	}
-	return g, f.withoutOthers(ctx, p.rows, &g)
+	return g, f.excludeOtherSources(ctx, p.rows, &g)
 }
 
-// absent returns the rows and rejects of p whose places are not taken.
-func (f *filler) absent(ctx context.Context, p piece) (rows, rejects []int, err error) {
+// absent returns the rows and rejects of p whose positions are not taken.
+func (f *filler) absent(ctx context.Context, p chunk) (rows, rejects []int, err error) {
 	if p.rows.Empty() {
 		return nil, nil, nil
 	}
 	i, n := 0, p.rows.Len()
 	bad := make(map[decode.Position]bool)
-	err = f.log.positions(ctx, f.source.String(), p, earliest(p.rows).Add(-clockSlack), func(at decode.Position) {
+	err = f.log.positions(ctx, f.source.String(), p, func(at decode.Position) {
 		for ; i < n && at.After(p.rows.Position(i)); i++ {
 			rows = append(rows, i)
 		}
@@ -315,21 +313,8 @@ func (f *filler) absent(ctx context.Context, p piece) (rows, rejects []int, err 
 	return rows, rejects, err
 }
 
-func earliest(rows *decode.Rows) time.Time {
-	var at []int64
-	at = append(at, rows.CommitTime...)
-	for _, r := range rows.Rejects {
-		at = append(at, r.CommitTime)
-	}
-	low := at[0]
-	for _, t := range at {
-		low = min(low, t)
-	}
-	return time.UnixMicro(low)
-}
-
-// withoutOthers takes out of g what is there, or set aside, without its place.
-func (f *filler) withoutOthers(ctx context.Context, rows *decode.Rows, g *gap) error {
+// excludeOtherSources takes out of g what is present, or in the dead-letter table, under another position.
+func (f *filler) excludeOtherSources(ctx context.Context, rows *decode.Rows, g *gap) error {
 	if len(g.rows)+len(g.rejects) == 0 {
 		return nil
 	}
@@ -339,31 +324,31 @@ func (f *filler) withoutOthers(ctx context.Context, rows *decode.Rows, g *gap) e
 		e.Context = nil
 		f.subset.Append(rows.Position(i), 0, &e)
 	}
-	aside, there := make(map[uuid.UUID]bool), make(map[uuid.UUID]bool)
-	if f.letters {
+	deadLetters, present := make(map[uuid.UUID]bool), make(map[uuid.UUID]bool)
+	if f.useDeadLetters {
 		ids := idsOf(&f.subset, 0, f.subset.Len())
 		for _, i := range g.rejects {
 			ids = append(ids, rows.Rejects[i].ID)
 		}
-		if err := f.log.lettersByID(ctx, f.others, ids, func(id uuid.UUID) { aside[id] = id != uuid.Nil }); err != nil {
+		if err := f.log.deadLettersByID(ctx, f.others, ids, func(id uuid.UUID) { deadLetters[id] = id != uuid.Nil }); err != nil {
 			return err
 		}
 	}
-	if err := f.log.present(ctx, f.others, &f.subset, func(id uuid.UUID) { there[id] = true }); err != nil {
+	if err := f.log.present(ctx, f.others, &f.subset, func(id uuid.UUID) { present[id] = true }); err != nil {
 		return err
 	}
-	g.without(rows, there, aside)
+	g.without(rows, present, deadLetters)
 	return nil
 }
 
-// without takes those events out of g that are there, or are dead letters.
-func (g *gap) without(rows *decode.Rows, there, aside map[uuid.UUID]bool) {
+// without takes those events out of g that are present, or are dead letters.
+func (g *gap) without(rows *decode.Rows, present, deadLetters map[uuid.UUID]bool) {
 	known := func(id uuid.UUID) bool {
 		switch {
-		case there[id]:
-			g.there++
-		case aside[id]:
-			g.setAside++
+		case present[id]:
+			g.present++
+		case deadLetters[id]:
+			g.deadLetters++
 		default:
 			return false
 		}

@@ -61,23 +61,23 @@ func divided(t *testing.T) (whole *fixture, shards []*fixture) {
 	return whole, shards
 }
 
-// What the streamer before the shards has landed, or set aside, is there.
-func TestAShardsReplayKnowsWhatLandedBeforeTheShard(t *testing.T) {
+// What the streamer wrote before it was sharded, dead letters included, is present.
+func TestAShardsReplayKnowsWhatWasWrittenBeforeTheShard(t *testing.T) {
 	whole, shards := divided(t)
 	want := whole.rows("event_log")
 	require.Len(t, want, 200)
-	var read, equal, aside int64
+	var read, equal, deadLetters int64
 	for _, s := range shards {
 		v, err := VerifyWAL(t.Context(), s.config(), Range{Bookmark: "b"}, 10)
 		require.NoError(t, err)
 		assert.False(t, v.Wrong(), "%+v", v)
-		read, equal, aside = read+v.Read, equal+v.Equal, aside+v.SetAside
+		read, equal, deadLetters = read+v.Read, equal+v.Equal, deadLetters+v.DeadLetters
 		report, err := FromWAL(t.Context(), s.config(), Range{Bookmark: "b"}, Mode{})
 		require.NoError(t, err)
 		assert.Zero(t, report.Missing, "%+v", report)
-		assert.Equal(t, []int64{v.Read, v.Equal, v.SetAside}, []int64{report.Read, report.There, report.SetAside})
+		assert.Equal(t, []int64{v.Read, v.Equal, v.DeadLetters}, []int64{report.Read, report.Present, report.DeadLetters})
 	}
-	assert.Equal(t, []int64{190, 180, 10}, []int64{read, equal, aside}, "by both shards")
+	assert.Equal(t, []int64{190, 180, 10}, []int64{read, equal, deadLetters}, "by both shards")
 	assert.Equal(t, want, whole.rows("event_log"))
 	assert.Equal(t, 10, whole.count("event_dead_letter", "true"))
 }

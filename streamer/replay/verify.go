@@ -2,7 +2,6 @@ package replay
 
 import (
 	"context"
-	"crypto/sha256"
 	"strings"
 
 	"github.com/google/uuid"
@@ -16,9 +15,9 @@ import (
 type Kind string
 
 const (
-	// Missing is in PostgreSQL and neither in event_log nor set aside.
+	// Missing is in PostgreSQL and neither in event_log nor in the dead-letter table.
 	Missing Kind = "missing"
-	// Extra is in event_log and was never committed, or is there once too often.
+	// Extra is in event_log and was never committed, or is in event_log once too often.
 	Extra Kind = "extra"
 	// Different is at both ends, with other content.
 	Different Kind = "different"
@@ -38,30 +37,31 @@ type Verdict struct {
 	From, To                  pglogrepl.LSN // of a Range
 	Read                      int64         // in PostgreSQL
 	Equal                     int64
-	SetAside                  int64 // are dead letters that wait for `deadletter retry`, or were dropped
+	DeadLetters               int64 // are dead letters that wait for `deadletter retry`, or were dropped
 	Missing, Extra, Different int64
 	First                     []Difference // the first of them, up to a limit
-	// Messages tells that the streamer reads messages, too, of which the outbox knows
-	// nothing: extra events could not be told from them, and were not looked for.
+	// Messages means that the streamer reads messages, too, of which the outbox knows
+	// nothing: extra events look the same, and were not looked for.
 	Messages bool
 }
 
-// Wrong tells that something differs.
+// Wrong reports whether something differs.
 func (v Verdict) Wrong() bool { return v.Missing+v.Extra+v.Different > 0 }
 
 // verifier counts into a verdict.
 type verifier struct {
 	log     eventLog
 	source  sink.Source
-	others  sources // of rows that are there without their place
+	others  sources // of rows that are there under another position
 	limit   int
 	verdict *Verdict
 	subset  decode.Rows
+	reused  map[uuid.UUID]bool // ids of several rows of the outbox
 }
 
 func (s *session) verifier(limit int, v *Verdict) *verifier {
-	log := eventLog{conn: s.ClickHouse, name: quote(s.Tables.EventLog), deadLetter: quote(s.Tables.DeadLetter)}
-	return &verifier{log: log, source: s.source, others: s.elsewhere(), limit: limit, verdict: v}
+	log := eventLog{conn: s.ClickHouse, name: sink.Quote(s.Tables.EventLog), deadLetter: sink.Quote(s.Tables.DeadLetter)}
+	return &verifier{log: log, source: s.source, others: s.otherSources(), limit: limit, verdict: v}
 }
 
 func (v *verifier) note(d Difference) {
@@ -78,7 +78,7 @@ func (v *verifier) note(d Difference) {
 	}
 }
 
-// VerifyWAL compares every row committed in r with event_log, by its place.
+// VerifyWAL compares every row committed in r with event_log, by its position.
 // limit is how many differences are kept.
 func VerifyWAL(ctx context.Context, c Config, r Range, limit int) (Verdict, error) {
 	var verdict Verdict
@@ -96,13 +96,13 @@ func VerifyWAL(ctx context.Context, c Config, r Range, limit int) (Verdict, erro
 		return verdict, nil
 	}
 	v := s.verifier(limit, &verdict)
-	return verdict, w.each(ctx, v.piece)
+	return verdict, w.each(ctx, v.compare)
 }
 
-// piece walks through both ends side by side.
-func (v *verifier) piece(ctx context.Context, p piece) error {
-	aside := make(map[decode.Position]bool)
-	if err := v.log.setAside(ctx, v.source.String(), p, func(at decode.Position) { aside[at] = true }); err != nil {
+// compare walks through both ends side by side.
+func (v *verifier) compare(ctx context.Context, p chunk) error {
+	deadLetters := make(map[decode.Position]bool)
+	if err := v.log.deadLetters(ctx, v.source.String(), p, func(at decode.Position) { deadLetters[at] = true }); err != nil {
 		return err
 	}
 	retried := make(map[decode.Position]bool) // rows that this program cannot decode, which are there all the same
@@ -133,21 +133,21 @@ func (v *verifier) piece(ctx context.Context, p piece) error {
 		absent = append(absent, i)
 	}
 	v.verdict.Read += int64(n + len(p.rows.Rejects))
-	v.gather(p.rows, absent, aside)
-	letters, err := v.letters(ctx, p.rows)
+	v.gather(p.rows, absent, deadLetters)
+	others, err := v.otherDeadLetters(ctx, p.rows)
 	if err != nil {
 		return err
 	}
-	v.rejects(p, aside, retried, letters)
-	return v.absent(ctx, letters)
+	v.rejects(p, deadLetters, retried, others)
+	return v.absent(ctx, others)
 }
 
-// gather copies absent rows that are not set aside into the subset.
-func (v *verifier) gather(rows *decode.Rows, absent []int, aside map[decode.Position]bool) {
+// gather copies absent rows that are not in the dead-letter table into the subset.
+func (v *verifier) gather(rows *decode.Rows, absent []int, deadLetters map[decode.Position]bool) {
 	v.subset.Reset()
 	for _, i := range absent {
-		if aside[rows.Position(i)] {
-			v.verdict.SetAside++
+		if deadLetters[rows.Position(i)] {
+			v.verdict.DeadLetters++
 			continue
 		}
 		e := eventAt(rows, i)
@@ -155,49 +155,51 @@ func (v *verifier) gather(rows *decode.Rows, absent []int, aside map[decode.Posi
 	}
 }
 
-// letters are those events of the subset and of the rejects that are dead letters of others.
-func (v *verifier) letters(ctx context.Context, rows *decode.Rows) (map[uuid.UUID]bool, error) {
+// otherDeadLetters are those events of the subset and of the rejects that are dead letters of others.
+func (v *verifier) otherDeadLetters(ctx context.Context, rows *decode.Rows) (map[uuid.UUID]bool, error) {
 	ids := idsOf(&v.subset, 0, v.subset.Len())
 	for _, r := range rows.Rejects {
 		ids = append(ids, r.ID)
 	}
-	aside := make(map[uuid.UUID]bool)
+	deadLetters := make(map[uuid.UUID]bool)
 	if len(ids) == 0 {
-		return aside, nil
+		return deadLetters, nil
 	}
-	return aside, v.log.lettersByID(ctx, v.others, ids, func(id uuid.UUID) { aside[id] = id != uuid.Nil })
+	return deadLetters, v.log.deadLettersByID(ctx, v.others, ids, func(id uuid.UUID) { deadLetters[id] = id != uuid.Nil })
 }
 
-func (v *verifier) rejects(p piece, aside, retried map[decode.Position]bool, letters map[uuid.UUID]bool) {
+func (v *verifier) rejects(p chunk, deadLetters, retried map[decode.Position]bool, others map[uuid.UUID]bool) {
 	for _, r := range p.rows.Rejects {
 		switch {
 		case retried[r.Position]:
 			v.verdict.Equal++
-		case aside[r.Position] || letters[r.ID]:
-			v.verdict.SetAside++
+		case deadLetters[r.Position] || others[r.ID]:
+			v.verdict.DeadLetters++
 		default:
 			v.note(Difference{Kind: Missing, ID: r.ID, Position: r.Position})
 		}
 	}
 }
 
-// absent looks for the rows of the subset where they are without their place.
-func (v *verifier) absent(ctx context.Context, letters map[uuid.UUID]bool) error {
+// absent looks for the rows of the subset where they are under another position.
+func (v *verifier) absent(ctx context.Context, others map[uuid.UUID]bool) error {
 	if v.subset.Len() == 0 {
 		return nil
 	}
-	filled := make(map[uuid.UUID]logRow)
-	err := v.log.byID(ctx, v.others, &v.subset, func(r logRow) { filled[r.ID] = r })
+	filled := make(map[uuid.UUID][]logRow)
+	err := v.log.byID(ctx, v.others, &v.subset, func(r logRow) { filled[r.ID] = append(filled[r.ID], r) })
 	if err != nil {
 		return err
 	}
 	for i := range v.subset.Len() {
 		id := v.subset.IDAt(i)
-		switch r, ok := filled[id]; {
+		r, rest, ok := take(filled[id], contentAt(&v.subset, i), true)
+		filled[id] = rest
+		switch {
 		case ok:
 			v.same(&v.subset, i, r)
-		case letters[id]:
-			v.verdict.SetAside++
+		case others[id]:
+			v.verdict.DeadLetters++
 		default:
 			v.note(Difference{Kind: Missing, ID: id, Position: v.subset.Position(i)})
 		}
@@ -207,21 +209,18 @@ func (v *verifier) absent(ctx context.Context, letters map[uuid.UUID]bool) error
 
 // same compares row i with its counterpart.
 func (v *verifier) same(rows *decode.Rows, i int, r logRow) {
-	var what []string
-	differ := func(column string, different bool) {
-		if different {
-			what = append(what, column)
-		}
+	what := contentAt(rows, i).differences(r.content)
+	if rows.IDAt(i) != r.ID {
+		what = strings.TrimSuffix("event_id, "+what, ", ")
 	}
-	differ("event_id", rows.IDAt(i) != r.ID)
-	differ("event_type", rows.Type.Values[rows.Type.Keys[i]] != r.Type)
-	differ("event_date_time", rows.DateTime[i] != r.DateTime)
-	differ("environment", rows.Environment.Values[rows.Environment.Keys[i]] != r.Environment)
-	differ("event_context", sha256.Sum256(rows.ContextAt(i)) != r.Digest)
-	differ("metadata_version", rows.MetadataVersion[i] != r.Version)
-	if what == nil {
+	v.count(rows.IDAt(i), r, what)
+}
+
+// count notes a row that is equal, or differs in what.
+func (v *verifier) count(id uuid.UUID, r logRow, what string) {
+	if what == "" {
 		v.verdict.Equal++
 		return
 	}
-	v.note(Difference{Kind: Different, ID: rows.IDAt(i), Position: r.Position, What: strings.Join(what, ", ")})
+	v.note(Difference{Kind: Different, ID: id, Position: r.Position, What: what})
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"diehard/shared/event"
 	"diehard/streamer/decode"
 	"diehard/streamer/sink"
 )
@@ -38,7 +37,13 @@ func VerifyTable(ctx context.Context, c Config, span Span, limit int) (Verdict, 
 	}
 	defer closeConn(o.conn)
 	v := s.verifier(limit, &verdict)
+	if v.reused, err = o.reusedIDs(ctx); err != nil {
+		return verdict, err
+	}
 	if err := o.each(ctx, v.outboxRows); err != nil {
+		return verdict, err
+	}
+	if err := s.compareReused(ctx, v, span); err != nil {
 		return verdict, err
 	}
 	if verdict.Messages = s.messages != 0; verdict.Messages {
@@ -47,40 +52,49 @@ func VerifyTable(ctx context.Context, c Config, span Span, limit int) (Verdict, 
 	return verdict, s.extras(ctx, v, o.conn, span)
 }
 
-// outboxRows compares rows of the outbox, which have no places, by id.
+// outboxRows compares rows of the outbox, which have no positions, by id. Those whose
+// id is used more than once are compareReused's.
 func (v *verifier) outboxRows(ctx context.Context, rows *decode.Rows, _ pglogrepl.LSN) error {
-	aside, there := make(map[uuid.UUID]bool), make(map[uuid.UUID][]logRow)
+	deadLetters, present := make(map[uuid.UUID]bool), make(map[uuid.UUID][]logRow)
 	ids := idsOf(rows, 0, rows.Len())
 	for _, r := range rows.Rejects {
 		ids = append(ids, r.ID)
 	}
-	if err := v.log.lettersByID(ctx, anybody, ids, func(id uuid.UUID) { aside[id] = true }); err != nil {
+	if err := v.log.deadLettersByID(ctx, anySource, ids, func(id uuid.UUID) { deadLetters[id] = true }); err != nil {
 		return err
 	}
-	if err := v.log.byID(ctx, anybody, rows, func(r logRow) { there[r.ID] = append(there[r.ID], r) }); err != nil {
+	if err := v.log.byID(ctx, anySource, rows, func(r logRow) { present[r.ID] = append(present[r.ID], r) }); err != nil {
 		return err
 	}
 	v.verdict.Read += int64(rows.Len() + len(rows.Rejects))
 	for i := range rows.Len() {
 		id := rows.IDAt(i)
-		switch found := there[id]; {
+		if v.reused[id] {
+			delete(present, id)
+			continue
+		}
+		switch found := present[id]; {
 		case len(found) > 0:
-			v.same(rows, i, found[0])
-			there[id] = found[1:]
-		case aside[id]:
-			v.verdict.SetAside++
+			r, rest, _ := take(found, contentAt(rows, i), true)
+			v.same(rows, i, r)
+			present[id] = rest
+		case deadLetters[id]:
+			v.verdict.DeadLetters++
 		default:
 			v.note(Difference{Kind: Missing, ID: id})
 		}
 	}
 	for _, r := range rows.Rejects {
-		if aside[r.ID] {
-			v.verdict.SetAside++
+		if v.reused[r.ID] {
+			continue
+		}
+		if deadLetters[r.ID] {
+			v.verdict.DeadLetters++
 		} else {
 			v.note(Difference{Kind: Missing, ID: r.ID})
 		}
 	}
-	for _, left := range there {
+	for _, left := range present {
 		for _, r := range left {
 			v.note(Difference{Kind: Extra, ID: r.ID, Position: r.Position, What: "once more than in the outbox"})
 		}
@@ -92,7 +106,7 @@ func (v *verifier) outboxRows(ctx context.Context, rows *decode.Rows, _ pglogrep
 // sort their ids, so that walking through them side by side takes no memory.
 func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span Span) error {
 	var oldest *time.Time
-	err := conn.QueryRow(ctx, `SELECT min(starts_at) FROM public.outbox_partitions WHERE state <> 'detached'`).Scan(&oldest)
+	err := conn.QueryRow(ctx, s.Schema.SQL(`SELECT min(starts_at) FROM {outbox}.diehard_partitions WHERE state <> 'detached'`)).Scan(&oldest)
 	if err != nil || oldest == nil {
 		return wrap(err)
 	}
@@ -110,7 +124,7 @@ func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span 
 	}
 	defer log.Close()
 	// After the query above, so that it shows every event of the other end.
-	outbox, err := conn.Query(ctx, `SELECT id FROM public.`+event.Table+` WHERE created_at >= $1 AND created_at < $2 ORDER BY id`,
+	outbox, err := conn.Query(ctx, s.Schema.SQL(`SELECT id FROM {outbox}.outbox WHERE published_at >= $1 AND published_at < $2 ORDER BY id`),
 		bound(span.Since, pgtype.NegativeInfinity), bound(span.Until, pgtype.Infinity))
 	if err != nil {
 		return wrap(err)
@@ -125,6 +139,9 @@ type ids interface {
 	Scan(dest ...any) error
 	Err() error
 }
+
+// clockSlack is how far PostgreSQL's clock may be ahead of ours.
+const clockSlack = 7 * 24 * time.Hour
 
 // suspectsAtOnce bounds the ids that are looked up in the whole outbox together.
 const suspectsAtOnce = 10_000
@@ -170,7 +187,7 @@ func compareIDs(a, b uuid.UUID) int {
 	return 0
 }
 
-// judge tells events that were never committed from those of a transaction that
+// judge separates events that were never committed from those of a transaction that
 // began outside of the span.
 func (v *verifier) judge(ctx context.Context, s *session, suspects []Difference) error {
 	if len(suspects) == 0 {
@@ -180,7 +197,7 @@ func (v *verifier) judge(ctx context.Context, s *session, suspects []Difference)
 	for i, d := range suspects {
 		ids[i] = d.ID
 	}
-	rows, err := s.guard.Conn.Query(ctx, `SELECT DISTINCT id FROM public.`+event.Table+` WHERE id = ANY($1)`, ids)
+	rows, err := s.guard.Conn.Query(ctx, s.Schema.SQL(`SELECT DISTINCT id FROM {outbox}.outbox WHERE id = ANY($1)`), ids)
 	if err != nil {
 		return wrap(err)
 	}

@@ -26,8 +26,8 @@ const (
 	statusInterval = time.Second
 )
 
-// piece is a part of the WAL: its rows, and the place before which the next one begins.
-type piece struct {
+// chunk is a part of the WAL: its rows, and the position before which the next one begins.
+type chunk struct {
 	rows        *decode.Rows
 	after, upTo decode.Position // the rows lie behind after, and at or before upTo
 }
@@ -39,6 +39,7 @@ type wal struct {
 	from, to         pglogrepl.LSN
 	limits           batch.Limits
 	messages         pglogrepl.LSN // as in session
+	localOnly        bool
 	progress         func(done uint64)
 
 	conn *replication.Conn
@@ -46,10 +47,10 @@ type wal struct {
 }
 
 // each hands the transactions whose commit record lies in [from, to) over,
-// in pieces and in order. A piece's rows are valid during the call.
-func (w *wal) each(ctx context.Context, do func(context.Context, piece) error) error {
+// in chunks and in order. A chunk's rows are valid during the call.
+func (w *wal) each(ctx context.Context, do func(context.Context, chunk) error) error {
 	copied := "diehard_replay_" + strings.ToLower(rand.Text())
-	conn, err := replication.Connect(ctx, w.url, "diehard-streamer-replay", senderTimeout)
+	conn, err := replication.Connect(ctx, w.url, "diehard-streamer-replay", senderTimeout, nil)
 	if err != nil {
 		return err
 	}
@@ -58,7 +59,7 @@ func (w *wal) each(ctx context.Context, do func(context.Context, piece) error) e
 	if err := conn.CopySlot(ctx, w.slot, copied); err != nil {
 		return err
 	}
-	if err := conn.Start(ctx, copied, w.publication, w.messages != 0, w.from); err != nil {
+	if err := conn.Start(ctx, copied, w.publication, replication.Wanted{Messages: w.messages != 0, LocalOnly: w.localOnly}, w.from); err != nil {
 		return err
 	}
 	defer context.AfterFunc(ctx, conn.Close)() // ends a blocked read
@@ -67,7 +68,7 @@ func (w *wal) each(ctx context.Context, do func(context.Context, piece) error) e
 	defer reporter.Wait()
 	defer stop()
 	reporter.Go(func() { w.report(reporting) })
-	if err := w.pieces(ctx, do); err != nil {
+	if err := w.chunks(ctx, do); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -92,13 +93,13 @@ func (w *wal) report(ctx context.Context) {
 	}
 }
 
-func (w *wal) pieces(ctx context.Context, do func(context.Context, piece) error) error {
+func (w *wal) chunks(ctx context.Context, do func(context.Context, chunk) error) error {
 	b := batch.New(w.limits)
 	decoder := decode.NewDecoder(decode.Position{})
-	decoder.Messages(w.messages)
+	decoder.AcceptMessagesFrom(w.messages)
 	after := before(w.from)
 	hand := func(upTo decode.Position) error {
-		err := do(ctx, piece{rows: &b.Rows, after: after, upTo: upTo})
+		err := do(ctx, chunk{rows: &b.Rows, after: after, upTo: upTo})
 		after = upTo
 		b.Reset(w.limits)
 		return err
@@ -106,8 +107,13 @@ func (w *wal) pieces(ctx context.Context, do func(context.Context, piece) error)
 	heard := time.Now()
 	for {
 		msg, err := w.conn.Receive(time.Now().Add(statusInterval))
-		if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(heard) < senderTimeout {
-			continue
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if w.conn.Progressed() {
+				heard = time.Now()
+			}
+			if time.Since(heard) < senderTimeout {
+				continue
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("read the WAL: %w", err)
@@ -128,7 +134,7 @@ func (w *wal) pieces(ctx context.Context, do func(context.Context, piece) error)
 	}
 }
 
-// take reads a message; end tells that nothing before w.to can follow.
+// take reads a message; end means that nothing before w.to can follow.
 func (w *wal) take(msg replication.Message, decoder *decode.Decoder, rows *decode.Rows) (end bool, err error) {
 	if msg.Kind == replication.Keepalive {
 		if !decoder.InTransaction() {
@@ -136,7 +142,7 @@ func (w *wal) take(msg replication.Message, decoder *decode.Decoder, rows *decod
 		}
 		return !decoder.InTransaction() && msg.WALEnd >= w.to, nil
 	}
-	kind, err := decoder.Decode(msg.Data, rows)
+	kind, err := decoder.DecodeHead(msg.Data, msg.Size, rows)
 	switch {
 	case err != nil:
 		return false, err

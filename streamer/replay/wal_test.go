@@ -25,19 +25,19 @@ func TestDeletedRowsComeBackFromTheWAL(t *testing.T) {
 	report, err := FromWAL(t.Context(), f.config(), Range{From: from, To: to}, Mode{})
 	require.NoError(t, err)
 	stop()
-	assert.Equal(t, Report{From: from, To: to, Read: 350, There: 263, Missing: 87, Filled: 87, Took: report.Took}, report)
+	assert.Equal(t, Report{From: from, To: to, Read: 350, Present: 263, Missing: 87, Filled: 87, Took: report.Took}, report)
 
 	report, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "noon"}, Mode{})
 	require.NoError(t, err)
 	assert.Equal(t, mark.LSN, report.From)
 	assert.Equal(t, int64(3), report.Filled, "what lies behind --to-lsn was left alone before")
 	f.complete()
-	assert.Subset(t, f.rows("event_log"), want, "the rows are what they were, with their own places")
+	assert.Subset(t, f.rows("event_log"), want, "the rows are what they were, with their own positions")
 
 	report, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "noon"}, Mode{})
 	require.NoError(t, err)
 	assert.Zero(t, report.Missing)
-	assert.Equal(t, report.Read, report.There)
+	assert.Equal(t, report.Read, report.Present)
 }
 
 // The streamer goes on exactly, wherever it restarts, when its own last rows were deleted and filled.
@@ -81,10 +81,10 @@ func TestAReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	c := f.config()
-	landed := 0
+	written := 0
 	interrupting := func(ctx context.Context) bool {
-		landed = f.count("event_log", "true")
-		return ctx.Err() == nil && landed >= 300
+		written = f.count("event_log", "true")
+		return ctx.Err() == nil && written >= 300
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -99,7 +99,7 @@ func TestAReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 	report, err := FromWAL(t.Context(), c, Range{Bookmark: "b"}, Mode{})
 	require.NoError(t, err)
 	assert.Equal(t, int64(1000), report.Read)
-	assert.Equal(t, int64(1000), report.There+report.Filled)
+	assert.Equal(t, int64(1000), report.Present+report.Filled)
 	f.complete()
 	assert.Empty(t, f.replaySlots(), "the copies of the bookmark are gone")
 }
@@ -135,6 +135,8 @@ func TestReprocessingIntoAnotherTable(t *testing.T) {
 		_, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{Into: name})
 		require.ErrorContains(t, err, "--into "+name)
 	}
+	_, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{Into: "second` SELECT 1 -- "})
+	require.ErrorContains(t, err, "--into: \"second` SELECT 1 -- \" is not a name")
 }
 
 func TestWhatCannotBeServedIsExplained(t *testing.T) {
@@ -151,7 +153,7 @@ func TestWhatCannotBeServedIsExplained(t *testing.T) {
 	_, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "early"}, Mode{})
 	require.ErrorIs(t, err, ErrNoBookmark)
 	_, err = FromWAL(t.Context(), f.config(), Range{From: f.walEnd() + 1<<30}, Mode{})
-	require.ErrorContains(t, err, "is on its way, not missing")
+	require.ErrorContains(t, err, "is still to be delivered, not missing")
 	_, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "late", To: start}, Mode{})
 	require.ErrorContains(t, err, "lies before the start")
 }
@@ -166,12 +168,12 @@ func TestDeadLettersAreNotMissing(t *testing.T) {
 	f.confirmed(f.publish("bad", 3))
 	report, err := FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
 	require.NoError(t, err)
-	assert.Equal(t, Report{From: report.From, To: report.To, Read: 103, There: 100, SetAside: 3, Took: report.Took}, report)
+	assert.Equal(t, Report{From: report.From, To: report.To, Read: 103, Present: 100, DeadLetters: 3, Took: report.Took}, report)
 
 	f.command("ALTER TABLE event_dead_letter DELETE WHERE commit_seq = 2 SETTINGS mutations_sync = 2")
 	report, err = FromWAL(t.Context(), f.config(), Range{Bookmark: "b"}, Mode{})
 	require.NoError(t, err)
-	assert.Equal(t, Report{From: report.From, To: report.To, Read: 103, There: 100, SetAside: 2, Missing: 1, Refused: 1, Took: report.Took}, report)
+	assert.Equal(t, Report{From: report.From, To: report.To, Read: 103, Present: 100, DeadLetters: 2, Missing: 1, Refused: 1, Took: report.Took}, report)
 	assert.Equal(t, 3, f.count("event_dead_letter", "true"), "it is a dead letter again")
 }
 
@@ -230,7 +232,7 @@ func TestOneReplayAtATime(t *testing.T) {
 	f := newFixture(t)
 	f.stream()
 	f.bookmark("b")
-	g, err := openGuard(t.Context(), f.PostgresURL, f.Slot)
+	g, err := openGuard(t.Context(), f.PostgresURL, f.Slot, "")
 	require.NoError(t, err)
 	defer g.Close()
 	require.NoError(t, g.lock(t.Context()))

@@ -18,8 +18,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"diehard/shared/failure"
 	"diehard/shared/postgres"
+	"diehard/streamer/replication/coalesce"
 )
 
 // Kind of a Message.
@@ -28,14 +28,16 @@ type Kind uint8
 const (
 	// Data carries one pgoutput message.
 	Data Kind = iota
-	// Keepalive tells how far the server has sent.
+	// Keepalive carries how far the server has sent.
 	Keepalive
 )
 
-// Message is what the walsender sent. Data is valid until the next Receive.
+// Message is what the walsender sent. Data is valid until the next Receive. Of a message
+// that is larger than an event can be, Data has the beginning.
 type Message struct {
 	Kind           Kind
 	Data           []byte
+	Size           int           // bytes of all of Data
 	WALEnd         pglogrepl.LSN // Keepalive: everything before it has been sent
 	ReplyRequested bool          // Keepalive: the server waits for a Confirm
 }
@@ -51,29 +53,24 @@ type Conn struct {
 }
 
 // Connect opens a connection in replication mode. The server drops it when it
-// hears nothing for senderTimeout, which frees the slot for a standby.
+// hears nothing for senderTimeout, which frees the slot for a standby. dial makes
+// the network connection; nil is TCP with coalesced reads.
 //
 // Errors: failure.Fatal for a wrong URL, user or password, otherwise failure.Transient.
-func Connect(ctx context.Context, url, application string, senderTimeout time.Duration) (*Conn, error) {
-	cfg, err := pgconn.ParseConfig(url)
-	if err != nil {
-		return nil, failure.Wrap(failure.Fatal, fmt.Errorf("DATABASE_URL: %w", postgres.Redact(err)))
+func Connect(ctx context.Context, url, application string, senderTimeout time.Duration, dial pgconn.DialFunc) (*Conn, error) {
+	if dial == nil {
+		dial = coalesce.Dialer{}.DialContext
 	}
-	cfg.RuntimeParams["replication"] = "database"
-	cfg.RuntimeParams["application_name"] = application
-	// Text values must come in forms the decoder reads; the timeout is for this session alone.
-	cfg.RuntimeParams["options"] += fmt.Sprintf(
-		" -c wal_sender_timeout=%dms -c datestyle=ISO -c timezone=UTC -c client_encoding=UTF8 -c statement_timeout=0 -c lock_timeout=0",
-		senderTimeout.Milliseconds())
-	cfg.DialFunc = dialer{near: near}.dial
 	var w *wire
-	cfg.BuildFrontend = func(src io.Reader, dst io.Writer) *pgproto3.Frontend {
-		w = newWire(src)
-		return pgproto3.NewFrontend(w, dst)
-	}
-	pg, err := pgconn.ConnectConfig(ctx, cfg)
+	pg, err := postgres.ConnectReplication(ctx, postgres.Config{URL: url}, postgres.Options{
+		Application: application, SenderTimeout: senderTimeout, Dial: dial,
+		BuildFrontend: func(src io.Reader, dst io.Writer) *pgproto3.Frontend {
+			w = newWire(src)
+			return pgproto3.NewFrontend(w, dst)
+		},
+	})
 	if err != nil {
-		return nil, classify(fmt.Errorf("connect for replication: %w", postgres.Explain(err)))
+		return nil, classify(fmt.Errorf("replication connection: %w", err))
 	}
 	return &Conn{pg: pg, wire: w, pid: pg.PID()}, nil
 }
@@ -90,18 +87,27 @@ func (c *Conn) Identify(ctx context.Context) (pglogrepl.IdentifySystemResult, er
 	return sys, nil
 }
 
+// Wanted says what a stream has beside the rows that were written in this database.
+type Wanted struct {
+	Messages  bool // logical decoding messages
+	LocalOnly bool // and not what a subscription wrote, PostgreSQL 16 and later
+}
+
 // Start begins streaming from the slot's confirmed position, or from at if that
-// is later; with logical decoding messages, if they are wanted. Only committed transactions arrive, in commit order, one at a time.
+// is later. Only committed transactions arrive, in commit order, one at a time.
 //
 // Errors: ErrSlotActive when another session holds the slot.
-func (c *Conn) Start(ctx context.Context, slot, publication string, messages bool, at pglogrepl.LSN) error {
+func (c *Conn) Start(ctx context.Context, slot, publication string, wanted Wanted, at pglogrepl.LSN) error {
 	options := []string{
 		"proto_version '1'",
 		"publication_names " + quoteLiteral(quoteIdent(publication)),
 		"binary 'true'",
 	}
-	if messages {
+	if wanted.Messages {
 		options = append(options, "messages 'true'")
+	}
+	if wanted.LocalOnly {
+		options = append(options, "origin 'none'")
 	}
 	err := pglogrepl.StartReplication(ctx, c.pg, slot, at, pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication, PluginArgs: options,
@@ -117,12 +123,15 @@ func (c *Conn) Start(ctx context.Context, slot, publication string, messages boo
 	if err := c.conn.SetDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("start replication: %w", err)
 	}
-	c.wire.take(c.conn)
+	c.wire.attach(c.conn)
 	return nil
 }
 
 // Buffered reports that Receive would return a message without waiting.
 func (c *Conn) Buffered() bool { return c.wire.buffered() }
+
+// Progressed reports that the server sent something since the last call, be it a part of a message.
+func (c *Conn) Progressed() bool { return c.wire.progressed() }
 
 // Receive returns the next message, waiting until deadline.
 //
@@ -130,30 +139,46 @@ func (c *Conn) Buffered() bool { return c.wire.buffered() }
 // server ended the stream; every other error ends the session too.
 func (c *Conn) Receive(deadline time.Time) (Message, error) {
 	for {
-		typ, body, err := c.wire.next(deadline)
+		got, err := c.wire.next(deadline)
 		if err != nil {
 			return Message{}, fmt.Errorf("receive: %w", err)
 		}
-		switch typ {
+		switch got.typ {
 		case 'd':
-			return parseCopyData(body)
+			return parseCopyData(got.body, got.size)
 		case 'E':
-			return Message{}, classify(fmt.Errorf("receive: %w", serverError(body)))
+			return Message{}, classify(fmt.Errorf("receive: %w", serverError(got.body)))
 		case 'c', 'C', 'Z':
 			return Message{}, fmt.Errorf("receive: the server ended the stream: %w", io.EOF)
-		case 'N', 'S': // notices and parameter changes concern nobody here
+		case 'N', 'S': // notices and parameter changes do not matter here
 		default:
-			return Message{}, fmt.Errorf("receive: unexpected message %q", typ)
+			return Message{}, fmt.Errorf("receive: unexpected message %q", got.typ)
+		}
+	}
+}
+
+// End reads to the end of a stream that the server has ended, and returns why. commit is the
+// position of the last transaction of which something was sent; 0 if there was none.
+//
+// Errors: as Receive; os.ErrDeadlineExceeded when the stream has not ended.
+func (c *Conn) End(deadline time.Time) (commit pglogrepl.LSN, err error) {
+	for {
+		msg, err := c.Receive(deadline)
+		if err != nil {
+			return commit, err
+		}
+		if len(msg.Data) >= 9 && msg.Data[0] == 'B' {
+			commit = pglogrepl.LSN(binary.BigEndian.Uint64(msg.Data[1:]))
 		}
 	}
 }
 
 var errShort = errors.New("message is truncated")
 
-func parseCopyData(b []byte) (Message, error) {
+func parseCopyData(b []byte, size int) (Message, error) {
 	switch {
 	case len(b) >= 25 && b[0] == 'w':
-		return Message{Kind: Data, Data: b[25:]}, nil
+		return Message{Kind: Data, Data: b[25:], Size: size - 25}, nil
 	case len(b) >= 18 && b[0] == 'k':
 		return Message{
 			Kind:           Keepalive,
@@ -213,11 +238,11 @@ func (c *Conn) Finish(deadline time.Time) error {
 		return fmt.Errorf("finish: %w", err)
 	}
 	for {
-		typ, _, err := c.wire.next(deadline)
+		got, err := c.wire.next(deadline)
 		if err != nil {
 			return fmt.Errorf("finish: %w", err)
 		}
-		if typ == 'Z' || typ == 'E' {
+		if got.typ == 'Z' || got.typ == 'E' {
 			return nil
 		}
 	}
@@ -240,10 +265,10 @@ func (c *Conn) Close() {
 	_ = c.pg.Close(ctx) // it is gone either way
 }
 
-func quoteLiteral(s string) string { return "'" + doubled(s, '\'') + "'" }
-func quoteIdent(s string) string   { return `"` + doubled(s, '"') + `"` }
+func quoteLiteral(s string) string { return "'" + escape(s, '\'') + "'" }
+func quoteIdent(s string) string   { return `"` + escape(s, '"') + `"` }
 
-func doubled(s string, q byte) string {
+func escape(s string, q byte) string {
 	b := make([]byte, 0, len(s)+2)
 	for i := range len(s) {
 		if s[i] == q {

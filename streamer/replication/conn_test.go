@@ -31,10 +31,10 @@ func keepaliveMessage(end pglogrepl.LSN, reply byte) []byte {
 // begin opens a session with s and starts the stream.
 func begin(t *testing.T, s *server) (*Conn, net.Conn) {
 	t.Helper()
-	c, err := Connect(t.Context(), s.url(), "tester", 10*time.Second)
+	c, err := Connect(t.Context(), s.url(), "tester", 10*time.Second, nil)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
-	require.NoError(t, c.Start(t.Context(), "slot", "it's \"odd\"", false, 0x1_0000_0042))
+	require.NoError(t, c.Start(t.Context(), "slot", "it's \"odd\"", Wanted{}, 0x1_0000_0042))
 	return c, <-s.conns
 }
 
@@ -45,8 +45,10 @@ func TestASessionBeginsAsItMust(t *testing.T) {
 	assert.Equal(t, uint32(4711), c.PID())
 	assert.Equal(t, "database", s.startup["replication"])
 	assert.Equal(t, "tester", s.startup["application_name"])
-	for _, option := range []string{"wal_sender_timeout=10000ms", "datestyle=ISO", "timezone=UTC", "client_encoding=UTF8"} {
-		assert.Contains(t, s.startup["options"], "-c "+option)
+	for name, value := range map[string]string{
+		"wal_sender_timeout": "10000ms", "DateStyle": "ISO, MDY", "TimeZone": "UTC", "client_encoding": "UTF8", "row_security": "off",
+	} {
+		assert.Equal(t, value, s.startup[name], name)
 	}
 	assert.Equal(t, `START_REPLICATION SLOT slot LOGICAL 1/42 `+
 		`(proto_version '1', publication_names '"it''s ""odd"""', binary 'true')`, strings.Join(strings.Fields(s.query), " "))
@@ -61,7 +63,7 @@ func TestWhatFollowsTheHandshakeIsReceived(t *testing.T) {
 	require.Eventually(t, c.Buffered, 20*time.Second, time.Millisecond)
 	m, err := c.Receive(soon())
 	require.NoError(t, err)
-	assert.Equal(t, Message{Kind: Data, Data: []byte("one")}, m)
+	assert.Equal(t, Message{Kind: Data, Data: []byte("one"), Size: 3}, m)
 	assert.True(t, c.Buffered())
 	m, err = c.Receive(soon())
 	require.NoError(t, err)
@@ -79,7 +81,7 @@ func TestHandshakeByteByByte(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	s.answer = nil
-	c, err := Connect(t.Context(), s.url(), "tester", time.Second)
+	c, err := Connect(t.Context(), s.url(), "tester", time.Second, nil)
 	require.NoError(t, err)
 	defer c.Close()
 	go func() {
@@ -88,7 +90,7 @@ func TestHandshakeByteByByte(t *testing.T) {
 			_, _ = theirs.Write([]byte{b})
 		}
 	}()
-	require.NoError(t, c.Start(t.Context(), "slot", "publication", false, 0))
+	require.NoError(t, c.Start(t.Context(), "slot", "publication", Wanted{}, 0))
 	m, err := c.Receive(soon())
 	require.NoError(t, err)
 	assert.Equal(t, "one", string(m.Data))
@@ -101,7 +103,7 @@ func session(t testing.TB) (*Conn, net.Conn) {
 	return &Conn{wire: w, conn: w.conn}, theirs
 }
 
-func TestReceiveTellsMessagesApart(t *testing.T) {
+func TestReceiveDistinguishesMessages(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		sent  []byte
@@ -177,7 +179,7 @@ func TestConfirmSaysTheSameInAllThreePositions(t *testing.T) {
 
 func TestConfirmDoesNotWaitForEver(t *testing.T) {
 	t.Parallel()
-	ours, theirs := net.Pipe() // nobody reads
+	ours, theirs := net.Pipe() // nothing reads
 	defer theirs.Close()
 	conn := &Conn{conn: ours}
 	began := time.Now()
@@ -278,21 +280,21 @@ func TestConnectExplainsWithoutThePassword(t *testing.T) {
 		"no such database": {serverErrorMessage("3D000", "does not exist"), "does not exist", failure.Fatal},
 		"starting up":      {serverErrorMessage("57P03", "starting up"), "starting up", failure.Transient},
 		"no slots left":    {serverErrorMessage("53300", "too many clients"), "too many clients", failure.Transient},
-		"a web server":     {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), "connect for replication", failure.Transient},
-		"corrupt":          {[]byte{'R', 0, 0, 0, 0}, "connect for replication", failure.Transient},
-		"nothing":          {[]byte{}, "connect for replication", failure.Transient},
+		"a web server":     {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), "connect to PostgreSQL", failure.Transient},
+		"corrupt":          {[]byte{'R', 0, 0, 0, 0}, "connect to PostgreSQL", failure.Transient},
+		"nothing":          {[]byte{}, "connect to PostgreSQL", failure.Transient},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newServer(t)
 			s.greeting = c.greeting
-			_, err := Connect(t.Context(), s.url(), "tester", time.Second)
+			_, err := Connect(t.Context(), s.url(), "tester", time.Second, nil)
 			require.ErrorContains(t, err, c.want)
 			assert.Equal(t, c.class, failure.Of(err), err)
 			assert.NotContains(t, err.Error(), "hunter2")
 		})
 	}
-	_, err := Connect(t.Context(), "postgres://user:hunter2@host:port/", "tester", time.Second)
+	_, err := Connect(t.Context(), "postgres://user:hunter2@host:port/", "tester", time.Second, nil)
 	require.ErrorContains(t, err, "DATABASE_URL")
 	assert.Equal(t, failure.Fatal, failure.Of(err))
 	assert.NotContains(t, err.Error(), "hunter2")
@@ -302,22 +304,22 @@ func TestStartIsRefusedByClass(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	s.answer = append(serverErrorMessage("55006", "slot is active for PID 1"), message('Z', []byte("I"))...)
-	c, err := Connect(t.Context(), s.url(), "tester", time.Second)
+	c, err := Connect(t.Context(), s.url(), "tester", time.Second, nil)
 	require.NoError(t, err)
 	defer c.Close()
-	require.ErrorIs(t, c.Start(t.Context(), "slot", "publication", false, 0), ErrSlotActive)
+	require.ErrorIs(t, c.Start(t.Context(), "slot", "publication", Wanted{}, 0), ErrSlotActive)
 }
 
 func TestStartEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	s.answer = nil // the server waits for a slot
-	c, err := Connect(t.Context(), s.url(), "tester", time.Second)
+	c, err := Connect(t.Context(), s.url(), "tester", time.Second, nil)
 	require.NoError(t, err)
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	require.ErrorIs(t, c.Start(ctx, "slot", "publication", false, 0), context.DeadlineExceeded)
+	require.ErrorIs(t, c.Start(ctx, "slot", "publication", Wanted{}, 0), context.DeadlineExceeded)
 }
 
 func FuzzCopyData(f *testing.F) {
@@ -326,7 +328,7 @@ func FuzzCopyData(f *testing.F) {
 	f.Add([]byte("w"))
 	f.Add([]byte("k"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := parseCopyData(b)
+		m, err := parseCopyData(b, len(b))
 		if err != nil {
 			require.Zero(t, m)
 			return
@@ -335,6 +337,7 @@ func FuzzCopyData(f *testing.F) {
 		case Data:
 			require.Equal(t, byte('w'), b[0])
 			require.Equal(t, b[25:], m.Data)
+			require.Equal(t, len(m.Data), m.Size)
 		case Keepalive:
 			require.Equal(t, byte('k'), b[0])
 			require.Equal(t, binary.BigEndian.Uint64(b[1:]), uint64(m.WALEnd))

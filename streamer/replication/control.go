@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
-	"diehard/shared/failure"
+	"diehard/shared/event"
 	"diehard/shared/postgres"
 )
 
@@ -21,31 +23,33 @@ type Control struct {
 	publication string
 	shard       Shard
 	messages    bool
-	publicOID   uint32
+	localOnly   bool
+	schema      event.Schema
 	published   string // state of the publication, see publicationState
+	before      string // transactions that began before published was read have lower numbers
+	changed     bool   // the publication is not the one that was recorded, see PublicationChanged
 }
 
 // Origin is what events are read from.
 type Origin struct {
 	Slot, Publication string // of the shard, if there are shards
 	Shard             Shard
-	Messages          bool // events without a table are wanted
+	Messages          bool         // events without a table are wanted
+	LocalOnly         bool         // events that a subscription wrote are not wanted
+	Schema            event.Schema // of the outbox
+	// Dial makes the network connection; nil is TCP.
+	Dial pgconn.DialFunc
 }
 
 // OpenControl connects.
 //
 // Errors: failure.Fatal for a wrong URL, user or password, otherwise failure.Transient.
 func OpenControl(ctx context.Context, url, application string, from Origin) (*Control, error) {
-	cfg, err := pgx.ParseConfig(url)
+	conn, err := postgres.Connect(ctx, postgres.Config{URL: url, Schema: from.Schema}, postgres.Options{Application: application, Outbox: true, Dial: from.Dial})
 	if err != nil {
-		return nil, failure.Wrap(failure.Fatal, fmt.Errorf("DATABASE_URL: %w", postgres.Redact(err)))
+		return nil, classify(err)
 	}
-	cfg.RuntimeParams["application_name"] = application
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, classify(fmt.Errorf("connect to PostgreSQL: %w", postgres.Explain(err)))
-	}
-	return &Control{conn: conn, slot: from.Slot, publication: from.Publication, shard: from.Shard, messages: from.Messages}, nil
+	return &Control{conn: conn, slot: from.Slot, publication: from.Publication, shard: from.Shard, messages: from.Messages, localOnly: from.LocalOnly, schema: from.Schema}, nil
 }
 
 // Close ends the connection.
@@ -61,8 +65,8 @@ type Slot struct {
 	InvalidationReason string // PostgreSQL 17 and newer
 	RestartLSN         pglogrepl.LSN
 	ConfirmedFlush     pglogrepl.LSN
-	// Late is set by FirstSlot: the outbox already had events, which the slot may not deliver.
-	Late bool
+	// MissedEvents is set by CreateInitialSlot: the outbox already had events, which the slot may not deliver.
+	MissedEvents bool
 }
 
 // ErrNoSlot means that the slot does not exist.
@@ -73,59 +77,25 @@ var ErrNoSlot = errors.New("the replication slot does not exist")
 // Errors: ErrNoSlot.
 func (c *Control) Slot(ctx context.Context) (Slot, error) {
 	s := Slot{Name: c.slot}
-	var restart, confirmed *string
 	err := c.conn.QueryRow(ctx, `
 		SELECT coalesce(plugin, ''), coalesce(database, ''), active, coalesce(wal_status, ''),
-		       coalesce(to_jsonb(s)->>'invalidation_reason', ''), restart_lsn::text, confirmed_flush_lsn::text
+		       coalesce(to_jsonb(s)->>'invalidation_reason', ''), coalesce(restart_lsn, '0/0'), coalesce(confirmed_flush_lsn, '0/0')
 		FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1`, c.slot).
-		Scan(&s.Plugin, &s.Database, &s.Active, &s.WALStatus, &s.InvalidationReason, &restart, &confirmed)
+		Scan(&s.Plugin, &s.Database, &s.Active, &s.WALStatus, &s.InvalidationReason, &s.RestartLSN, &s.ConfirmedFlush)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, ErrNoSlot
 	}
 	if err != nil {
 		return s, classify(fmt.Errorf("read slot %s: %w", c.slot, err))
 	}
-	if s.RestartLSN, err = parseLSN(restart); err != nil {
-		return s, err
-	}
-	s.ConfirmedFlush, err = parseLSN(confirmed)
-	return s, err
+	return s, nil
 }
 
-func parseLSN(v *string) (pglogrepl.LSN, error) {
-	if v == nil {
-		return 0, nil
-	}
-	lsn, err := pglogrepl.ParseLSN(*v)
-	if err != nil {
-		return 0, fmt.Errorf("parse LSN: %w", err)
-	}
-	return lsn, nil
-}
-
-// CreateSlot makes the slot; on PostgreSQL 17 and newer one that follows a
-// failover. It waits for the write transactions that are running. A slot that
-// another streamer made in the meantime is fine.
-func (c *Control) CreateSlot(ctx context.Context) error {
-	call := "pg_create_logical_replication_slot($1, 'pgoutput')"
-	version, err := c.ServerVersion(ctx)
-	if err != nil {
-		return err
-	}
-	if version >= 170000 {
-		call = "pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)"
-	}
-	if _, err := c.conn.Exec(ctx, "SELECT pg_catalog."+call, c.slot); err != nil && !isCode(err, codeDuplicateObject) {
-		return classify(fmt.Errorf("create slot %s: %w", c.slot, err))
-	}
-	return c.remember(ctx, c.readsMessages(), 0)
-}
-
-// Recreate makes the slot anew, at the present end of the WAL. It is the operator's
+// ReplaceSlot makes the slot anew, at the present end of the WAL. It is the operator's
 // word that what lies between is dealt with otherwise; until then retention keeps it.
 //
 // Errors: failure.Fatal when the slot exists or the publication is not as it must be.
-func (c *Control) Recreate(ctx context.Context) (Slot, error) {
+func (c *Control) ReplaceSlot(ctx context.Context) (Slot, error) {
 	if err := c.CheckServer(ctx); err != nil {
 		return Slot{}, err
 	}
@@ -139,77 +109,68 @@ func (c *Control) Recreate(ctx context.Context) (Slot, error) {
 		return Slot{}, refuse("slot %s exists: drop it first with `streamer slot drop`", c.slot)
 	}
 	// Until the new slot is noted, nothing counts as delivered.
-	if _, err := c.conn.Exec(ctx, `UPDATE public.streamer_slot SET delivered_since = 'infinity' WHERE slot_name = $1`, c.slot); err != nil {
-		return Slot{}, classify(fmt.Errorf("renew slot %s: %w", c.slot, err))
+	if _, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_undelivered($1::text, false)`), c.slot); err != nil {
+		return Slot{}, classify(fmt.Errorf("replace slot %s: %w", c.slot, err))
 	}
 	if err := c.CreateSlot(ctx); err != nil {
-		return Slot{}, err
-	}
-	if err := c.renew(ctx); err != nil {
 		return Slot{}, err
 	}
 	return c.Slot(ctx)
 }
 
-// renew replaces what is remembered of the slot before, but for the place where messages
-// began to be events: what has landed since then is numbered so. There is no moment at
+// replaceRecord replaces what is remembered of the slot before, but for the place where messages
+// began to be events: what is written since then is numbered so. There is no moment at
 // which nothing is remembered: retention would go on without this slot.
-func (c *Control) renew(ctx context.Context) error {
-	err := pgx.BeginFunc(ctx, c.conn, func(pgx.Tx) error {
-		from, err := c.MessagesFrom(ctx)
-		if err != nil {
-			return err
-		}
-		if err := c.Forget(ctx); err != nil {
-			return err
-		}
-		return c.remember(ctx, c.readsMessages(), from)
-	})
+func (c *Control) replaceRecord(ctx context.Context) error {
+	_, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_replace($1::text, $2::text, $3::text, $4::boolean)`),
+		c.slot, c.publication, c.published, c.readsMessages())
 	if err != nil {
-		return fmt.Errorf("renew slot %s: %w", c.slot, err)
+		return classify(fmt.Errorf("replace the record of slot %s: %w", c.slot, err))
 	}
 	return nil
 }
 
-// Forget lets retention go on without the slot, which must be given up for good.
-func (c *Control) Forget(ctx context.Context) error {
-	if _, err := c.conn.Exec(ctx, `DELETE FROM public.streamer_slot WHERE slot_name = $1`, c.slot); err != nil {
-		return classify(fmt.Errorf("forget slot %s: %w", c.slot, err))
+// DeleteRecord lets retention go on without the slot, which must be given up permanently.
+func (c *Control) DeleteRecord(ctx context.Context) error {
+	if _, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_delete($1::text)`), c.slot); err != nil {
+		return classify(fmt.Errorf("delete the record of slot %s: %w", c.slot, err))
 	}
-	return nil
+	return c.deleteIntent(ctx)
 }
 
 // DropSlot removes the slot and closes the door for messages. That it existed stays
-// known: retention waits for Recreate, or for Forget.
+// known: retention waits for ReplaceSlot, or for DeleteRecord.
 //
 // Errors: ErrSlotActive, ErrNoSlot.
 func (c *Control) DropSlot(ctx context.Context) error {
-	_, err := c.conn.Exec(ctx, `SELECT pg_catalog.pg_drop_replication_slot($1)`, c.slot)
-	if isCode(err, codeUndefinedObject) {
-		return ErrNoSlot
+	if err := c.dropSlot(ctx); err != nil {
+		return err
 	}
-	if err != nil {
-		return classify(fmt.Errorf("drop slot %s: %w", c.slot, err))
-	}
-	if _, err := c.conn.Exec(ctx, `UPDATE public.streamer_slot SET messages = false, delivered_since = 'infinity' WHERE slot_name = $1`, c.slot); err != nil {
+	if _, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_undelivered($1::text, true)`), c.slot); err != nil {
 		return classify(fmt.Errorf("note that slot %s is dropped: %w", c.slot, err))
 	}
 	return nil
 }
 
-// remember notes which publication the slot was made for, once. Messages are events from
-// the position from on; without it from where the slot stands, which is its beginning. A
-// slot that another streamer is still making stands nowhere: NoteMessages notes them then.
-func (c *Control) remember(ctx context.Context, messages bool, from pglogrepl.LSN) error {
-	_, err := c.conn.Exec(ctx, `
-		INSERT INTO public.streamer_slot AS s (slot_name, publication_oid, publication_state, messages, messages_from)
-		SELECT $1::text, $2::oid, $3::text, $4::bool AND coalesce(known, start) IS NOT NULL, coalesce(known, CASE WHEN $4 THEN start END)
-		FROM (SELECT nullif($5::pg_lsn, '0/0') AS known,
-			(SELECT confirmed_flush_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = $1) AS start) AS m
-		ON CONFLICT (slot_name) DO UPDATE SET publication_state = excluded.publication_state WHERE s.publication_state IS NULL`,
-		c.slot, c.publicOID, c.published, messages, from.String())
+func (c *Control) dropSlot(ctx context.Context) error {
+	_, err := c.conn.Exec(ctx, `SELECT pg_catalog.pg_drop_replication_slot($1)`, c.slot)
+	if isCode(err, pgerrcode.UndefinedObject) {
+		return ErrNoSlot
+	}
 	if err != nil {
-		return classify(fmt.Errorf("remember slot %s (has `streamer migrate up` run?): %w", c.slot, err))
+		return classify(fmt.Errorf("drop slot %s: %w", c.slot, err))
+	}
+	return nil
+}
+
+// recordSlot records which publication the slot was made for, once. Messages are events
+// from where the slot stands, which is its beginning. A slot that another streamer is still
+// making stands nowhere: NoteMessages records them then.
+func (c *Control) recordSlot(ctx context.Context, messages bool) error {
+	_, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_record($1::text, $2::text, $3::text, $4::boolean, NULL::pg_lsn)`),
+		c.slot, c.publication, c.published, messages)
+	if err != nil {
+		return classify(fmt.Errorf("record slot %s (has `streamer migrate up` run?): %w", c.slot, err))
 	}
 	return nil
 }
@@ -219,22 +180,67 @@ func (c *Control) remember(ctx context.Context, messages bool, from pglogrepl.LS
 const publicationState = `concat_ws(' ', p.oid, p.xmin, (
 	SELECT string_agg(concat_ws(',', r.oid, r.xmin, r.prrelid), ' ' ORDER BY r.oid) FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid))`
 
-// checkRemembered refuses a publication that is not as it was when the slot was
-// made. known tells that the slot was made by a streamer.
-func (c *Control) checkRemembered(ctx context.Context) (known bool, err error) {
-	var oid uint32
+// checkRecord compares the publication with the one that was recorded. known means that
+// the slot was made by a streamer.
+func (c *Control) checkRecord(ctx context.Context) (known bool, err error) {
 	var state string
-	err = c.conn.QueryRow(ctx, `SELECT publication_oid, coalesce(publication_state, $2) FROM public.streamer_slot WHERE slot_name = $1`,
-		c.slot, c.published).Scan(&oid, &state)
+	err = c.conn.QueryRow(ctx, c.schema.SQL(`SELECT coalesce(publication_state, $2) FROM {outbox}.diehard_slot WHERE slot_name = $1`),
+		c.slot, c.published).Scan(&state)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return false, nil
 	case err != nil:
-		return false, classify(fmt.Errorf("read streamer_slot (has `streamer migrate up` run?): %w", err))
-	case oid != c.publicOID || state != c.published:
-		return true, errRecreated(c.publication)
+		return false, classify(fmt.Errorf("read diehard_slot (has `streamer migrate up` run?): %w", err))
 	}
+	c.changed = c.published != "" && state != c.published // otherwise it is refused for what it is
 	return true, nil
+}
+
+// PublicationChanged reports, after Preflight, that the publication does what it must and
+// is not the one that was recorded with the slot: REASSIGN OWNED, pg_upgrade and an ALTER
+// PUBLICATION that changes nothing look the same as one that was different for a while.
+// What was committed meanwhile has to be proved before it is confirmed; then AcceptPublication.
+func (c *Control) PublicationChanged() bool { return c.changed }
+
+// AcceptPublication records the publication as it was at Preflight.
+func (c *Control) AcceptPublication(ctx context.Context) error {
+	return c.acceptPublication(ctx, true)
+}
+
+// AcceptSlot ends every doubt about what the slot has delivered: the publication as it is
+// counts, and retention keeps what was published before now until `streamer replay
+// --from-table` has delivered it.
+//
+// Errors: ErrNoSlot; failure.Fatal when the publication is not as it must be.
+func (c *Control) AcceptSlot(ctx context.Context) (Slot, error) {
+	if _, err := c.Preflight(ctx, true); err != nil {
+		return Slot{}, err
+	}
+	if err := c.awaitOlder(ctx); err != nil {
+		return Slot{}, err
+	}
+	if err := c.acceptPublication(ctx, false); err != nil {
+		return Slot{}, err
+	}
+	return c.Slot(ctx)
+}
+
+// MissEvents records that events which were published before now may not be delivered.
+func (c *Control) MissEvents(ctx context.Context) error {
+	if _, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_missed($1::text)`), c.slot); err != nil {
+		return classify(fmt.Errorf("note what slot %s misses: %w", c.slot, err))
+	}
+	return nil
+}
+
+func (c *Control) acceptPublication(ctx context.Context, proved bool) error {
+	_, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_accept($1::text, $2::text, $3::text, $4::boolean)`),
+		c.slot, c.publication, c.published, proved)
+	if err != nil {
+		return classify(fmt.Errorf("record publication %s of slot %s: %w", c.publication, c.slot, err))
+	}
+	c.changed = false
+	return nil
 }
 
 // ServerVersion returns server_version_num, for example 180004.
@@ -246,31 +252,42 @@ func (c *Control) ServerVersion(ctx context.Context) (int, error) {
 	return v, nil
 }
 
-// ErrFenced means that the slot is no longer ours: a standby has taken over, and nothing may be written.
-var ErrFenced = errors.New("another streamer has taken the slot over")
+// ErrFenced means that the slot is no longer this session's: nothing may be written.
+var ErrFenced = errors.New("this session no longer holds the slot: PostgreSQL has ended it, or another streamer has taken over")
 
-// VerifyOwner proves that the session with this process id and application name
-// holds the slot, and that the publication is as it was when the session began: so
-// everything that this session has read before was sent completely. Both names are
+// Owner is a replication session: its process and its application name. Both are
 // needed: process ids come around again.
+type Owner struct {
+	PID         uint32
+	Application string
+}
+
+func (o Owner) pid() int32 { return int32(o.PID) } //nolint:gosec // process ids are small
+
+// ownsSlot is whether the session with process id $2 and application name $3 holds slot $1.
+const ownsSlot = `coalesce((
+	SELECT s.active_pid = $2::int AND a.application_name = $3
+	FROM pg_catalog.pg_replication_slots s, pg_catalog.pg_stat_get_activity($2::int) a
+	WHERE s.slot_name = $1), false)`
+
+// publishedState is the state of publication $4, NULL when it is missing.
+const publishedState = `(SELECT ` + publicationState + ` FROM pg_catalog.pg_publication p WHERE pubname = $4)`
+
+// VerifyOwner proves that owner holds the slot, and that the publication is as it was
+// when the session began: so everything that this session has read before was sent completely.
 //
-// Errors: ErrFenced; failure.Fatal when the publication was dropped, recreated or changed.
-func (c *Control) VerifyOwner(ctx context.Context, pid uint32, application string) error {
+// Errors: ErrFenced; ErrPublicationChanged.
+func (c *Control) VerifyOwner(ctx context.Context, owner Owner) error {
 	var ours bool
 	var published *string
-	err := c.conn.QueryRow(ctx, `
-		SELECT coalesce((SELECT s.active_pid = $2::int AND a.application_name = $3
-		                 FROM pg_catalog.pg_replication_slots s, pg_catalog.pg_stat_get_activity($2::int) a
-		                 WHERE s.slot_name = $1), false),
-		       (SELECT `+publicationState+` FROM pg_catalog.pg_publication p WHERE pubname = $4)`,
-		c.slot, int32(pid), application, c.publication).Scan(&ours, &published) //nolint:gosec // process ids are small
+	err := c.conn.QueryRow(ctx, `SELECT `+ownsSlot+`, `+publishedState, c.slot, owner.pid(), owner.Application, c.publication).Scan(&ours, &published)
 	switch {
 	case err != nil:
 		return classify(fmt.Errorf("verify that slot %s is ours: %w", c.slot, err))
 	case !ours:
 		return ErrFenced
 	case published == nil || *published != c.published:
-		return errRecreated(c.publication)
+		return ErrPublicationChanged
 	}
 	return nil
 }

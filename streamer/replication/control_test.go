@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -9,8 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
-	"diehard/shared/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -34,14 +35,14 @@ func execute(t *testing.T, env *testenv.Env, sql string, args ...any) {
 // stream starts a session on the slot.
 func stream(t *testing.T, env *testenv.Env, name string) *Conn {
 	t.Helper()
-	conn, err := Connect(t.Context(), env.PostgresURL, name, patience)
+	conn, err := Connect(t.Context(), env.PostgresURL, name, waitTimeout, nil)
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
-	require.NoError(t, conn.Start(t.Context(), env.Slot, env.Publication, false, 0))
+	require.NoError(t, conn.Start(t.Context(), env.Slot, env.Publication, Wanted{}, 0))
 	return conn
 }
 
-const patience = 30 * time.Second
+const waitTimeout = 30 * time.Second
 
 func TestTheLifeOfASlot(t *testing.T) {
 	t.Parallel()
@@ -65,7 +66,7 @@ func TestTheLifeOfASlot(t *testing.T) {
 	assert.Equal(t, slot, again)
 	require.NoError(t, c.CreateSlot(t.Context()), "another streamer was faster: fine")
 
-	_, err = c.Recreate(t.Context())
+	_, err = c.ReplaceSlot(t.Context())
 	require.ErrorContains(t, err, "drop it first")
 	assert.Equal(t, failure.Fatal, failure.Of(err))
 
@@ -74,16 +75,16 @@ func TestTheLifeOfASlot(t *testing.T) {
 	slot, err = c.Slot(t.Context())
 	require.NoError(t, err)
 	assert.True(t, slot.Active)
-	second, err := Connect(t.Context(), env.PostgresURL, "second", patience)
+	second, err := Connect(t.Context(), env.PostgresURL, "second", waitTimeout, nil)
 	require.NoError(t, err)
 	defer second.Close()
-	require.ErrorIs(t, second.Start(t.Context(), env.Slot, env.Publication, false, 0), ErrSlotActive)
+	require.ErrorIs(t, second.Start(t.Context(), env.Slot, env.Publication, Wanted{}, 0), ErrSlotActive)
 	conn.Close()
-	require.Eventually(t, func() bool { return c.DropSlot(t.Context()) == nil }, patience, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return c.DropSlot(t.Context()) == nil }, waitTimeout, 20*time.Millisecond)
 
 	_, err = c.Preflight(t.Context(), true)
 	require.ErrorContains(t, err, "streamer slot create")
-	slot, err = c.Recreate(t.Context())
+	slot, err = c.ReplaceSlot(t.Context())
 	require.NoError(t, err)
 	assert.NotZero(t, slot.ConfirmedFlush)
 	_, err = c.Preflight(t.Context(), true)
@@ -98,7 +99,7 @@ func TestADroppedSlotIsRememberedUntilItIsGivenUp(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close(t.Context())
 	execute(t, env, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot+"_other")
-	execute(t, env, "INSERT INTO streamer_slot (slot_name, publication_oid, delivered_since) VALUES ($1, 1, '-infinity')", env.Slot+"_other")
+	execute(t, env, "INSERT INTO diehard_slot (slot_name, delivered_since) VALUES ($1, '-infinity')", env.Slot+"_other")
 	is := func(condition string) (holds bool) {
 		t.Helper()
 		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT "+condition).Scan(&holds))
@@ -106,7 +107,7 @@ func TestADroppedSlotIsRememberedUntilItIsGivenUp(t *testing.T) {
 	}
 	of := func(condition string) bool {
 		t.Helper()
-		return is("EXISTS (SELECT FROM streamer_slot WHERE slot_name = '" + env.Slot + "' AND " + condition + ")")
+		return is("EXISTS (SELECT FROM diehard_slot WHERE slot_name = '" + env.Slot + "' AND " + condition + ")")
 	}
 	first, err := c.EnsureSlot(t.Context())
 	require.NoError(t, err)
@@ -116,9 +117,9 @@ func TestADroppedSlotIsRememberedUntilItIsGivenUp(t *testing.T) {
 	require.NoError(t, c.DropSlot(t.Context()))
 	assert.True(t, is("outbox_confirmed() IS NULL"), "retention waits")
 	assert.True(t, of("NOT messages"), "a message would be lost")
-	assert.True(t, of("delivered_since = 'infinity'"), "whoever makes the slot")
-	for _, landed := range []bool{false, true} {
-		_, err = c.Preflight(t.Context(), landed)
+	assert.True(t, of("delivered_since = 'infinity'"), "whichever client creates the slot")
+	for _, written := range []bool{false, true} {
+		_, err = c.Preflight(t.Context(), written)
 		require.ErrorContains(t, err, "streamer slot create")
 		assert.Equal(t, failure.Fatal, failure.Of(err))
 	}
@@ -127,18 +128,18 @@ func TestADroppedSlotIsRememberedUntilItIsGivenUp(t *testing.T) {
 	execute(t, env, "CREATE PUBLICATION "+env.Publication+" FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)")
 	var before time.Time
 	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT now()").Scan(&before))
-	_, err = c.Recreate(t.Context())
+	_, err = c.ReplaceSlot(t.Context())
 	require.NoError(t, err)
 	_, err = c.Preflight(t.Context(), true)
 	require.NoError(t, err, "the new publication is the slot's")
-	assert.True(t, of("messages AND messages_from = '"+first.ConfirmedFlush.String()+"'"), "what has landed is numbered so")
+	assert.True(t, of("messages AND messages_from = '"+first.ConfirmedFlush.String()+"'"), "what is written is numbered so")
 	var since time.Time
-	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT delivered_since FROM streamer_slot WHERE slot_name = $1", env.Slot).Scan(&since))
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT delivered_since FROM diehard_slot WHERE slot_name = $1", env.Slot).Scan(&since))
 	assert.True(t, since.After(before))
 	assert.True(t, is("outbox_confirmed() IS NOT NULL"))
 
 	require.NoError(t, c.DropSlot(t.Context()))
-	require.NoError(t, c.Forget(t.Context()))
+	require.NoError(t, c.DeleteRecord(t.Context()))
 	assert.True(t, is("outbox_confirmed() IS NOT NULL"), "of the other slot")
 }
 
@@ -146,7 +147,7 @@ func TestADroppedSlotIsRememberedUntilItIsGivenUp(t *testing.T) {
 func TestAMissingTableIsFatal(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
-	execute(t, env, "DROP TABLE streamer_slot")
+	execute(t, env, "DROP TABLE diehard_slot")
 	_, err := control(t, env).Preflight(t.Context(), false)
 	require.ErrorContains(t, err, "streamer migrate up")
 	assert.Equal(t, failure.Fatal, failure.Of(err))
@@ -159,21 +160,19 @@ func TestTheOwnerIsTheSessionThatHoldsTheSlot(t *testing.T) {
 	c := control(t, env)
 	_, err := c.EnsureSlot(t.Context())
 	require.NoError(t, err)
-	require.ErrorIs(t, c.VerifyOwner(t.Context(), 1, "holder"), ErrFenced, "nobody holds it")
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), Owner{1, "holder"}), ErrFenced, "the slot is inactive")
 	conn := stream(t, env, "holder")
-	require.NoError(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"))
-	require.ErrorIs(t, c.VerifyOwner(t.Context(), conn.PID(), "namesake"), ErrFenced)
-	require.ErrorIs(t, c.VerifyOwner(t.Context(), conn.PID()+1, "holder"), ErrFenced)
+	require.NoError(t, c.VerifyOwner(t.Context(), Owner{conn.PID(), "holder"}))
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), Owner{conn.PID(), "namesake"}), ErrFenced)
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), Owner{conn.PID() + 1, "holder"}), ErrFenced)
 
 	execute(t, env, "DROP PUBLICATION "+env.Publication)
-	err = c.VerifyOwner(t.Context(), conn.PID(), "holder")
-	require.ErrorContains(t, err, "dropped, recreated or changed")
-	assert.Equal(t, failure.Fatal, failure.Of(err))
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), Owner{conn.PID(), "holder"}), ErrPublicationChanged)
 	execute(t, env, "CREATE PUBLICATION "+env.Publication+" FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)")
-	require.ErrorContains(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"), "dropped, recreated or changed")
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), Owner{conn.PID(), "holder"}), ErrPublicationChanged)
 
 	execute(t, env, "SELECT pg_terminate_backend($1::int, 10000)", conn.PID())
-	require.ErrorIs(t, c.VerifyOwner(t.Context(), conn.PID(), "holder"), ErrFenced)
+	require.ErrorIs(t, c.VerifyOwner(t.Context(), Owner{conn.PID(), "holder"}), ErrFenced)
 }
 
 // Rows come through a real session, and confirming them moves the slot.
@@ -188,7 +187,7 @@ func TestASessionWithARealServer(t *testing.T) {
 
 	kinds := ""
 	for !strings.HasSuffix(kinds, "IC") {
-		m, err := conn.Receive(time.Now().Add(patience))
+		m, err := conn.Receive(time.Now().Add(waitTimeout))
 		require.NoError(t, err)
 		if m.Kind == Data {
 			kinds += string(m.Data[:1])
@@ -197,17 +196,17 @@ func TestASessionWithARealServer(t *testing.T) {
 	// PostgreSQL 14 sends the transactions without published rows too.
 	assert.Equal(t, "BRRIC", strings.ReplaceAll(kinds, "BC", ""), "the root and its partition are announced")
 
-	require.NoError(t, conn.Confirm(slot.ConfirmedFlush, true, patience))
+	require.NoError(t, conn.Confirm(slot.ConfirmedFlush, true, waitTimeout))
 	var end pglogrepl.LSN
 	for end == 0 { // the answer that was asked for
-		m, err := conn.Receive(time.Now().Add(patience))
+		m, err := conn.Receive(time.Now().Add(waitTimeout))
 		require.NoError(t, err)
 		if m.Kind == Keepalive {
 			end = m.WALEnd
 		}
 	}
-	require.NoError(t, conn.Confirm(end, false, patience))
-	require.NoError(t, conn.Finish(time.Now().Add(patience)))
+	require.NoError(t, conn.Confirm(end, false, waitTimeout))
+	require.NoError(t, conn.Finish(time.Now().Add(waitTimeout)))
 	conn.Close()
 	slot, err = c.Slot(t.Context())
 	require.NoError(t, err)
@@ -217,7 +216,7 @@ func TestASessionWithARealServer(t *testing.T) {
 func TestIdentifyAndHistory(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
-	conn, err := Connect(t.Context(), env.PostgresURL, "tester", patience)
+	conn, err := Connect(t.Context(), env.PostgresURL, "tester", waitTimeout, nil)
 	require.NoError(t, err)
 	defer conn.Close()
 	sys, err := conn.Identify(t.Context())
@@ -227,27 +226,35 @@ func TestIdentifyAndHistory(t *testing.T) {
 	assert.Equal(t, system, sys.SystemID)
 	assert.NotZero(t, sys.XLogPos)
 
-	for _, l := range []Landed{{}, {LSN: sys.XLogPos}, {LSN: sys.XLogPos, Timeline: uint32(sys.Timeline)}} {
-		_, err := conn.CheckHistory(t.Context(), sys.Timeline, l)
-		require.NoError(t, err)
+	h, err := conn.History(t.Context(), sys.Timeline)
+	require.NoError(t, err)
+	end, err := control(t, env).WALEnd(t.Context())
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, end, sys.XLogPos)
+	for _, w := range []Written{{}, {LSN: end}, {LSN: end, Timeline: uint32(sys.Timeline)}} {
+		require.NoError(t, h.Check(w, end))
 	}
-	_, err = conn.CheckHistory(t.Context(), sys.Timeline, Landed{LSN: 1 << 60, Timeline: uint32(sys.Timeline)})
+	err = h.Check(Written{LSN: end + 1, Timeline: uint32(sys.Timeline)}, end)
 	require.ErrorContains(t, err, "restored from a backup")
 	assert.Equal(t, failure.Fatal, failure.Of(err))
-	_, err = conn.CheckHistory(t.Context(), sys.Timeline+1, Landed{})
-	require.ErrorContains(t, err, "promoted")
-	assert.Equal(t, failure.Transient, failure.Of(err))
+}
 
-	// What another streamer has landed since the first look is no sign of a wrong server.
-	execute(t, env, "INSERT INTO outbox (event_type, event_context) VALUES ('a', '{}')")
-	var text string
-	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT pg_current_wal_flush_lsn()::text").Scan(&text))
-	newer, err := pglogrepl.ParseLSN(text)
+func TestAHistoryKnowsWhereItsTimelinesWereLeft(t *testing.T) {
+	t.Parallel()
+	forks, err := parseHistory("1\t0/3000000\tno recovery target specified\n\n# a comment\n2\t0/5000000\tbefore 2026\n")
 	require.NoError(t, err)
-	require.Greater(t, newer, sys.XLogPos)
-	walEnd, err := conn.CheckHistory(t.Context(), sys.Timeline, Landed{LSN: newer, Timeline: uint32(sys.Timeline)})
-	require.NoError(t, err)
-	assert.GreaterOrEqual(t, walEnd, newer)
+	h := History{Timeline: 3, forks: forks}
+	const end = 0x9000000
+	require.NoError(t, h.Check(Written{LSN: 0x2FFFFFF, Timeline: 1}, end))
+	require.NoError(t, h.Check(Written{LSN: 0x4FFFFFF, Timeline: 2}, end))
+	require.NoError(t, h.Check(Written{LSN: 0x8000000, Timeline: 3}, end))
+	for _, w := range []Written{{LSN: 0x3000000, Timeline: 1}, {LSN: 0x5000000, Timeline: 2}, {LSN: 1, Timeline: 4}} {
+		err := h.Check(w, end)
+		require.ErrorContains(t, err, "lost in a failover")
+		assert.Equal(t, failure.Fatal, failure.Of(err))
+	}
+	_, err = parseHistory("1\tnonsense\n")
+	require.Error(t, err)
 }
 
 func TestASlotCopyIsOfThisSession(t *testing.T) {
@@ -256,7 +263,7 @@ func TestASlotCopyIsOfThisSession(t *testing.T) {
 	c := control(t, env)
 	_, err := c.EnsureSlot(t.Context())
 	require.NoError(t, err)
-	conn, err := Connect(t.Context(), env.PostgresURL, "tester", patience)
+	conn, err := Connect(t.Context(), env.PostgresURL, "tester", waitTimeout, nil)
 	require.NoError(t, err)
 	defer conn.Close()
 	err = conn.CopySlot(t.Context(), "no_such_slot", env.Slot+"_copy")
@@ -269,5 +276,73 @@ func TestASlotCopyIsOfThisSession(t *testing.T) {
 	}
 	assert.Equal(t, 1, count())
 	conn.Close()
-	require.Eventually(t, func() bool { return count() == 0 }, patience, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return count() == 0 }, waitTimeout, 20*time.Millisecond)
+}
+
+// A record that says "being created" is no leave to drop what another database or program has under that name.
+func TestASlotOfAnotherDatabaseIsNotDropped(t *testing.T) {
+	t.Parallel()
+	env, other := testenv.New(t), testenv.New(t)
+	execute(t, other, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", other.Slot)
+	execute(t, env, "SELECT pg_create_logical_replication_slot($1, 'test_decoding')", env.Slot)
+	for slot, message := range map[string]string{other.Slot: "belongs to database", env.Slot: `uses "test_decoding"`} {
+		c, err := OpenControl(t.Context(), env.PostgresURL, "tester", Origin{Slot: slot, Publication: env.Publication})
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close(context.WithoutCancel(t.Context())) })
+		require.NoError(t, c.markCreating(t.Context()))
+		before, err := c.Slot(t.Context())
+		require.NoError(t, err)
+		for _, attempt := range []func(context.Context) error{
+			c.CreateSlot,
+			func(ctx context.Context) error { _, err := c.EnsureSlot(ctx); return err },
+		} {
+			err := attempt(t.Context())
+			require.ErrorContains(t, err, message)
+			assert.Equal(t, failure.Fatal, failure.Of(err))
+		}
+		after, err := c.Slot(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, before, after)
+	}
+}
+
+// A slot whose creation was interrupted is our own and has delivered nothing: it is created
+// once more, by whichever streamer comes first, and nothing about it is in doubt.
+func TestASlotWhoseCreationWasInterruptedIsCreatedOnceMore(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c, other := control(t, env), control(t, env)
+	require.NoError(t, c.markCreating(t.Context()))
+	execute(t, env, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", env.Slot)
+	before, err := c.Slot(t.Context())
+	require.NoError(t, err)
+	execute(t, env, "SELECT pg_logical_emit_message(true, 'x', 'y')")
+	_, err = c.Preflight(t.Context(), true)
+	require.ErrorIs(t, err, ErrNoSlot)
+	conn := stream(t, env, "another program")
+	_, err = c.EnsureSlot(t.Context())
+	require.ErrorIs(t, err, ErrSlotActive)
+	_, err = c.ClaimIntent(t.Context(), Owner{PID: conn.PID(), Application: "another program"}, "1", 1)
+	require.ErrorIs(t, err, errSlotCreated)
+	conn.Close()
+
+	both := make(chan Slot, 2)
+	for _, c := range []*Control{c, other} {
+		go func() {
+			var slot Slot
+			assert.Eventually(t, func() bool {
+				var err error
+				slot, err = c.EnsureSlot(t.Context())
+				return err == nil
+			}, waitTimeout, 20*time.Millisecond)
+			both <- slot
+		}()
+	}
+	slot := <-both
+	assert.Equal(t, slot.ConfirmedFlush, (<-both).ConfirmedFlush, "it is made once")
+	assert.Greater(t, slot.ConfirmedFlush, before.ConfirmedFlush)
+	rec, err := c.ReadIntent(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, slot.ConfirmedFlush, rec.Confirm)
+	assert.Nil(t, rec.UnprovedSince)
 }

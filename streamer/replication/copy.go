@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/jackc/pgerrcode"
+
 	"diehard/shared/failure"
 )
 
@@ -17,16 +19,13 @@ func (c *Conn) CopySlot(ctx context.Context, from, to string) error {
 	switch {
 	case err == nil:
 		return nil
-	case isCode(err, codeUndefinedObject):
+	case isCode(err, pgerrcode.UndefinedObject):
 		return refuse("slot %s does not exist any more: %w", from, err)
-	case isCode(err, codeNotInPrerequisite):
+	case isCode(err, pgerrcode.ObjectNotInPrerequisiteState):
 		return refuse("slot %s is lost: PostgreSQL has removed WAL it needed: %w", from, err)
-	case isCode(err, codeLimit):
-		return refuse("copy slot %s: %w (raise max_replication_slots, or drop a slot that nobody needs)", from, err)
+	case isCode(err, pgerrcode.ConfigurationLimitExceeded):
+		return refuse("copy slot %s: %w (raise max_replication_slots, or drop a slot that is not needed)", from, err)
 	default:
 		return failure.Wrap(failure.Of(err), fmt.Errorf("copy slot %s: %w", from, err))
 	}
 }
-
-// codeLimit is CONFIGURATION_LIMIT_EXCEEDED.
-const codeLimit = "53400"

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"diehard/shared/failure"
@@ -12,19 +13,9 @@ import (
 // ErrSlotActive means that another session streams from the slot: wait for it.
 var ErrSlotActive = errors.New("the slot is in use by another streamer")
 
-// SQLSTATEs, PostgreSQL docs, "PostgreSQL Error Codes".
-const (
-	codeObjectInUse         = "55006"
-	codeNotInPrerequisite   = "55000"
-	codeUndefinedObject     = "42704"
-	codeInvalidPassword     = "28P01"
-	codeInvalidAuthorizaton = "28000"
-	codeInvalidCatalog      = "3D000"
-	codePrivilege           = "42501"
-	codeFeature             = "0A000"
-	codeDuplicateObject     = "42710"
-	codeUndefinedTable      = "42P01"
-)
+// rowSecurityRoutine is where PostgreSQL raises the error of a session that has
+// row_security off; the text is translated on some servers.
+const rowSecurityRoutine = "check_enable_rls"
 
 // classify gives a PostgreSQL error its class. Errors without a SQLSTATE are
 // the network's and stay transient.
@@ -34,24 +25,35 @@ func classify(err error) error {
 		return err
 	}
 	switch pg.Code {
-	case codeObjectInUse:
+	case pgerrcode.ObjectInUse:
 		return fmt.Errorf("%w: %w", ErrSlotActive, err)
-	case codePrivilege:
-		return failure.Wrap(failure.Fatal, fmt.Errorf("%w (the role needs the attribute REPLICATION and membership in diehard_streamer)", err))
-	case codeInvalidPassword, codeInvalidAuthorizaton, codeInvalidCatalog, codeFeature, codeUndefinedTable:
+	case pgerrcode.InsufficientPrivilege:
+		if pg.Routine == rowSecurityRoutine {
+			return fatal(failure.Privileges, fmt.Errorf("%w (ALTER TABLE … DISABLE ROW LEVEL SECURITY, on this table and on those that `streamer doctor` names)", err))
+		}
+		return fatal(failure.Privileges, fmt.Errorf("%w (the role needs the attribute REPLICATION and membership in diehard_streamer)", err))
+	case pgerrcode.InvalidPassword, pgerrcode.InvalidAuthorizationSpecification:
+		return fatal(failure.Credentials, err)
+	case pgerrcode.UndefinedTable, pgerrcode.InvalidCatalogName:
+		return fatal(failure.Schema, err)
+	case pgerrcode.FeatureNotSupported:
 		return failure.Wrap(failure.Fatal, err)
-	case codeUndefinedObject:
-		return failure.Wrap(failure.Fatal, fmt.Errorf("%w: %w", errGone, err))
-	case codeNotInPrerequisite:
-		return failure.Wrap(failure.Fatal, fmt.Errorf("%w: %w", errLost, err))
+	case pgerrcode.UndefinedObject:
+		return fatal(failure.SlotLost, fmt.Errorf("%w: %w", errSlotMissing, err))
+	case pgerrcode.ObjectNotInPrerequisiteState:
+		return fatal(failure.SlotLost, fmt.Errorf("%w: %w", errSlotInvalidated, err))
 	default:
 		return err
 	}
 }
 
+func fatal(cause failure.Cause, err error) error {
+	return failure.Wrap(failure.Fatal, failure.Because(cause, err))
+}
+
 var (
-	errGone = errors.New("the slot or the publication vanished, or the publication is younger than the slot's position: " +
+	errSlotMissing = errors.New("the slot or the publication vanished, or the publication is younger than the slot's position: " +
 		"rows may be missing; run `streamer slot drop`, `streamer slot create` and `streamer replay --from-table`")
-	errLost = errors.New("the server can no longer serve the slot's WAL: " +
+	errSlotInvalidated = errors.New("the server can no longer serve the slot's WAL: " +
 		"run `streamer slot drop`, `streamer slot create` and `streamer replay --from-table`, and raise max_slot_wal_keep_size")
 )

@@ -53,13 +53,24 @@ func (s *server) serve() {
 		return
 	}
 	backend.Send(&pgproto3.AuthenticationOk{})
+	backend.Send(&pgproto3.ParameterStatus{Name: "server_encoding", Value: "UTF8"})
 	backend.Send(&pgproto3.BackendKeyData{ProcessID: 4711, SecretKey: []byte{1, 2, 3, 4}})
 	backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 	if !assert.NoError(s.t, backend.Flush()) {
 		return
 	}
-	received, err := backend.Receive()
-	if err != nil {
+	received, err := backend.Receive() // whether the session is direct
+	if !assert.NoError(s.t, err) || !assert.IsType(s.t, &pgproto3.Query{}, received) {
+		return
+	}
+	backend.Send(&pgproto3.RowDescription{Fields: []pgproto3.FieldDescription{{Name: []byte("direct")}}})
+	backend.Send(&pgproto3.DataRow{Values: [][]byte{[]byte("t")}})
+	backend.Send(&pgproto3.CommandComplete{CommandTag: []byte("SELECT 1")})
+	backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	if !assert.NoError(s.t, backend.Flush()) {
+		return
+	}
+	if received, err = backend.Receive(); err != nil {
 		return // the session was only opened
 	}
 	query, ok := received.(*pgproto3.Query)

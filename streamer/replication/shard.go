@@ -8,7 +8,8 @@ import (
 	"strconv"
 	"strings"
 
-	"diehard/shared/event"
+	"github.com/jackc/pgerrcode"
+
 	"diehard/shared/failure"
 )
 
@@ -98,22 +99,22 @@ func (c *Control) checkShards(ctx context.Context) error {
 		}
 	}
 	for _, other := range c.shard.All() {
-		oid, state, err := c.checkPublication(ctx, other)
+		state, err := c.checkPublication(ctx, other)
 		if err != nil {
 			return err
 		}
 		if other == c.shard {
-			c.publicOID, c.published = oid, state
+			c.published = state
 		}
 	}
 	return nil
 }
 
-// CheckDivision refuses to stream beside a streamer that has divided the same
+// CheckResharding refuses to stream beside a streamer that has divided the same
 // outbox differently: events would arrive twice.
 //
 // Errors: failure.Fatal with the cure.
-func (c *Control) CheckDivision(ctx context.Context) error {
+func (c *Control) CheckResharding(ctx context.Context) error {
 	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
 	var ours []string
 	for _, s := range c.shard.All() {
@@ -129,13 +130,13 @@ func (c *Control) CheckDivision(ctx context.Context) error {
 		return classify(fmt.Errorf("look for other shards: %w", err))
 	case other != nil:
 		return refuse("slot %s is in use by a streamer that divides the outbox differently, and this one is %s (STREAMER_SHARD): "+
-			"both would deliver the same events. Stop that one first; README.md, \"Sharding\", says how to go from one to the other",
+			"both would deliver the same events. Stop that one first; streamer/README.md, \"Sharding\", says how to go from one to the other",
 			*other, c.slot)
 	}
 	return nil
 }
 
-// MissingShards names the slots of other shards that do not exist: their events are kept for nobody.
+// MissingShards names the slots of other shards that do not exist: their events reach no streamer.
 func (c *Control) MissingShards(ctx context.Context) ([]string, error) {
 	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
 	var missing []string
@@ -162,9 +163,9 @@ func (c *Control) CreatePublications(ctx context.Context) error {
 	}
 	whole := strings.TrimSuffix(c.publication, c.shard.suffix())
 	for _, s := range c.shard.All() {
-		_, err := c.conn.Exec(ctx, fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE public.%s WHERE %s WITH (publish = 'insert', publish_via_partition_root = true)",
-			quoteIdent(s.Name(whole)), event.Table, s.Filter()))
-		if err != nil && !isCode(err, codeDuplicateObject) {
+		_, err := c.conn.Exec(ctx, fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WHERE %s WITH (publish = 'insert', publish_via_partition_root = true)",
+			quoteIdent(s.Name(whole)), c.table(), s.Filter()))
+		if err != nil && !isCode(err, pgerrcode.DuplicateObject) {
 			return failure.Wrap(failure.Of(err), fmt.Errorf("create publication %s: %w", s.Name(whole), err))
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 func TestAShardIsWrittenAsAFraction(t *testing.T) {
@@ -55,10 +55,10 @@ func TestFiltersAreCompleteAndDisjoint(t *testing.T) {
 func TestOnlyRowsOfAnotherDivisionStandInTheWay(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		shard  Shard
-		landed map[string]pglogrepl.LSN
-		other  string
-		slots  []string
+		shard   Shard
+		written map[string]pglogrepl.LSN
+		other   string
+		slots   []string
 	}{
 		"nothing":          {Shard{1, 2}, nil, "", nil},
 		"ours":             {Shard{1, 2}, map[string]pglogrepl.LSN{"s_1_of_2": 200, "s_2_of_2": 300}, "", nil},
@@ -67,7 +67,7 @@ func TestOnlyRowsOfAnotherDivisionStandInTheWay(t *testing.T) {
 		"others":           {Shard{}, map[string]pglogrepl.LSN{"s2": 200, "as": 200, "s/table": 200, "s_1_of_2/table": 200, "s_old": 200, "s": 300}, "", nil},
 		"shards":           {Shard{}, map[string]pglogrepl.LSN{"s_1_of_2": 50, "s_2_of_2": 200}, "s_2_of_2", []string{"s_1_of_2", "s_2_of_2"}},
 	} {
-		other, slots := (&Control{slot: test.shard.Name("s"), shard: test.shard}).otherDivision(100, test.landed)
+		other, slots := (&Control{slot: test.shard.Name("s"), shard: test.shard}).otherSharding(100, test.written)
 		assert.Equal(t, test.other, other, name)
 		assert.Equal(t, test.slots, slots, name)
 	}
@@ -104,11 +104,11 @@ func TestNotesOfMessages(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, step.with, with)
 		var door bool
-		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT messages FROM streamer_slot WHERE slot_name = $1", env.Slot).Scan(&door))
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT messages FROM diehard_slot WHERE slot_name = $1", env.Slot).Scan(&door))
 		assert.Equal(t, step.door, door)
 	}
 	require.NoError(t, on.DropSlot(t.Context()))
-	require.NoError(t, on.Forget(t.Context()))
+	require.NoError(t, on.DeleteRecord(t.Context()))
 	slot, err := on.EnsureSlot(t.Context())
 	require.NoError(t, err)
 	from, err := on.MessagesFrom(t.Context())

@@ -6,14 +6,17 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"diehard/shared/event"
 )
 
 const (
 	// readBuffer holds several windows.
 	readBuffer = 256 << 10
-	// keepBuffer is the most that is kept after a larger message has passed: it
-	// takes an event of the size limit.
-	keepBuffer = 4 << 20
+	// maxWhole is the size up to which a message is lent out whole, far more than an event
+	// can have. Others choose how large a row or a message is: of one that is larger the
+	// first maxWhole bytes are lent out, and the rest is read past.
+	maxWhole = 2 * event.MaxContextBytes
 	// frameHeader is a message's type byte and length.
 	frameHeader = 5
 	// maxFrame is PostgreSQL's own bound on a message (PQ_LARGE_MESSAGE_LIMIT).
@@ -33,14 +36,17 @@ type wire struct {
 	buf  []byte
 	r, w int // unread bytes are buf[r:w]
 	left int // bytes of the message Read is in
+	skip int // bytes that follow of a message whose head was lent out
 
-	conn net.Conn // what src reads from; set by take, for deadlines
+	progress bool // bytes came since progressed was last called
+
+	conn net.Conn // what src reads from; set by attach, for deadlines
 }
 
 func newWire(src io.Reader) *wire { return &wire{src: src, buf: make([]byte, readBuffer)} }
 
-// take makes w the owner of conn, from which its source reads, after pgconn has given it up.
-func (w *wire) take(conn net.Conn) { w.conn = conn }
+// attach makes w the owner of conn, from which its source reads, after pgconn has given it up.
+func (w *wire) attach(conn net.Conn) { w.conn = conn }
 
 // Read serves pgconn: at most the rest of one message.
 func (w *wire) Read(p []byte) (int, error) {
@@ -73,12 +79,13 @@ func (w *wire) frame() (int, bool) {
 }
 
 // read appends what the source has. It makes room first, growing only as far
-// as bytes have really arrived.
+// as bytes have really arrived, and to less than four times maxWhole.
 func (w *wire) read() error {
-	w.room()
+	w.makeRoom()
 	n, err := w.src.Read(w.buf[w.w:])
 	w.w += n
 	if n > 0 {
+		w.progress = true
 		return nil
 	}
 	if err == nil {
@@ -87,12 +94,9 @@ func (w *wire) read() error {
 	return err
 }
 
-func (w *wire) room() {
+func (w *wire) makeRoom() {
 	if w.r == w.w {
 		w.r, w.w = 0, 0
-		if len(w.buf) > keepBuffer {
-			w.buf = make([]byte, readBuffer)
-		}
 		return
 	}
 	if len(w.buf)-w.w >= readBuffer/4 {
@@ -109,30 +113,53 @@ func (w *wire) room() {
 	}
 }
 
-// buffered reports that a whole message can be had without reading.
-func (w *wire) buffered() bool {
-	n, ok := w.frame()
-	return ok && w.w-w.r >= n
+// received is one message: its type, its body up to maxWhole, and the size of all of its body.
+type received struct {
+	typ  byte
+	body []byte
+	size int
 }
 
-// next returns the type and body of the next message, waiting until deadline.
-// The body is valid until the following call.
+// buffered reports that next returns a message without reading.
+func (w *wire) buffered() bool {
+	w.readPast()
+	n, ok := w.frame()
+	return w.skip == 0 && ok && w.w-w.r >= min(n, maxWhole)
+}
+
+// progressed reports that bytes came since the last call: a large message takes its time.
+func (w *wire) progressed() bool {
+	was := w.progress
+	w.progress = false
+	return was
+}
+
+// readPast drops what has come of the rest of a message whose head was lent out.
+func (w *wire) readPast() {
+	n := min(w.skip, w.w-w.r)
+	w.skip -= n
+	w.r += n
+}
+
+// next returns the next message, waiting until deadline. Its body is valid until
+// the following call.
 //
 // Errors: os.ErrDeadlineExceeded leaves the stream intact; any other ends it.
-func (w *wire) next(deadline time.Time) (byte, []byte, error) {
+func (w *wire) next(deadline time.Time) (received, error) {
 	for {
-		if n, ok := w.frame(); ok {
+		w.readPast()
+		if n, ok := w.frame(); ok && w.skip == 0 {
 			if n < frameHeader || n > maxFrame {
-				return 0, nil, fmt.Errorf("message of %d bytes: the stream is corrupt", n)
+				return received{}, fmt.Errorf("message of %d bytes: the stream is corrupt", n)
 			}
-			if w.w-w.r >= n {
-				typ, body := w.buf[w.r], w.buf[w.r+frameHeader:w.r+n]
-				w.r += n
-				return typ, body, nil
+			if head := min(n, maxWhole); w.w-w.r >= head {
+				f := received{w.buf[w.r], w.buf[w.r+frameHeader : w.r+head], n - frameHeader}
+				w.r, w.skip = w.r+head, n-head
+				return f, nil
 			}
 		}
 		if err := w.wait(deadline); err != nil {
-			return 0, nil, err
+			return received{}, err
 		}
 	}
 }

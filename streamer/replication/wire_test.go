@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"diehard/streamer/replication/coalesce"
 )
 
 // message is a PostgreSQL message: a type, the length of all but the type, a body.
@@ -31,7 +34,7 @@ func tcpPair(t testing.TB) (ours, theirs net.Conn) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer listener.Close()
-	client, err := dialer{near: time.Hour}.dial(t.Context(), "tcp", listener.Addr().String())
+	client, err := coalesce.Dialer{MaxLowLatencyRTT: time.Hour}.DialContext(t.Context(), "tcp", listener.Addr().String())
 	require.NoError(t, err)
 	server, err := listener.Accept()
 	require.NoError(t, err)
@@ -70,14 +73,14 @@ func TestReadStopsAtTheEndOfAMessage(t *testing.T) {
 					}
 					require.Equal(t, first, got, "exactly the first message")
 
-					w.take(ours)
+					w.attach(ours)
 					for _, want := range []string{"one", "two"} {
-						typ, body, err := w.next(soon())
+						typ, body, err := w.whole(soon())
 						require.NoError(t, err)
 						assert.Equal(t, byte('d'), typ)
 						assert.Equal(t, want, string(body))
 					}
-					_, _, err = w.next(soon())
+					_, _, err = w.whole(soon())
 					assert.ErrorIs(t, err, io.EOF)
 				})
 			}
@@ -105,14 +108,14 @@ func TestMessagesSurviveAnyCut(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, message(byte('a'+i), bytes.Repeat([]byte{byte(i)}, n)), body)
 		}
-		w.take(conn)
+		w.attach(conn)
 		for i, n := range sizes[taken:] {
-			typ, body, err := w.next(soon())
+			typ, body, err := w.whole(soon())
 			require.NoError(t, err)
 			require.Equal(t, byte('a'+taken+i), typ)
 			require.Equal(t, bytes.Repeat([]byte{byte(taken + i)}, n), body)
 		}
-		_, _, err := w.next(soon())
+		_, _, err := w.whole(soon())
 		require.ErrorIs(t, err, io.EOF)
 	})
 }
@@ -122,8 +125,17 @@ func taken(t testing.TB) (*wire, net.Conn) {
 	t.Helper()
 	ours, theirs := tcpPair(t)
 	w := newWire(ours)
-	w.take(ours)
+	w.attach(ours)
 	return w, theirs
+}
+
+// whole is next for messages that are not too large for that.
+func (w *wire) whole(deadline time.Time) (byte, []byte, error) {
+	got, err := w.next(deadline)
+	if err == nil && got.size != len(got.body) {
+		return 0, nil, fmt.Errorf("%d of %d bytes", len(got.body), got.size)
+	}
+	return got.typ, got.body, err
 }
 
 func write(t testing.TB, c net.Conn, b []byte) {
@@ -139,13 +151,13 @@ func TestADeadlineLeavesTheStreamIntact(t *testing.T) {
 	for _, piece := range [][]byte{whole[:3], whole[3:9]} {
 		write(t, theirs, piece)
 		began := time.Now()
-		_, _, err := w.next(began.Add(20 * time.Millisecond))
+		_, _, err := w.whole(began.Add(20 * time.Millisecond))
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 		require.GreaterOrEqual(t, time.Since(began), 20*time.Millisecond)
 		assert.False(t, w.buffered())
 	}
 	write(t, theirs, append(whole[9:len(whole):len(whole)], message('k', nil)...))
-	_, body, err := w.next(soon())
+	_, body, err := w.whole(soon())
 	require.NoError(t, err)
 	assert.Equal(t, "payload", string(body))
 }
@@ -157,15 +169,15 @@ func TestWhatIsBufferedNeedsNoWaiting(t *testing.T) {
 	write(t, theirs, bytes.Join([][]byte{message('d', []byte("one")), message('d', []byte("two")), message('d', []byte("three"))[:7]}, nil))
 	past := time.Now().Add(-time.Hour)
 	require.Eventually(t, func() bool { // until the kernel has passed it on
-		_, body, err := w.next(time.Now().Add(time.Millisecond))
+		_, body, err := w.whole(time.Now().Add(time.Millisecond))
 		return err == nil && string(body) == "one"
 	}, 20*time.Second, time.Millisecond)
 	require.True(t, w.buffered())
-	_, body, err := w.next(past)
+	_, body, err := w.whole(past)
 	require.NoError(t, err, "no deadline matters")
 	assert.Equal(t, "two", string(body))
 	assert.False(t, w.buffered(), "the third is incomplete")
-	_, _, err = w.next(past)
+	_, _, err = w.whole(past)
 	assert.ErrorIs(t, err, os.ErrDeadlineExceeded)
 }
 
@@ -174,7 +186,7 @@ func TestCorruptLengthsEndTheStream(t *testing.T) {
 	for _, length := range []uint32{0, 1, 2, 3, 1 << 30, 1<<31 - 1, 1 << 31, 1<<32 - 1} {
 		w, theirs := taken(t)
 		write(t, theirs, binary.BigEndian.AppendUint32([]byte{'d'}, length))
-		_, _, err := w.next(soon())
+		_, _, err := w.whole(soon())
 		require.ErrorContains(t, err, "the stream is corrupt", "length %d", length)
 		assert.LessOrEqual(t, len(w.buf), readBuffer)
 	}
@@ -193,17 +205,20 @@ func TestReadHandsOutACorruptHeader(t *testing.T) {
 	}
 }
 
+// largestBuffer is what readBuffer grows to for a message of maxWhole.
+const largestBuffer = 2 * maxWhole
+
 // Only bytes that have arrived take memory, and a large message does not keep it.
 func TestTheBufferFollowsWhatArrives(t *testing.T) {
 	t.Parallel()
 	w, theirs := taken(t)
 	write(t, theirs, append(binary.BigEndian.AppendUint32([]byte{'d'}, maxFrame-1), "a few bytes of a claimed gigabyte"...))
-	_, _, err := w.next(time.Now().Add(20 * time.Millisecond))
+	_, _, err := w.whole(time.Now().Add(20 * time.Millisecond))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	assert.Len(t, w.buf, readBuffer)
 
 	w, theirs = taken(t)
-	large := bytes.Repeat([]byte("x"), 2*keepBuffer)
+	large := bytes.Repeat([]byte("x"), 6*maxWhole)
 	go func() {
 		for range 3 {
 			_, _ = theirs.Write(message('d', large))
@@ -211,17 +226,48 @@ func TestTheBufferFollowsWhatArrives(t *testing.T) {
 		_, _ = theirs.Write(message('d', []byte("small")))
 	}()
 	for range 3 {
-		_, body, err := w.next(soon())
+		got, err := w.next(soon())
 		require.NoError(t, err)
-		require.Len(t, body, len(large))
-		assert.LessOrEqual(t, len(w.buf), 4*len(large))
+		require.Len(t, got.body, maxWhole-frameHeader, "the beginning")
+		require.Equal(t, len(large), got.size)
+		assert.LessOrEqual(t, len(w.buf), largestBuffer)
 	}
-	_, body, err := w.next(soon())
+	_, body, err := w.whole(soon())
 	require.NoError(t, err)
 	assert.Equal(t, "small", string(body))
-	_, _, err = w.next(time.Now().Add(time.Millisecond))
+	_, _, err = w.whole(time.Now().Add(time.Millisecond))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	assert.Len(t, w.buf, readBuffer, "let go of with the next read")
+	assert.Len(t, w.buf, largestBuffer, "kept for the next large one")
+}
+
+// A message that is too large is read past, whatever pieces it comes in and however often
+// its reader's time is over meanwhile; those around it come out as they went in.
+func TestTheRestOfALargeMessageIsReadPast(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		sizes := rapid.SliceOfN(rapid.OneOf(rapid.IntRange(0, 100), rapid.IntRange(maxWhole-10, maxWhole+10),
+			rapid.IntRange(maxWhole, 6*maxWhole)), 1, 4).Draw(t, "sizes")
+		cuts := rapid.SliceOfN(rapid.IntRange(1000, 4*maxWhole), 1, 20).Draw(t, "cuts")
+		late := rapid.IntRange(2, 7).Draw(t, "late")
+		var all []byte
+		for i, n := range sizes {
+			all = append(all, message(byte('a'+i), bytes.Repeat([]byte{byte(i)}, n))...)
+		}
+		conn := &cutConn{rest: all, cuts: cuts, late: late}
+		w := newWire(conn)
+		w.attach(conn)
+		for i, n := range sizes {
+			got, err := w.next(soon())
+			for errors.Is(err, os.ErrDeadlineExceeded) {
+				got, err = w.next(soon())
+			}
+			require.NoError(t, err)
+			require.Equal(t, byte('a'+i), got.typ)
+			require.Equal(t, n, got.size)
+			require.Equal(t, bytes.Repeat([]byte{byte(i)}, min(n, maxWhole-frameHeader)), got.body)
+			require.LessOrEqual(t, len(w.buf), largestBuffer)
+		}
+	})
 }
 
 // An event of the largest size keeps its buffer, or every one would grow it anew.
@@ -234,10 +280,10 @@ func TestTheBufferForTheLargestEventIsKept(t *testing.T) {
 			_, _ = theirs.Write(message('d', body))
 		}
 	}()
-	_, _, err := w.next(soon())
+	_, _, err := w.whole(soon())
 	require.NoError(t, err)
 	grown := &w.buf[0]
-	_, got, err := w.next(soon())
+	_, got, err := w.whole(soon())
 	require.NoError(t, err)
 	assert.Len(t, got, len(body))
 	assert.Same(t, grown, &w.buf[0])
@@ -264,9 +310,9 @@ func FuzzWire(f *testing.F) {
 			require.Equal(t, rest[:len(got)], got)
 			rest = rest[len(got):]
 		}
-		w.take(conn)
+		w.attach(conn)
 		for {
-			typ, body, err := w.next(time.Time{})
+			typ, body, err := w.whole(time.Time{})
 			if err != nil {
 				require.LessOrEqual(t, len(w.buf), max(readBuffer, 4*len(stream)))
 				return
@@ -284,6 +330,8 @@ type cutConn struct {
 	rest []byte
 	cuts []int
 	next int
+	late int // of so many reads one has no more time; 0 for none
+	asks int
 }
 
 func (c *cutConn) SetReadDeadline(time.Time) error { return nil }
@@ -291,6 +339,9 @@ func (c *cutConn) SetReadDeadline(time.Time) error { return nil }
 func (c *cutConn) Read(p []byte) (int, error) {
 	if len(c.rest) == 0 {
 		return 0, io.EOF
+	}
+	if c.asks++; c.late > 0 && c.asks%c.late == 0 {
+		return 0, os.ErrDeadlineExceeded
 	}
 	n := copy(p[:min(len(p), c.cuts[c.next%len(c.cuts)])], c.rest)
 	c.next++
@@ -314,7 +365,7 @@ func BenchmarkNext(b *testing.B) {
 	b.ReportAllocs()
 	deadline := time.Now().Add(time.Hour)
 	for b.Loop() {
-		if _, _, err := w.next(deadline); err != nil {
+		if _, _, err := w.whole(deadline); err != nil {
 			b.Fatal(err)
 		}
 	}

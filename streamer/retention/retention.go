@@ -1,6 +1,6 @@
-// Package retention keeps the outbox's partitions: it makes those of the days
-// to come and drops those that are old and delivered. The rules, and why they
-// lose nothing, are with the SQL functions that it calls (migration retention).
+// Package retention maintains the partitions of the outbox: it creates those of the
+// next days and drops those that are old and delivered. The rules are documented at
+// the SQL functions that it calls.
 package retention
 
 import (
@@ -11,44 +11,50 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"diehard/shared/event"
 	"diehard/shared/postgres"
 )
 
 const (
-	// daysAhead is how many days have their partition in advance: time enough to
-	// notice a streamer that is down. Without a partition rows go to the default one.
+	// daysAhead is how many days have their partition in advance. Rows of a day
+	// without a partition go to the default partition.
 	daysAhead = 7
-	// round is the time between two looks at the partitions.
-	round = time.Minute
-	// soon is the time after a step or a lock that was busy.
-	soon = 2 * time.Second
+	// interval is the time between two runs.
+	interval = time.Minute
+	// stepDelay is the time between two steps of one run, and after a lock timeout.
+	stepDelay = 2 * time.Second
+	// keysPerCall is the limit of diehard_delete_keys.
+	keysPerCall = 10_000
 	// callTimeout bounds one call.
 	callTimeout = 30 * time.Second
 )
 
-// Keeper looks after the partitions of one database.
-type Keeper struct {
+// Maintainer maintains the partitions of one database.
+type Maintainer struct {
 	Postgres  *pgxpool.Pool
-	Retention time.Duration // 0: keep for ever; otherwise at least an hour
-	// Active tells whether this streamer holds the slot. A standby does nothing.
+	Schema    event.Schema  // of the outbox
+	Retention time.Duration // 0: unlimited; otherwise at least an hour
+	// Active reports whether this streamer holds the slot. A standby does nothing.
 	Active func() bool
 	Log    *slog.Logger
 
-	mu   sync.Mutex
-	last error
+	clock clock
+	mu    sync.Mutex
+	last  error
 }
 
-// Run looks after the partitions until ctx ends. Errors are logged once, shown
-// by Err, and tried again: the outbox works without new partitions.
-func (k *Keeper) Run(ctx context.Context) {
+// Run maintains the partitions until ctx ends. An error is logged once, returned by
+// Err, and retried: the outbox works without new partitions.
+func (m *Maintainer) Run(ctx context.Context) {
 	for {
-		wait := soon
-		if k.Active() {
-			wait = k.step(ctx)
+		wait := stepDelay
+		if m.Active() {
+			wait = m.step(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -58,61 +64,75 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// Err is why the last round failed; nil when it did not.
-func (k *Keeper) Err() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.last
+// Err is the error of the last step; nil if it succeeded.
+func (m *Maintainer) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last
 }
 
-// step does what there is to do and returns how long to wait for the next.
-func (k *Keeper) step(ctx context.Context) time.Duration {
-	more, err := k.Step(ctx)
-	k.mu.Lock()
-	news := err != nil && k.last == nil
-	k.last = err
-	k.mu.Unlock()
-	if news && ctx.Err() == nil {
-		k.Log.Warn("the outbox's partitions could not be looked after; trying again", "error", err)
+// step takes one step and returns how long to wait for the next.
+func (m *Maintainer) step(ctx context.Context) time.Duration {
+	more, err := m.Step(ctx)
+	m.mu.Lock()
+	first := err != nil && m.last == nil
+	m.last = err
+	m.mu.Unlock()
+	if first && ctx.Err() == nil {
+		m.Log.Warn("partition maintenance failed, retrying", "error", err)
 	}
 	if more {
-		return soon
+		return stepDelay
 	}
-	return round
+	return interval
 }
 
-// Step makes the partitions of the days to come and takes one step with the old
-// ones. more reports that another step can follow soon.
-func (k *Keeper) Step(ctx context.Context) (more bool, err error) {
+// Step creates missing partitions, deletes old idempotency keys and takes one step in retiring an old partition. more
+// reports that another step can follow soon.
+func (m *Maintainer) Step(ctx context.Context) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var made int
-	if err := k.Postgres.QueryRow(ctx, "SELECT public.outbox_create_partitions($1)", daysAhead).Scan(&made); err != nil {
-		return false, explain("make partitions of the outbox", err)
+	var now time.Time
+	for created := 1; created > 0; { // each in a transaction of its own
+		err := m.Postgres.QueryRow(ctx, m.Schema.SQL("SELECT {outbox}.outbox_create_partitions($1::int, 1), clock_timestamp()"), daysAhead).Scan(&created, &now)
+		switch {
+		case isBusy(err):
+			return true, nil // long transactions write to the partition: producers must not wait with us
+		case err != nil:
+			return false, explain("create partitions of the outbox", err)
+		case created > 0:
+			m.Log.Info("created partition of the outbox")
+		}
 	}
-	if made > 0 {
-		k.Log.Info("made partitions of the outbox", "partitions", made)
+	more, err = m.deleteKeys(ctx)
+	if err != nil || m.Retention == 0 {
+		return more, err
 	}
-	if k.Retention == 0 {
-		return false, nil
-	}
-	rows, err := k.Postgres.Query(ctx, "SELECT retired, step FROM public.outbox_retire_partitions($1)", k.Retention)
+	rows, err := m.Postgres.Query(ctx, m.Schema.SQL("SELECT retired, step FROM {outbox}.outbox_retire_partitions($1::interval, $2::timestamptz)"), m.Retention, m.clock.trusted(now))
 	if err != nil {
 		return false, explain("retire partitions of the outbox", err)
 	}
 	var partition, step string
 	_, err = pgx.ForEachRow(rows, []any{&partition, &step}, func() error {
 		more = true
-		k.Log.Info("old partition of the outbox", "partition", partition, "step", step)
+		m.Log.Info("retiring partition of the outbox", "partition", partition, "step", step)
 		return nil
 	})
 	return more, explain("retire partitions of the outbox", err)
 }
 
-const (
-	undefinedFunction = "42883"
-	noPrivilege       = "42501"
-)
+// deleteKeys deletes idempotency keys of publish_event that are older than a day, so many
+// in one call; more reports that there may be others.
+func (m *Maintainer) deleteKeys(ctx context.Context) (more bool, err error) {
+	var deleted int64
+	err = m.Postgres.QueryRow(ctx, m.Schema.SQL("SELECT {outbox}.diehard_delete_keys()")).Scan(&deleted)
+	return deleted >= keysPerCall, explain("delete old idempotency keys", err)
+}
+
+func isBusy(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == pgerrcode.LockNotAvailable
+}
 
 func explain(op string, err error) error {
 	if err == nil {
@@ -120,9 +140,9 @@ func explain(op string, err error) error {
 	}
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch pg.Code {
-		case undefinedFunction:
+		case pgerrcode.UndefinedFunction:
 			err = fmt.Errorf("%w (run `streamer migrate up`)", err)
-		case noPrivilege:
+		case pgerrcode.InsufficientPrivilege:
 			err = fmt.Errorf("%w (GRANT diehard_streamer to this user)", err)
 		}
 	}

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +14,7 @@ import (
 	"diehard/streamer/decode"
 )
 
-// rowRange is the part of a batch that one insert lands.
+// rowRange is the part of a batch that one insert writes.
 type rowRange struct {
 	rows     *decode.Rows
 	from, to int
@@ -62,6 +63,13 @@ var eventLog = []col{
 	{"metadata_version", []string{"UInt64"}, func(e *encoder, c column.Interface, r rowRange) error {
 		return e.raw(c, r.len(), bytesOf(r.rows.MetadataVersion[r.from:r.to]))
 	}},
+	{"trace_id", []string{typeString}, func(e *encoder, c column.Interface, r rowRange) error {
+		e.traceIDs = appendTraceIDs(e.traceIDs[:0], r)
+		return e.raw(c, r.len(), e.traceIDs)
+	}},
+	{"published_by", []string{typeLowCard}, func(e *encoder, c column.Interface, r rowRange) error {
+		return e.dict(c, r.rows.PublishedBy.Values, r.rows.PublishedBy.Keys[r.from:r.to])
+	}},
 	{"source", []string{typeLowCard}, func(e *encoder, c column.Interface, r rowRange) error {
 		e.zero = repeat(e.zero, 0, r.len())
 		return e.dict(c, []string{r.constant.source}, e.zero)
@@ -98,6 +106,7 @@ type encoder struct {
 	zero       []uint16
 	timeline   []uint32
 	ingestedAt []int64
+	traceIDs   []byte
 }
 
 // feed is the reader's source: a few slices, one after the other.
@@ -136,7 +145,7 @@ func (e *encoder) fill(columns []column.Interface, cols []col, r rowRange) error
 	return nil
 }
 
-// raw fills a column of fixed width.
+// raw fills a column from bytes in format Native.
 func (e *encoder) raw(c column.Interface, rows int, b []byte) error {
 	e.feed.parts = append(e.feed.parts[:0], b)
 	return c.Decode(e.reader, rows)
@@ -176,6 +185,20 @@ func (e *encoder) context(c column.Interface, r rowRange) error {
 	_, err := c.Append(e.views)
 	clear(e.views) // they must not outlive the batch
 	return err
+}
+
+// appendTraceIDs adds those of r as Strings in format Native: length and bytes.
+func appendTraceIDs(b []byte, r rowRange) []byte {
+	for i := r.from; i < r.to; i++ {
+		id := [16]byte(r.rows.TraceID[16*i:])
+		if id == [16]byte{} {
+			b = append(b, 0)
+			continue
+		}
+		b = append(b, 2*byte(len(id)))
+		b = hex.AppendEncode(b, id[:])
+	}
+	return b
 }
 
 func repeat[T comparable](buf []T, v T, n int) []T {

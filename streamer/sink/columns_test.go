@@ -15,7 +15,7 @@ import (
 	"diehard/streamer/decode"
 )
 
-// stored is a row of event_log, as ClickHouse tells it.
+// stored is a row of event_log, as ClickHouse returns it.
 type stored struct {
 	ID          uuid.UUID `ch:"event_id"`
 	Type        string    `ch:"event_type"`
@@ -23,6 +23,8 @@ type stored struct {
 	Environment string    `ch:"environment"`
 	Context     string    `ch:"event_context"`
 	Version     uint64    `ch:"metadata_version"`
+	TraceID     string    `ch:"trace_id"`
+	PublishedBy string    `ch:"published_by"`
 	Source      string    `ch:"source"`
 	LSN         uint64    `ch:"commit_lsn"`
 	Seq         uint32    `ch:"commit_seq"`
@@ -35,7 +37,7 @@ func (f *fixture) stored() []stored {
 	f.t.Helper()
 	var all []stored
 	require.NoError(f.t, f.ClickHouse.Select(f.t.Context(), &all, `
-		SELECT event_id, event_type, toUnixTimestamp64Micro(event_date_time) AS at, environment, event_context, metadata_version, source,
+		SELECT event_id, event_type, toUnixTimestamp64Micro(event_date_time) AS at, environment, event_context, metadata_version, trace_id, published_by, source,
 		       commit_lsn, commit_seq, timeline, toUnixTimestamp64Micro(commit_time) AS committed, toUnixTimestamp64Milli(ingested_at) AS ingested
 		FROM event_log ORDER BY commit_lsn, commit_seq`))
 	return all
@@ -55,7 +57,8 @@ func TestEveryColumnArrivesExactly(t *testing.T) {
 	earliest, latest := micros(t, "1900-01-01T00:00:00Z"), micros(t, "2299-12-31T23:59:59.999999Z")
 	events := []decode.Event{
 		event(1),
-		{ID: uuid.Nil, Type: []byte("a"), DateTime: earliest},
+		{ID: uuid.Nil, Type: []byte("a"), DateTime: earliest, TraceID: [16]byte(uuid.Max), PublishedBy: []byte("größe")},
+		{Type: []byte("traced"), TraceID: [16]byte{15: 1}},
 		{ID: uuid.Max, Type: []byte("ünïcode 文字"), DateTime: latest, Environment: []byte("größe"), Context: []byte(`"文字"`), MetadataVersion: math.MaxUint64},
 		{Type: []byte("\x00\xff 'quoted' \\ \n"), DateTime: -1, Environment: []byte("\x80"), Context: []byte("\x00\xff\xfe no UTF-8\n\n\r\t'\"\\")},
 		{Type: []byte(strings.Repeat("t", 255)), Environment: []byte(strings.Repeat("e", 255)), Context: []byte(strings.Repeat("é", 1<<19))},
@@ -75,10 +78,13 @@ func TestEveryColumnArrivesExactly(t *testing.T) {
 
 	got := f.stored()
 	require.Len(t, got, len(events))
+	assert.Equal(t, strings.Repeat("f", 32), got[1].TraceID)
+	assert.Equal(t, strings.Repeat("0", 31)+"1", got[2].TraceID)
+	assert.Empty(t, got[0].TraceID)
 	for i, e := range events {
 		assert.Equal(t, stored{
 			ID: e.ID, Type: string(e.Type), At: e.DateTime, Environment: string(e.Environment), Context: string(e.Context),
-			Version: e.MetadataVersion, Source: "7000000000000000001/" + f.Slot, LSN: rows.LSN[i], Seq: rows.Seq[i],
+			Version: e.MetadataVersion, TraceID: rows.TraceIDAt(i), PublishedBy: string(e.PublishedBy), Source: "7000000000000000001/" + f.Slot, LSN: rows.LSN[i], Seq: rows.Seq[i],
 			Timeline: timeline, Commit: rows.CommitTime[i], Ingested: a.IngestedAt.UnixMilli(),
 		}, got[i])
 	}
@@ -122,8 +128,8 @@ func TestInsertsOfOneSinkDoNotMix(t *testing.T) {
 	}
 }
 
-// A batch is landed in pieces when some of its rows are refused.
-func TestAnyRangeOfABatchLands(t *testing.T) {
+// A batch is written in pieces when some of its rows are refused.
+func TestAnyRangeOfABatchIsWritten(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	const n = 4
@@ -170,7 +176,7 @@ func BenchmarkInsert(b *testing.B) {
 	b.ResetTimer()
 	for i := 0; i < b.N; i += n {
 		id := fmt.Sprintf("bench-%s-%d", uuid.NewString(), i)
-		a := Attempt{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: holds}
+		a := InsertRequest{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: holds}
 		if err := f.Insert(b.Context(), rows, 0, min(n, b.N-i), a); err != nil {
 			b.Fatal(err)
 		}

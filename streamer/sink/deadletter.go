@@ -3,13 +3,10 @@ package sink
 import (
 	"context"
 	"fmt"
-	"maps"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/google/uuid"
-	"github.com/jackc/pglogrepl"
 
 	"diehard/streamer/decode"
 )
@@ -29,8 +26,8 @@ var deadLetter = []col{
 	{name: "failed_at"},
 }
 
-// PutDeadLetters lands rejects as one block, like Insert. rejects must not be empty.
-func (s *Sink) PutDeadLetters(ctx context.Context, rejects []decode.Reject, a Attempt) error {
+// PutDeadLetters writes rejects as one block, like Insert. rejects must not be empty.
+func (s *Sink) PutDeadLetters(ctx context.Context, rejects []decode.Reject, a InsertRequest) error {
 	op := fmt.Sprintf("dead-letter %d rows at %s", len(rejects), rejects[0].LSN)
 	return s.insert(ctx, op, s.deadLetter, deadLetter, a, func(columns []column.Interface) error {
 		for i, values := range s.rejectColumns(rejects, a.IngestedAt) {
@@ -56,39 +53,4 @@ func (s *Sink) rejectColumns(rejects []decode.Reject, failedAt time.Time) []any 
 		ids[i], types[i], raw[i], reason[i], code[i] = r.ID, r.Type, r.Raw, r.Reason, r.Code
 	}
 	return []any{source, timeline, lsn, seq, committed, ids, types, raw, reason, code, failed}
-}
-
-// DeadLettersAfter returns the positions of this source's dead letters behind p.
-// Only those of the last batch can be there, so the set is small.
-//
-// Errors: errUnsettled, with Tables.Quorum.
-func (s *Sink) DeadLettersAfter(ctx context.Context, p decode.Position) (map[decode.Position]bool, error) {
-	return settled(ctx, s.quorum, func(ctx context.Context) (map[decode.Position]bool, error) {
-		return s.deadLettersAfter(ctx, p)
-	}, maps.Equal)
-}
-
-func (s *Sink) deadLettersAfter(ctx context.Context, p decode.Position) (map[decode.Position]bool, error) {
-	rows, err := s.conn.Query(ctx, `
-		SELECT commit_lsn, commit_seq FROM `+s.deadLetter+`
-		WHERE source = {source:String} AND (commit_lsn, commit_seq) > ({lsn:UInt64}, {seq:UInt32})`,
-		clickhouse.Named("source", s.source.String()), clickhouse.Named("lsn", fmt.Sprint(uint64(p.LSN))),
-		clickhouse.Named("seq", fmt.Sprint(p.Seq)))
-	if err != nil {
-		return nil, fmt.Errorf("read dead letters: %w", classify(err))
-	}
-	defer func() { _ = rows.Close() }()
-	known := make(map[decode.Position]bool)
-	for rows.Next() {
-		var lsn uint64
-		var seq uint32
-		if err := rows.Scan(&lsn, &seq); err != nil {
-			return nil, fmt.Errorf("read dead letters: %w", err)
-		}
-		known[decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq}] = true
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read dead letters: %w", classify(err))
-	}
-	return known, nil
 }

@@ -23,7 +23,7 @@ func TestDeadLettersKeepEverything(t *testing.T) {
 	a := f.attempt()
 	require.NoError(t, f.PutDeadLetters(t.Context(), []decode.Reject{full, unreadable}, a))
 
-	type letter struct {
+	type record struct {
 		Source   string    `ch:"source"`
 		LSN      uint64    `ch:"commit_lsn"`
 		Seq      uint32    `ch:"commit_seq"`
@@ -38,38 +38,15 @@ func TestDeadLettersKeepEverything(t *testing.T) {
 		Retried  time.Time `ch:"retried_at"`
 		Dropped  bool      `ch:"dropped"`
 	}
-	var got []letter
+	var got []record
 	require.NoError(t, f.ClickHouse.Select(t.Context(), &got, "SELECT * FROM event_dead_letter ORDER BY commit_lsn"))
 	require.Len(t, got, 2)
 	committed, failed, never := time.UnixMicro(sampleTime).UTC(), a.IngestedAt.UTC().Truncate(time.Millisecond), time.UnixMilli(0).UTC()
-	assert.Equal(t, letter{f.source.String(), 2, 1, timeline, committed, uuid.Nil, "", "{}", "column id is NULL", 0, failed, never, false}, got[0])
-	assert.Equal(t, letter{
+	assert.Equal(t, record{f.source.String(), 2, 1, timeline, committed, uuid.Nil, "", "{}", "column id is NULL", 0, failed, never, false}, got[0])
+	assert.Equal(t, record{
 		f.source.String(), 1<<63 + 5, 1<<32 - 1, timeline, committed, e.ID, "sample",
 		full.Raw, full.Reason, 469, failed, never, false,
 	}, got[1])
-}
-
-func TestDeadLettersBehindAPosition(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t)
-	put := func(s *Sink, positions ...decode.Position) {
-		var rejects []decode.Reject
-		for _, p := range positions {
-			rejects = append(rejects, decode.Reject{Position: p})
-		}
-		require.NoError(t, s.PutDeadLetters(t.Context(), rejects, f.attempt()))
-	}
-	put(f.Sink, at(1<<63, 2), at(1<<63, 3), at(5, 9), at(1<<63+1, 1))
-	put(f.Sink, at(1<<63, 3)) // written twice is one
-	put(f.as(Source{SystemID: "1", Slot: "other"}), at(1<<63, 4))
-	after := func(p decode.Position) map[decode.Position]bool {
-		there, err := f.DeadLettersAfter(t.Context(), p)
-		require.NoError(t, err)
-		return there
-	}
-	assert.Len(t, after(decode.Position{}), 4)
-	assert.Equal(t, map[decode.Position]bool{at(1<<63, 3): true, at(1<<63+1, 1): true}, after(at(1<<63, 2)))
-	assert.Empty(t, after(at(1<<63+1, 1)))
 }
 
 func TestATokenMakesADeadLetterOnce(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -38,7 +40,7 @@ func TestCodesHaveTheirClass(t *testing.T) {
 }
 
 // 252 means back-pressure or a partition key that can never work.
-func TestTooManyPartsIsToldByItsText(t *testing.T) {
+func TestTooManyPartsIsClassifiedByItsText(t *testing.T) {
 	t.Parallel()
 	of := func(message string) failure.Class {
 		return failure.Of(classify(&clickhouse.Exception{Code: 252, Message: message}))
@@ -70,17 +72,40 @@ func TestFatalErrorsSayWhatToDo(t *testing.T) {
 	}
 }
 
-func TestACodeHasOneClass(t *testing.T) {
+// Every code that the server knows has a line, with its name, and the text of none that a value
+// raises is taken to be safe.
+func TestEveryCodeOfClickHouseHasAClass(t *testing.T) {
 	t.Parallel()
-	for code := range int32(2000) {
-		classes := 0
-		for _, list := range []map[int32]bool{poisonCodes, fatalCodes, transientCodes} {
-			if list[code] {
-				classes++
-			}
+	f := newFixture(t)
+	rows, err := f.ClickHouse.Query(t.Context(), `SELECT toInt32(number) AS code, errorCodeToName(toUInt32(number)) AS name FROM numbers(1, 20000) WHERE name != '' ORDER BY code`)
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var code int32
+		var name string
+		require.NoError(t, rows.Scan(&code, &name))
+		assert.Equal(t, name, codes[code].name, "codes.txt has no line for %d %s: what does it say of the rows?", code, name)
+	}
+	require.NoError(t, rows.Err())
+	for line := range strings.Lines(codesText) {
+		if !strings.HasPrefix(line, "#") {
+			assert.Regexp(t, `^\d+ [A-Z0-9_]+ (poison|fatal|unknown|transient( text)?)\n$|^\d+ [A-Z0-9_]+ fatal text\n$`, line)
 		}
-		assert.LessOrEqual(t, classes, 1, "code %d", code)
-		assert.False(t, poisonCodes[code] && textIsSafe[code], "code %d", code)
+	}
+}
+
+// A refusal of the query itself, for its settings, its user, rights, quotas or limits, or of a server
+// that is read-only or full, is never the rows' fault: it neither halves a batch nor makes a dead letter.
+func TestARefusalOfTheQueryIsNeverTheRowsFault(t *testing.T) {
+	t.Parallel()
+	ofTheQuery := regexp.MustCompile(`SETTING|DENIED|QUOTA|READ_?ONLY|PASSWORD|AUTHENTICAT|USER|ROLE|GRANT|(^|_)LIMIT|EXCEEDED|TIMEOUT|TOO_MANY|NOT_ALLOWED|PROHIBITED|ZOOKEEPER|KEEPER|REPLICA|NETWORK|SOCKET|SESSION`)
+	for code, c := range codes {
+		if !ofTheQuery.MatchString(c.name) {
+			continue
+		}
+		d := UnknownErrors{Limit: 1}
+		err := d.Classify(classify(&clickhouse.Exception{Code: code}))
+		assert.NotEqual(t, failure.Poison, failure.Of(err), "%d %s", code, c.name)
 	}
 }
 
@@ -98,18 +123,18 @@ func TestTextsThatMayQuoteARowAreHidden(t *testing.T) {
 		assert.Contains(t, Reason(err), text)
 	}
 	require.ErrorContains(t, classify(&clickhouse.Exception{Code: 241, Message: "would use 9 GiB"}), "would use 9 GiB")
-	assert.Equal(t, "column x is NULL", Loggable("column x is NULL", 0))
-	assert.Equal(t, "ClickHouse refused it with code 376 (CANNOT_PARSE_UUID)", Loggable(text, 376))
+	assert.Equal(t, "column x is NULL", RedactedReason("column x is NULL", 0))
+	assert.Equal(t, "ClickHouse refused it with code 376 (CANNOT_PARSE_UUID)", RedactedReason(text, 376))
 }
 
 func TestDoubtNeedsTheSameUnknownCodeInARow(t *testing.T) {
 	t.Parallel()
 	of := func(code int32) error { return classify(&clickhouse.Exception{Code: code}) }
-	d := Doubt{Limit: 3}
+	d := UnknownErrors{Limit: 3}
 	for _, err := range []error{of(32), of(32), of(33), of(32), of(32), io.EOF, of(32), of(32), nil, of(241), of(241), of(241), of(32), of(32)} {
-		assert.NotEqual(t, failure.Poison, failure.Of(d.Judge(err)))
+		assert.NotEqual(t, failure.Poison, failure.Of(d.Classify(err)))
 	}
-	verdict := d.Judge(of(32))
+	verdict := d.Classify(of(32))
 	assert.Equal(t, failure.Poison, failure.Of(verdict))
 	assert.EqualValues(t, 32, Unknown(verdict))
 	assert.Zero(t, Unknown(of(376)))

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/ClickHouse/clickhouse-go/v2"
 )
 
 const (
@@ -17,18 +15,18 @@ const (
 )
 
 // Fence ends every insert whose query id begins with prefix, and returns when
-// none is left: nothing of theirs lands afterwards. waiting is called with their
+// none is left: nothing of theirs is written afterwards. waiting is called with their
 // number whenever some remain.
 func (s *Sink) Fence(ctx context.Context, prefix string, waiting func(n uint64)) error {
 	for first := true; ; first = false {
-		n, err := s.running(ctx, prefix)
+		r, err := s.Running(ctx, prefix)
 		if err != nil {
-			return fmt.Errorf("fence: %w", classify(err))
+			return fmt.Errorf("fence: %w", err)
 		}
-		if n == 0 {
+		if r.Inserts == 0 {
 			return nil
 		}
-		waiting(n)
+		waiting(r.Inserts)
 		if first {
 			if err := s.kill(ctx, prefix); err != nil {
 				return fmt.Errorf("fence: %w", classify(err))
@@ -40,15 +38,6 @@ func (s *Sink) Fence(ctx context.Context, prefix string, waiting func(n uint64))
 		case <-time.After(fencePoll):
 		}
 	}
-}
-
-// running counts the queries whose id begins with prefix.
-func (s *Sink) running(ctx context.Context, prefix string) (n uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, fenceAnswer)
-	defer cancel()
-	err = s.conn.QueryRow(ctx, `SELECT count() FROM system.processes WHERE startsWith(query_id, {prefix:String})`,
-		clickhouse.Named("prefix", prefix)).Scan(&n)
-	return n, err
 }
 
 func (s *Sink) kill(ctx context.Context, prefix string) error {

@@ -16,7 +16,7 @@ func (f *fixture) hung(s *Sink, id string) (goOn chan<- struct{}, result <-chan 
 	f.t.Helper()
 	registered, proceed, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- s.Insert(f.t.Context(), sample(1, 3), 0, 3, Attempt{
+		done <- s.Insert(f.t.Context(), sample(1, 3), 0, 3, InsertRequest{
 			QueryID: id, Token: id, IngestedAt: time.Now(), Verify: func(context.Context) error {
 				close(registered)
 				<-proceed
@@ -30,7 +30,7 @@ func (f *fixture) hung(s *Sink, id string) (goOn chan<- struct{}, result <-chan 
 
 // The zombie: frozen after its last check, woken after its successor has read
 // where the table ends.
-func TestNothingOfAFencedInsertLands(t *testing.T) {
+func TestNothingOfAFencedInsertIsWritten(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	goOn, result := f.hung(f.Sink, f.source.QueryPrefix()+"predecessor-1-1")
@@ -73,12 +73,12 @@ func TestTheFenceWaitsForAnInsertThatRuns(t *testing.T) {
 	}, 20*time.Second, 5*time.Millisecond)
 	require.NoError(t, f.Fence(t.Context(), f.source.QueryPrefix(), func(uint64) {}))
 	assert.Zero(t, f.count("system.processes WHERE query_id = '"+a.QueryID+"'"))
-	landed := f.count("event_log")
+	written := f.count("event_log")
 	err := <-result
-	assert.Equal(t, landed, f.count("event_log"), "nothing lands behind the fence")
-	assert.Contains(t, []int{0, 3}, landed, "all or nothing")
+	assert.Equal(t, written, f.count("event_log"), "nothing is written behind the fence")
+	assert.Contains(t, []int{0, 3}, written, "all or nothing")
 	if err == nil {
-		assert.Equal(t, 3, landed)
+		assert.Equal(t, 3, written)
 	}
 }
 

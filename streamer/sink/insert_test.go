@@ -22,9 +22,9 @@ func TestATokenMakesARetryHarmless(t *testing.T) {
 	rows := sample(1, 10)
 	a := f.attempt()
 	require.NoError(t, f.Insert(t.Context(), rows, 0, 10, a))
-	require.NoError(t, f.Insert(t.Context(), sample(2, 10), 0, 10, Attempt{QueryID: a.QueryID + "-2", Token: a.Token, IngestedAt: time.Now(), Verify: holds}))
+	require.NoError(t, f.Insert(t.Context(), sample(2, 10), 0, 10, InsertRequest{QueryID: a.QueryID + "-2", Token: a.Token, IngestedAt: time.Now(), Verify: holds}))
 	assert.Equal(t, 10, f.count("event_log"))
-	require.NoError(t, f.Insert(t.Context(), rows, 0, 10, Attempt{QueryID: a.QueryID + "-3", Token: "another", IngestedAt: a.IngestedAt, Verify: holds}))
+	require.NoError(t, f.Insert(t.Context(), rows, 0, 10, InsertRequest{QueryID: a.QueryID + "-3", Token: "another", IngestedAt: a.IngestedAt, Verify: holds}))
 	assert.Equal(t, 20, f.count("event_log"))
 }
 
@@ -56,9 +56,9 @@ func TestNothingIsInsertedWhenVerifyFails(t *testing.T) {
 	require.ErrorIs(t, err, fenced)
 	assert.Equal(t, failure.Fatal, failure.Of(err))
 	require.EqualError(t, err, "fenced", "as it is")
-	letters := f.attempt() // the other query ends with its connection, not at once
-	letters.Verify = a.Verify
-	require.ErrorIs(t, f.PutDeadLetters(t.Context(), []decode.Reject{{Position: at(1, 1)}}, letters), fenced)
+	other := f.attempt() // the other query ends with its connection, not at once
+	other.Verify = a.Verify
+	require.ErrorIs(t, f.PutDeadLetters(t.Context(), []decode.Reject{{Position: at(1, 1)}}, other), fenced)
 
 	require.Eventually(t, func() bool {
 		return f.count("system.processes WHERE startsWith(query_id, '"+f.source.QueryPrefix()+"')") == 0
@@ -77,7 +77,7 @@ func TestAnInsertEndsWithItsContext(t *testing.T) {
 	a.Verify = func(context.Context) error { cancel(); return nil }
 	err := f.Insert(ctx, sample(1, 2), 0, 2, a)
 	require.Error(t, err, "of the context or of the connection that it closed")
-	assert.Equal(t, failure.Transient, failure.Of(err), "whether it has landed is not known")
+	assert.Equal(t, failure.Transient, failure.Of(err), "whether it is written is not known")
 }
 
 func TestWhatClickHouseRefusesIsPoison(t *testing.T) {
@@ -153,8 +153,8 @@ func TestPositionIsReadFromTheProjection(t *testing.T) {
 	f := newFixture(t)
 	require.NoError(t, f.insert(sample(1, 1000), 0, 1000))
 	for _, query := range []string{
-		"SELECT max((commit_lsn, commit_seq, timeline)) FROM event_log WHERE source = {source:String}",
-		"SELECT source, tupleElement(max((commit_lsn, commit_seq, timeline)), 1) FROM event_log WHERE startsWith(source, {source:String}) GROUP BY source",
+		"SELECT " + lastRow + " FROM event_log WHERE source = {source:String}",
+		"SELECT source, bitShiftRight(" + lastRow + ", 64) FROM event_log WHERE startsWith(source, {source:String}) GROUP BY source",
 	} {
 		rows, err := f.ClickHouse.Query(t.Context(), "EXPLAIN "+query+" SETTINGS optimize_use_projections = 1, force_optimize_projection = 1",
 			named("source", f.source.String()))
@@ -167,6 +167,6 @@ func TestPositionIsReadFromTheProjection(t *testing.T) {
 		}
 		require.NoError(t, rows.Err())
 		require.NoError(t, rows.Close())
-		assert.Contains(t, plan, "p_resume")
+		assert.Contains(t, plan, "p_position")
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 	"diehard/streamer/decode"
 )
 
@@ -39,10 +39,10 @@ func (f *fixture) as(s Source) *Sink {
 }
 
 // attempt is a new one each time.
-func (f *fixture) attempt() Attempt {
+func (f *fixture) attempt() InsertRequest {
 	f.inserts++
 	id := fmt.Sprintf("%stest-%d", f.source.QueryPrefix(), f.inserts)
-	return Attempt{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: holds}
+	return InsertRequest{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: holds}
 }
 
 // holds is a Verify that finds the slot ours.

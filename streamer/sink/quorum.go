@@ -7,21 +7,38 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 )
 
-// errUnsettled is transient: ClickHouse goes on copying the rows by itself.
-var errUnsettled = errors.New("rows of an insert wait for more replicas (CLICKHOUSE_INSERT_QUORUM): are all replicas up? see system.replication_queue")
+// errBelowQuorum is transient: ClickHouse goes on copying the rows by itself.
+var errBelowQuorum = errors.New("rows of an insert wait for more replicas (CLICKHOUSE_INSERT_QUORUM): are all replicas up? see system.replication_queue")
 
-// settled reads what a table holds. Where inserts need a quorum, rows that too
-// few replicas have can be read on the node that took them. They must neither be
-// acknowledged, because they may yet be lost, nor be sent again, because they may
-// yet be settled: as long as there are some, the answer is errUnsettled.
-func settled[T any](ctx context.Context, quorum bool, read func(context.Context) (T, error), equal func(a, b T) bool) (T, error) {
-	all, err := read(ctx)
-	if err != nil || !quorum {
-		return all, err
+// reading fixes the settings on which what is read depends, so that no profile decides
+// them. On replicas and on shared storage, sequential consistency shows what every insert
+// that was answered has written; other engines ignore it.
+func reading(ctx context.Context, sequential int) context.Context {
+	return clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{
+		"select_sequential_consistency":             sequential,
+		"aggregate_functions_null_for_empty":        0,
+		"empty_result_for_aggregation_by_empty_set": 0,
+	}))
+}
+
+// decide reads what a table holds, for a decision on what to write.
+//
+// Where inserts need a quorum, rows that too few replicas have can be read on the node that
+// took them. They must neither be acknowledged, because they may yet be lost, nor be sent
+// again, because they may yet reach the quorum: as long as there are some, the answer is
+// errBelowQuorum. Without a quorum a replica that lags shows too little, and sequential consistency does not
+// help: see upToDate.
+func decide[T any](ctx context.Context, s *Sink, read func(context.Context) (T, error), equal func(a, b T) bool) (T, error) {
+	if s.mayLag && !s.quorum {
+		return upToDate(ctx, s, read)
 	}
-	kept, err := read(clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"select_sequential_consistency": 1})))
+	kept, err := read(reading(ctx, 1))
+	if err != nil || !s.quorum {
+		return kept, err
+	}
+	all, err := read(reading(ctx, 0))
 	if err == nil && !equal(all, kept) {
-		err = errUnsettled
+		err = errBelowQuorum
 	}
 	return all, err
 }

@@ -1,18 +1,16 @@
-// Package sink lands rows in ClickHouse: one insert, one block, one part. It
+// Package sink writes rows to ClickHouse: one insert, one block, one part. It
 // knows the errors of ClickHouse by class, and where in the stream the table ends.
 package sink
 
 import (
 	"context"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-	"github.com/jackc/pglogrepl"
 
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
@@ -22,12 +20,21 @@ import (
 // the queries that only read.
 type Sink struct {
 	conn       driver.Conn
+	reader     driver.Conn // see ReadThrough
+	tables     Tables
 	table      string // quoted
 	deadLetter string // quoted
 	quorum     bool
 	source     Source
 	timeline   uint32
 	encoder    *encoder
+	// Of event_log's engine, see CheckEngine.
+	replicated, mayLag bool
+	window             int
+	// knowsDeduplicateInsert: the server has the setting deduplicate_insert (26.2 and newer), see CheckTables.
+	knowsDeduplicateInsert bool
+	// textIndexes are those of event_log, which inserts leave to merges, see CheckTables.
+	textIndexes string
 }
 
 // Source names a pipeline: one PostgreSQL cluster and one of its slots.
@@ -43,44 +50,45 @@ func (s Source) String() string { return s.SystemID + "/" + s.Slot }
 // can contain a dash, so no prefix begins another.
 func (s Source) QueryPrefix() string { return "diehard-" + s.SystemID + "-" + s.Slot + "-" }
 
-// Tables names the tables of a Sink. Deduplication by token needs a window on
-// them, which the migrations set; without it a retry relies on the read-back alone.
+// Tables names the tables of a Sink. Deduplication by token needs a window on them,
+// which the migrations set.
 type Tables struct {
 	EventLog   string
 	DeadLetter string
 	// Quorum says that inserts need several replicas (CLICKHOUSE_INSERT_QUORUM).
 	Quorum bool
+	// Cluster names the cluster whose replicas are asked for what they run; "" for the node that answers.
+	Cluster string
 }
 
 // New returns a Sink for the rows of source. timeline is stored with each row.
 func New(conn driver.Conn, t Tables, source Source, timeline uint32) *Sink {
 	return &Sink{
-		conn: conn, table: quote(t.EventLog), deadLetter: quote(t.DeadLetter), quorum: t.Quorum,
+		conn: conn, reader: conn, tables: t, table: quote(t.EventLog), deadLetter: quote(t.DeadLetter), quorum: t.Quorum,
 		source: source, timeline: timeline, encoder: newEncoder(),
 	}
 }
 
 func quote(name string) string { return "`" + strings.ReplaceAll(name, "`", "\\`") + "`" }
 
-// Attempt identifies one try at an insert.
-type Attempt struct {
+// InsertRequest identifies one attempt to write a block.
+type InsertRequest struct {
 	QueryID string // unique; begins with Source.QueryPrefix
-	Token   string // equal for tries at the same rows, otherwise unique
-	// IngestedAt is equal for tries at the same rows.
+	Token   string // equal for attempts to write the same block, otherwise unique
+	// IngestedAt is equal for attempts to write the same block: it decides the partition,
+	// and ClickHouse remembers tokens per partition.
 	IngestedAt time.Time
-	// Verify is called when ClickHouse knows the query and has not yet got its
-	// data. It must fail when the slot is no longer ours. A successor that took
-	// over before the check has made it fail; one that takes over after it finds
-	// the query running, kills it and waits for its end.
+	// Verify is called when ClickHouse knows the query, whose time limit runs from then
+	// on, and has not yet received its data. When it fails, nothing is inserted.
 	Verify func(context.Context) error
 }
 
-// Insert lands rows [from, to) as one block, and returns when they are durable
+// Insert writes rows [from, to) as one block, and returns when they are durable
 // under the settings of the table. from must be less than to.
 //
 // Errors: by class, see classify; after one that is not the server's own the
 // outcome is unknown. Whatever Verify returns comes back as it is, with nothing inserted.
-func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a Attempt) error {
+func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a InsertRequest) error {
 	r := rowRange{rows: rows, from: from, to: to, constant: constants{
 		source: s.source.String(), timeline: s.timeline, ingestedAt: a.IngestedAt.UnixMilli(),
 	}}
@@ -91,11 +99,8 @@ func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a At
 }
 
 // insert registers the query, verifies, and only then sends the data.
-func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a Attempt, fill func([]column.Interface) error) error {
-	ctx = clickhouse.Context(ctx, clickhouse.WithQueryID(a.QueryID), clickhouse.WithSettings(clickhouse.Settings{
-		"async_insert":               0, // a part of ours is durable when we are told so, and never merged with another insert
-		"insert_deduplication_token": a.Token,
-	}))
+func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a InsertRequest, fill func([]column.Interface) error) error {
+	ctx = clickhouse.Context(ctx, clickhouse.WithQueryID(a.QueryID), clickhouse.WithSettings(s.insertSettings(a.Token)))
 	batch, err := s.conn.PrepareBatch(ctx, "INSERT INTO "+table+" ("+names(cols)+")")
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, classify(err))
@@ -114,105 +119,43 @@ func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a Attem
 	return nil
 }
 
+// receiveTimeout is how long ClickHouse waits for each packet of an insert that it has registered.
+const receiveTimeout = 10 * time.Second
+
+// InsertBound is the longest time from the registration of an insert whose context ends
+// after timeout until ClickHouse is done with it: clickhouse-go adds five seconds to the
+// context's time for max_execution_time, and the waits for the block, its parts and the
+// end marker add up when the client freezes at each. A disk or Keeper that stalls during
+// the commit is not bounded: see Running.
+func InsertBound(timeout time.Duration) time.Duration {
+	return timeout + 5*time.Second + 3*receiveTimeout
+}
+
+// insertSettings are those on which exactly one row per event depends. They are sent with
+// the query, so that no profile decides them.
+func (s *Sink) insertSettings(token string) clickhouse.Settings {
+	settings := clickhouse.Settings{
+		"async_insert":               0, // a block of ours is durable when it is answered, and never merged with another insert
+		"insert_deduplicate":         1,
+		"insert_deduplication_token": token,
+		// A view whose insert failed gets the block with the repeated insert; one that has it drops it.
+		"deduplicate_blocks_in_dependent_materialized_views": 1,
+		"receive_timeout":                         int(receiveTimeout.Seconds()),
+		"timeout_before_checking_execution_speed": 0, // max_execution_time is taken by the clock
+	}
+	if s.knowsDeduplicateInsert {
+		settings["deduplicate_insert"] = "enable"
+	}
+	if s.textIndexes != "" { // at an insert it costs more than the insert
+		settings["exclude_materialize_skip_indexes_on_insert"] = s.textIndexes
+	}
+	return settings
+}
+
 func names(cols []col) string {
 	list := make([]string, len(cols))
 	for i, c := range cols {
 		list[i] = c.name
 	}
 	return strings.Join(list, ", ")
-}
-
-// CheckTables refuses tables that are not ours.
-//
-// Errors: failure.Fatal naming the table and the column.
-func (s *Sink) CheckTables(ctx context.Context) error {
-	rows, err := s.conn.Query(ctx, "DESCRIBE TABLE "+s.table)
-	if err != nil {
-		return fmt.Errorf("describe %s: %w", s.table, classify(err))
-	}
-	defer func() { _ = rows.Close() }()
-	have := make(map[string]string)
-	for rows.Next() {
-		var name, typ string
-		rest := make([]string, len(rows.Columns())-2)
-		dest := []any{&name, &typ}
-		for i := range rest {
-			dest = append(dest, &rest[i])
-		}
-		if err := rows.Scan(dest...); err != nil {
-			return fmt.Errorf("describe %s: %w", s.table, err)
-		}
-		have[name] = typ
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("describe %s: %w", s.table, classify(err))
-	}
-	for _, c := range eventLog {
-		if typ := have[c.name]; typ != c.types[0] {
-			return failure.Wrap(failure.Fatal, fmt.Errorf(
-				"table %s is not ours: column %s is %q and must be %s; use another CLICKHOUSE_EVENT_LOG_TABLE_NAME and run `streamer migrate up`, or change the column",
-				s.table, c.name, typ, c.types[0]))
-		}
-	}
-	return nil
-}
-
-// Position returns the last row of this source in event_log, and the timeline
-// it was written on; zeros when there is none.
-//
-// Errors: errUnsettled, with Tables.Quorum.
-func (s *Sink) Position(ctx context.Context) (decode.Position, uint32, error) {
-	end, err := settled(ctx, s.quorum, s.end, func(a, b tableEnd) bool { return a == b })
-	return end.Position, end.timeline, err
-}
-
-// tableEnd is the last row of a source.
-type tableEnd struct {
-	decode.Position
-	timeline uint32
-}
-
-func (s *Sink) end(ctx context.Context) (tableEnd, error) {
-	var lsn uint64
-	var seq, timeline uint32
-	err := s.conn.QueryRow(ctx, `
-		SELECT tupleElement(m, 1), tupleElement(m, 2), tupleElement(m, 3)
-		FROM (SELECT max((commit_lsn, commit_seq, timeline)) AS m FROM `+s.table+` WHERE source = {source:String})`,
-		clickhouse.Named("source", s.source.String())).Scan(&lsn, &seq, &timeline)
-	if err != nil {
-		return tableEnd{}, fmt.Errorf("read position: %w", classify(err))
-	}
-	return tableEnd{decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq}, timeline}, nil
-}
-
-// Commits returns the last commit of each slot of this server of which rows are in
-// event_log, under its slot's name.
-//
-// Errors: errUnsettled, with Tables.Quorum.
-func (s *Sink) Commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
-	return settled(ctx, s.quorum, s.commits, maps.Equal)
-}
-
-func (s *Sink) commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
-	server := Source{SystemID: s.source.SystemID}.String()
-	rows, err := s.conn.Query(ctx, `
-		SELECT source, tupleElement(max((commit_lsn, commit_seq, timeline)), 1) FROM `+s.table+`
-		WHERE startsWith(source, {server:String}) GROUP BY source`, clickhouse.Named("server", server))
-	if err != nil {
-		return nil, fmt.Errorf("read positions of other slots: %w", classify(err))
-	}
-	defer func() { _ = rows.Close() }()
-	commits := make(map[string]pglogrepl.LSN)
-	for rows.Next() {
-		var source string
-		var lsn uint64
-		if err := rows.Scan(&source, &lsn); err != nil {
-			return nil, fmt.Errorf("read positions of other slots: %w", err)
-		}
-		commits[strings.TrimPrefix(source, server)] = pglogrepl.LSN(lsn)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read positions of other slots: %w", classify(err))
-	}
-	return commits, nil
 }

@@ -1,10 +1,10 @@
-// Package web watches the requests of an echo server: Sentry transactions and
-// Prometheus metrics. It is apart from telemetry so that programs without an
-// echo server do not carry one.
+// Package web has the middlewares that trace and measure the requests of an echo
+// server. It is separate from telemetry so that programs without an echo server do
+// not link one.
 //
-// Both middlewares let the server's error handler answer a failed request, to
-// learn the status, and hand the error on; the error handler must therefore do
-// nothing when the response is committed, as echo's own does.
+// Both call the server's error handler on a failed request, because they need the
+// status, and return the error; the error handler must therefore do nothing if the
+// response is committed, like echo's default handler.
 package web
 
 import (
@@ -21,19 +21,19 @@ import (
 	"diehard/shared/telemetry"
 )
 
-// quiet are the routes of probes and scrapers: neither traced nor reported.
-var quiet = map[string]bool{"/healthz": true, "/readyz": true, "/metrics": true, "/openapi.yaml": true}
+// untraced are the routes of probes and scrapers.
+var untraced = map[string]bool{"/healthz": true, "/readyz": true, "/metrics": true, "/openapi.yaml": true}
 
-// Trace makes a Sentry transaction of every request, in the caller's trace if
-// there is one. A server error is reported with the route; answers 503 become
-// one report for each outage of dependency, not one for each request.
+// Trace starts a Sentry transaction for every request, in the caller's trace if
+// there is one. A server error is reported with its route; status 503 is reported
+// once per outage of dependency, not once per request.
 //
-// Put it outside of echo's Recover, so that panics arrive as errors.
+// It must wrap echo's Recover, so that panics arrive as errors.
 func Trace(dependency string) echo.MiddlewareFunc {
 	outage := telemetry.NewOutage(dependency)
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
-			if quiet[c.Path()] {
+			if untraced[c.Path()] {
 				return next(c)
 			}
 			span := startTransaction(c)
@@ -121,7 +121,7 @@ func name(c echo.Context) string {
 	return fmt.Sprintf("%s %s", method(c), route(c))
 }
 
-// route is the pattern and not the path: paths are without number.
+// route is the pattern, not the path: the number of paths is unbounded.
 func route(c echo.Context) string {
 	if c.Path() == "" {
 		return "unmatched"
@@ -129,7 +129,7 @@ func route(c echo.Context) string {
 	return c.Path()
 }
 
-// method keeps the methods that a client may invent out of the labels.
+// method returns "other" for a method that a client made up: labels must be bounded.
 func method(c echo.Context) string {
 	switch m := c.Request().Method; m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,

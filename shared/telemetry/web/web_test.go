@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"diehard/shared/dev/sentrytest"
 	"diehard/shared/telemetry"
-	"diehard/shared/telemetry/sentrytest"
 	"diehard/shared/telemetry/web"
 )
 
@@ -95,9 +95,8 @@ func TestRequestIsATransactionInTheCallersTrace(t *testing.T) {
 	}
 }
 
-// A request's trace leads to the flush that landed its event: the outbox row
-// carries the traceparent from here to there.
-func TestTraceLeadsFromTheRequestToTheFlush(t *testing.T) {
+// The outbox row carries the traceparent of its request to the flush.
+func TestTheRequestAndTheFlushShareATrace(t *testing.T) {
 	received, flush := sentryOn(t)
 	e, _ := server(t, new(error))
 	stored := call(e, http.MethodPost, "/users/7").Body.String()

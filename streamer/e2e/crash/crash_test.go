@@ -5,7 +5,7 @@
 // (one is the hot standby), both servers, and the network between them. At the
 // end the two databases are compared row by row, with plain SELECTs.
 //
-//	CRASH_KILLS  how many processes to kill, 25 unless set
+//	CRASH_KILLS  how many processes to kill, 12 unless set
 //	CRASH_SEED   the seed of the schedule, random unless set
 //
 // A failure keeps data and logs in .dev/crash and says where.
@@ -22,11 +22,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/testenv"
+	"diehard/shared/dev/testenv"
 )
 
 const (
-	defaultKills = 25
+	defaultKills = 12
 	// settleTime bounds the wait for another row once nothing disturbs any more.
 	settleTime = time.Minute
 )
@@ -39,23 +39,23 @@ func TestCrash(t *testing.T) {
 	t.Logf("CRASH_SEED=%d CRASH_KILLS=%d", seed, kills)
 
 	began := time.Now()
-	w := newWorld(t, seed)
-	fleet := startFleet(t, w)
+	w := newEnvironment(t, seed)
+	streamers := startStreamers(t, w)
 	observer := startObserver(t, w)
 	awaitReader(t, w)
-	crowd := startProducers(t, w)
-	wreck(t.Context(), w, fleet, observer, kills)
-	wrecked := time.Since(began)
+	running := startProducers(t, w)
+	injectFaults(t.Context(), w, streamers, observer, kills)
+	disturbed := time.Since(began)
 
-	fleet.calm()
-	crowd.stop()
+	streamers.endFaults()
+	running.stop()
 	w.repair(t.Context())
 	observer.awaitEverything(t.Context(), settleTime)
-	fleet.stop()
+	streamers.stop()
 	observer.stop()
-	result := verify(t.Context(), w, crowd, observer)
+	result := verify(t.Context(), w, running, observer)
 
-	report := w.report(result, crowd, fleet, observer, wrecked, time.Since(began))
+	report := w.report(result, running, streamers, observer, disturbed, time.Since(began))
 	w.keep("report.txt", report)
 	t.Log("\n" + report)
 	for _, problem := range w.problems() {

@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// A fault waits until rows have landed since the one before, so that it hits
+	// A fault waits until rows were written since the one before, so that it hits
 	// something that works; but not longer than this.
 	maxWait = 4 * time.Second
 	// Every tenth waits until no more than lagBytes of WAL are to be delivered, but
 	// not longer than breath.
 	lagBytes, breath = 16 << 20, 15 * time.Second
-	// After dryTime without a new row the faults pause. When nothing lands then,
+	// After dryTime without a new row the faults pause. When nothing is written then,
 	// for stuckTime and undisturbed, that is a failure by itself.
 	dryTime, stuckTime = 15 * time.Second, 2 * time.Minute
 )
@@ -52,16 +52,16 @@ var faults = []choice[fault]{
 
 // chaos makes faults happen.
 type chaos struct {
-	w     *world
-	fleet *fleet
-	rng   *rand.Rand
-	ctx   context.Context
-	busy  sync.WaitGroup
+	w         *environment
+	streamers *streamers
+	rng       *rand.Rand
+	ctx       context.Context
+	busy      sync.WaitGroup
 }
 
-// wreck lets faults happen until kills processes were killed.
-func wreck(ctx context.Context, w *world, f *fleet, o *observer, kills int) {
-	x := &chaos{w: w, fleet: f, rng: random(w.seed, "chaos"), ctx: ctx}
+// injectFaults lets faults happen until kills processes were killed.
+func injectFaults(ctx context.Context, w *environment, f *streamers, o *observer, kills int) {
+	x := &chaos{w: w, streamers: f, rng: random(w.seed, "chaos"), ctx: ctx}
 	moved := time.Now()
 	for n := 1; w.killed() < kills && len(w.problems()) == 0; n++ {
 		before := o.rows(ctx)
@@ -72,7 +72,7 @@ func wreck(ctx context.Context, w *world, f *fleet, o *observer, kills int) {
 		progress := o.awaitProgress(ctx, before, maxWait)
 		if !progress && time.Since(moved) > dryTime {
 			if progress = o.awaitProgress(ctx, before, stuckTime); !progress {
-				w.problem("nothing has landed for %s without a fault", stuckTime)
+				w.problem("nothing was written for %s without a fault", stuckTime)
 			}
 		}
 		if progress {
@@ -85,8 +85,8 @@ func wreck(ctx context.Context, w *world, f *fleet, o *observer, kills int) {
 	x.busy.Wait()
 }
 
-// during locks something, disturbs it for d in the background, and mends it.
-func (x *chaos) during(busy *sync.Mutex, d time.Duration, disturb, mend func() error) bool {
+// during locks something, disturbs it for d in the background, and restores it.
+func (x *chaos) during(busy *sync.Mutex, d time.Duration, disturb, restore func() error) bool {
 	if !busy.TryLock() {
 		return false
 	}
@@ -98,17 +98,17 @@ func (x *chaos) during(busy *sync.Mutex, d time.Duration, disturb, mend func() e
 	x.busy.Go(func() {
 		defer busy.Unlock()
 		pause(x.ctx, d)
-		if err := mend(); err != nil {
-			x.w.problem("mend: %v", err)
+		if err := restore(); err != nil {
+			x.w.problem("restore: %v", err)
 		}
 	})
 	return true
 }
 
-func (x *chaos) killHolder() bool { return x.kill(x.fleet.holder(), "kill streamer") }
+func (x *chaos) killHolder() bool { return x.kill(x.streamers.holder(), "kill streamer") }
 
 func (x *chaos) killStandby() bool {
-	return x.kill(x.fleet.other(x.fleet.holder()), "kill standby")
+	return x.kill(x.streamers.other(x.streamers.holder()), "kill standby")
 }
 
 func (x *chaos) killBoth() bool {
@@ -126,7 +126,7 @@ func (x *chaos) kill(s *streamer, name string) bool {
 
 // endHolder stops the streamer in order, as a deployment does.
 func (x *chaos) endHolder() bool {
-	if !x.fleet.holder().end("SIGTERM", syscall.SIGTERM) {
+	if !x.streamers.holder().end("SIGTERM", syscall.SIGTERM) {
 		return false
 	}
 	x.w.did("SIGTERM to streamer", false)
@@ -134,7 +134,7 @@ func (x *chaos) endHolder() bool {
 }
 
 func (x *chaos) freezeHolder() bool {
-	if !x.fleet.holder().freeze(x.ctx) {
+	if !x.streamers.holder().freeze(x.ctx) {
 		return false
 	}
 	x.w.did("freeze streamer", false)
@@ -246,7 +246,7 @@ func (x *chaos) cutPostgres() bool   { return x.cut(x.w.network.postgres, "Postg
 func (x *chaos) cutClickHouse() bool { return x.cut(x.w.network.clickhouse, "ClickHouse") }
 
 // cut resets the connections and refuses new ones for a moment.
-func (x *chaos) cut(c *cable, name string) bool {
+func (x *chaos) cut(c *proxy, name string) bool {
 	return x.during(&c.busy, between(x.rng, 0, time.Second), func() error {
 		x.w.did("cut off "+name, false)
 		c.refuse(true)
@@ -262,7 +262,7 @@ func (x *chaos) stallClickHouse() bool { return x.stall(x.w.network.clickhouse, 
 
 // stall makes connections half open: all seems well and nothing arrives. In the
 // end everything arrives late, or nothing ever does.
-func (x *chaos) stall(c *cable, name string) bool {
+func (x *chaos) stall(c *proxy, name string) bool {
 	which := weighted(x.rng, []choice[[]direction]{
 		{2, []direction{toServer, toStreamer}}, {1, []direction{toServer}}, {1, []direction{toStreamer}},
 	})
@@ -280,7 +280,7 @@ func (x *chaos) stall(c *cable, name string) bool {
 	})
 }
 
-// loseAnswers leaves the streamer in doubt about inserts that have landed.
+// loseAnswers leaves the streamer in doubt about inserts that are written.
 func (x *chaos) loseAnswers() bool {
 	c := x.w.network.clickhouse
 	return x.during(&c.busy, between(x.rng, 200*time.Millisecond, time.Second), func() error {
@@ -301,7 +301,7 @@ func (x *chaos) strandInsert() bool {
 	return x.during(&c.busy, between(x.rng, 2*time.Second, 4*time.Second), func() error {
 		c.keepBack(false, toServer)
 		pause(x.ctx, between(x.rng, 0, 300*time.Millisecond))
-		x.kill(x.fleet.holder(), "kill streamer, its insert comes late")
+		x.kill(x.streamers.holder(), "kill streamer, its insert comes late")
 		return nil
 	}, func() error {
 		c.release()

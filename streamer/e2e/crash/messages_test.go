@@ -13,20 +13,20 @@ import (
 )
 
 // Messages leave nothing in the outbox to compare with. The journal knows them, and a
-// row beside them tells whether their transaction was committed when its producer
+// row beside them shows whether their transaction was committed when its producer
 // cannot know. The number of the transaction would not do: after a crash PostgreSQL
 // gives those anew of which nothing had reached the disk.
 const witnesses = "CREATE TABLE witness (producer int, number bigint)"
 
 // awaitReader waits for a streamer that reads messages: the one that makes the slot
 // may be killed before it says that it does, and until then they are refused.
-func awaitReader(t *testing.T, w *world) {
+func awaitReader(t *testing.T, w *environment) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), w.url)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		var reads bool
-		err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM streamer_slot WHERE messages)").Scan(&reads)
+		err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM diehard_slot WHERE messages)").Scan(&reads)
 		return err == nil && reads
 	}, time.Minute, 10*time.Millisecond, "no streamer reads messages")
 	require.NoError(t, conn.Close(t.Context()))

@@ -12,16 +12,16 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"diehard/shared/embedded"
+	"diehard/shared/dev/embedded"
 )
 
 // network lies between the streamers and the servers. It is not Toxiproxy, whose
 // toxics cannot be taken off a connection that dies at that moment, and which
 // cannot hold data back to deliver it late, after its sender is long gone.
-type network struct{ postgres, clickhouse *cable }
+type network struct{ postgres, clickhouse *proxy }
 
-// cable is the way to one server.
-type cable struct {
+// proxy is the way to one server.
+type proxy struct {
 	busy     sync.Mutex // held by the fault that disturbs
 	listener net.Listener
 	server   string
@@ -44,7 +44,7 @@ type hold struct {
 // everyLink is for holds that affect the links to come as well.
 const everyLink = math.MaxInt
 
-// direction of data on a cable.
+// direction of data on a proxy.
 type direction int
 
 const (
@@ -52,7 +52,7 @@ const (
 	toStreamer
 )
 
-// link is one connection through a cable.
+// link is one connection through a proxy.
 type link struct {
 	number int
 	sides  [2]*net.TCPConn // where data of a direction goes to
@@ -65,36 +65,36 @@ func newNetwork(t *testing.T, postgresPort, clickhousePort int) *network {
 	return &network{postgres: lay(t, postgresPort), clickhouse: lay(t, clickhousePort)}
 }
 
-func lay(t *testing.T, port int) *cable {
+func lay(t *testing.T, port int) *proxy {
 	t.Helper()
 	listener, err := net.Listen("tcp", net.JoinHostPort(embedded.Host, "0"))
 	require.NoError(t, err)
-	c := &cable{listener: listener, server: net.JoinHostPort(embedded.Host, strconv.Itoa(port)), open: map[*link]bool{}}
+	c := &proxy{listener: listener, server: net.JoinHostPort(embedded.Host, strconv.Itoa(port)), open: map[*link]bool{}}
 	c.links.Go(c.serve)
 	return c
 }
 
 // heal waits for the faults that disturb: each takes away what it brought.
 func (n *network) heal() {
-	for _, c := range []*cable{n.postgres, n.clickhouse} {
+	for _, c := range []*proxy{n.postgres, n.clickhouse} {
 		c.busy.Lock()
 		c.busy.Unlock() //nolint:staticcheck // an empty section: having had the lock is all
 	}
 }
 
 func (n *network) close() {
-	for _, c := range []*cable{n.postgres, n.clickhouse} {
+	for _, c := range []*proxy{n.postgres, n.clickhouse} {
 		c.listener.Close()
 		c.cut()
 		c.links.Wait()
 	}
 }
 
-func (c *cable) port() uint16 {
+func (c *proxy) port() uint16 {
 	return uint16(c.listener.Addr().(*net.TCPAddr).Port)
 }
 
-func (c *cable) serve() {
+func (c *proxy) serve() {
 	for {
 		conn, err := c.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -106,7 +106,7 @@ func (c *cable) serve() {
 	}
 }
 
-func (c *cable) connect(streamer *net.TCPConn) {
+func (c *proxy) connect(streamer *net.TCPConn) {
 	defer streamer.Close()
 	server, err := net.Dial("tcp", c.server)
 	if err != nil {
@@ -131,7 +131,7 @@ func (c *cable) connect(streamer *net.TCPConn) {
 }
 
 // pump moves data of one direction until its source ends.
-func (c *cable) pump(l *link, d direction) {
+func (c *proxy) pump(l *link, d direction) {
 	from, to := l.sides[1-d], l.sides[d]
 	buf := make([]byte, 64<<10)
 	for {
@@ -157,7 +157,7 @@ func (c *cable) pump(l *link, d direction) {
 }
 
 // pass waits until data may pass; it reports whether the link is still there.
-func (c *cable) pass(l *link, d direction) bool {
+func (c *proxy) pass(l *link, d direction) bool {
 	for {
 		c.mu.Lock()
 		h, delay := c.holds[d], c.delay
@@ -193,7 +193,7 @@ func (l *link) drop() {
 }
 
 // cut resets every connection.
-func (c *cable) cut() {
+func (c *proxy) cut() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for l := range c.open {
@@ -202,7 +202,7 @@ func (c *cable) cut() {
 }
 
 // refuse ends every connection, and new ones at once.
-func (c *cable) refuse(yes bool) {
+func (c *proxy) refuse(yes bool) {
 	c.mu.Lock()
 	c.refuses = yes
 	c.mu.Unlock()
@@ -213,7 +213,7 @@ func (c *cable) refuse(yes bool) {
 
 // keepBack holds what is sent, while connections seem to live: on every link, or
 // only on those that are there now.
-func (c *cable) keepBack(every bool, directions ...direction) {
+func (c *proxy) keepBack(every bool, directions ...direction) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, d := range directions {
@@ -225,7 +225,7 @@ func (c *cable) keepBack(every bool, directions ...direction) {
 }
 
 // release delivers what was held back, however old it is by now.
-func (c *cable) release() {
+func (c *proxy) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for d, h := range c.holds {
@@ -237,7 +237,7 @@ func (c *cable) release() {
 }
 
 // slow delays all data.
-func (c *cable) slow(delay time.Duration) {
+func (c *proxy) slow(delay time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.delay = delay

@@ -25,12 +25,12 @@ const (
 type sample struct {
 	at        time.Time
 	confirmed pglogrepl.LSN
-	landed    uint64 // rows with a commit LSN below confirmed, in both tables
+	written   uint64 // rows with a commit LSN below confirmed, in both tables
 }
 
 // observer watches both databases from outside, past the network.
 type observer struct {
-	w        *world
+	w        *environment
 	conn     *pgx.Conn
 	samples  []sample      // complete after stop
 	rounds   atomic.Uint64 // samples taken
@@ -38,7 +38,7 @@ type observer struct {
 	over     sync.WaitGroup
 }
 
-func startObserver(t *testing.T, w *world) *observer {
+func startObserver(t *testing.T, w *environment) *observer {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	o := &observer{w: w, stopping: cancel}
@@ -79,7 +79,7 @@ func (o *observer) sample(ctx context.Context) (sample, error) {
 	s.confirmed = confirmed
 	err = o.w.ch.QueryRow(ctx, fmt.Sprintf(`
 		SELECT countIf(commit_lsn < %d) FROM (SELECT commit_lsn FROM %s UNION ALL SELECT commit_lsn FROM %s)
-		SETTINGS max_threads = 1`, uint64(confirmed), eventLog, deadLetters)).Scan(&s.landed)
+		SETTINGS max_threads = 1`, uint64(confirmed), eventLog, deadLetters)).Scan(&s.written)
 	return s, err
 }
 
@@ -101,7 +101,7 @@ func (o *observer) confirmed(ctx context.Context) (pglogrepl.LSN, error) {
 }
 
 // confirmedNow returns what PostgreSQL holds to be safe, and the end of its WAL.
-func (w *world) confirmedNow(ctx context.Context) (confirmed, end pglogrepl.LSN, err error) {
+func (w *environment) confirmedNow(ctx context.Context) (confirmed, end pglogrepl.LSN, err error) {
 	conn, err := pgx.Connect(ctx, w.url)
 	if err != nil {
 		return 0, 0, err
@@ -119,7 +119,7 @@ func (w *world) confirmedNow(ctx context.Context) (confirmed, end pglogrepl.LSN,
 	return confirmed, end, err
 }
 
-// rows is how many events have landed; 0 while ClickHouse does not answer.
+// rows is how many events are written; 0 while ClickHouse does not answer.
 func (o *observer) rows(ctx context.Context) uint64 {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -130,7 +130,7 @@ func (o *observer) rows(ctx context.Context) uint64 {
 	return n
 }
 
-// awaitProgress waits until rows have landed since there were n, at most for d.
+// awaitProgress waits until rows were written since there were n, at most for d.
 func (o *observer) awaitProgress(ctx context.Context, n uint64, d time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -160,11 +160,11 @@ func (o *observer) awaitLag(ctx context.Context, n pglogrepl.LSN, d time.Duratio
 }
 
 // awaitEverything waits until PostgreSQL knows that all it has is safe, as long
-// as something moves within patience.
-func (o *observer) awaitEverything(ctx context.Context, patience time.Duration) {
+// as something moves within stallTimeout.
+func (o *observer) awaitEverything(ctx context.Context, stallTimeout time.Duration) {
 	var goal pglogrepl.LSN
 	var rows uint64
-	for moved := time.Now(); time.Since(moved) < patience; pause(ctx, 100*time.Millisecond) {
+	for moved := time.Now(); time.Since(moved) < stallTimeout; pause(ctx, 100*time.Millisecond) {
 		confirmed, end, err := o.w.confirmedNow(ctx)
 		if goal == 0 && err == nil {
 			goal = end
@@ -176,5 +176,5 @@ func (o *observer) awaitEverything(ctx context.Context, patience time.Duration) 
 			rows, moved = now, time.Now()
 		}
 	}
-	o.w.problem("not everything was confirmed, and nothing has moved for %s of quiet", patience)
+	o.w.problem("not everything was confirmed, and nothing has moved for %s of quiet", stallTimeout)
 }

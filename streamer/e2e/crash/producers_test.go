@@ -40,7 +40,7 @@ const (
 type outcome uint8
 
 const (
-	unknown outcome = iota // the connection broke at the wrong moment; the outbox tells
+	unknown outcome = iota // the connection broke at the wrong moment; the outbox decides
 	committed
 	rolledBack
 )
@@ -60,8 +60,8 @@ type transaction struct {
 	witness uint32 // number of its first event, if it leaves nothing in the outbox
 }
 
-// crowd is all producers.
-type crowd struct {
+// producerGroup are all producers.
+type producerGroup struct {
 	members  []*producer
 	stopping context.CancelFunc
 	over     sync.WaitGroup
@@ -69,10 +69,10 @@ type crowd struct {
 	took     time.Duration
 }
 
-func startProducers(t *testing.T, w *world) *crowd {
+func startProducers(t *testing.T, w *environment) *producerGroup {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &crowd{stopping: cancel, began: time.Now()}
+	c := &producerGroup{stopping: cancel, began: time.Now()}
 	for i := range producers {
 		p := &producer{w: w, index: uint8(i), rng: random(w.seed, fmt.Sprint("producer ", i)), url: w.url}
 		p.due = time.Now()
@@ -82,19 +82,19 @@ func startProducers(t *testing.T, w *world) *crowd {
 		c.members = append(c.members, p)
 		c.over.Go(func() { p.run(ctx) })
 	}
-	require.Eventually(t, func() bool { return c.events() > 1000 }, time.Minute, 10*time.Millisecond, "nobody produces")
+	require.Eventually(t, func() bool { return c.events() > 1000 }, time.Minute, 10*time.Millisecond, "nothing is produced")
 	return c
 }
 
 // stop ends every producer after its current transaction.
-func (c *crowd) stop() {
+func (c *producerGroup) stop() {
 	c.stopping()
 	c.over.Wait()
 	c.took = time.Since(c.began)
 }
 
 // events is how many were written, in transactions committed or not.
-func (c *crowd) events() int64 {
+func (c *producerGroup) events() int64 {
 	var n int64
 	for _, p := range c.members {
 		n += p.written.Load()
@@ -104,7 +104,7 @@ func (c *crowd) events() int64 {
 
 // producer writes transactions one after the other and keeps a journal of them.
 type producer struct {
-	w       *world
+	w       *environment
 	index   uint8
 	rng     *rand.Rand
 	url     string
@@ -201,8 +201,8 @@ var (
 	padding    = strings.Repeat("die hard ", 40)
 )
 
-// eventID holds run, producer and number, so that every row tells where it is from.
-func (w *world) eventID(producer uint8, number uint32) uuid.UUID {
+// eventID holds run, producer and number, so that every row shows where it is from.
+func (w *environment) eventID(producer uint8, number uint32) uuid.UUID {
 	id := w.idPrefix(producer)
 	for i := range 4 {
 		id[12+i] = byte(number >> (24 - 8*i))
@@ -211,7 +211,7 @@ func (w *world) eventID(producer uint8, number uint32) uuid.UUID {
 }
 
 // idPrefix is what the ids of a producer begin with.
-func (w *world) idPrefix(producer uint8) uuid.UUID {
+func (w *environment) idPrefix(producer uint8) uuid.UUID {
 	var id uuid.UUID
 	for i := range 4 {
 		id[i] = byte(w.seed >> (24 - 8*i))
@@ -221,7 +221,7 @@ func (w *world) idPrefix(producer uint8) uuid.UUID {
 }
 
 // parseID is the reverse; ok is false for an id that no producer of this run made.
-func (w *world) parseID(id uuid.UUID) (producer uint8, number uint32, ok bool) {
+func (w *environment) parseID(id uuid.UUID) (producer uint8, number uint32, ok bool) {
 	for i := range 4 {
 		number = number<<8 | uint32(id[12+i])
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // report is the table of a run.
-func (w *world) report(r result, c *crowd, f *fleet, o *observer, wrecked, took time.Duration) string {
+func (w *environment) report(r result, c *producerGroup, f *streamers, o *observer, disturbed, took time.Duration) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var b strings.Builder
@@ -29,7 +29,7 @@ func (w *world) report(r result, c *crowd, f *fleet, o *observer, wrecked, took 
 	}
 	line("samples of confirmed_flush_lsn", len(o.samples))
 	line("  ahead of what was durable", r.early)
-	line("time of the faults", wrecked.Round(time.Second))
+	line("time of the faults", disturbed.Round(time.Second))
 	line("time in all", took.Round(time.Second))
 	line("processors", runtime.NumCPU())
 	line("race detector", map[bool]string{true: "on", false: "off"}[raced()])

@@ -11,7 +11,7 @@ import (
 	"diehard/shared/event"
 )
 
-// shape writes a transaction and tells its outcome. An error is why it did not commit.
+// shape writes a transaction and returns its outcome. An error is why it did not commit.
 type shape func(p *producer, ctx context.Context, tx *transaction) (outcome, error)
 
 var shapes = []choice[shape]{

@@ -15,12 +15,12 @@ import (
 
 // result is what the comparison of both databases brought.
 type result struct {
-	events, deadLetters    uint64
-	transactions, resolved int // resolved: of unknown outcome
-	rolledBack             int // transactions
-	lost, doubled, foreign int
-	disordered, misplaced  int
-	early                  int // samples whose confirmed LSN was ahead of what was durable
+	events, deadLetters       uint64
+	transactions, resolved    int // resolved: of unknown outcome
+	rolledBack                int // transactions
+	lost, duplicated, foreign int
+	disordered, misplaced     int
+	early                     int // samples whose confirmed LSN was ahead of what was durable
 }
 
 // mark is what is known of an event, from the journal and from both databases.
@@ -31,7 +31,7 @@ const (
 	poisoned                  // … as a dead letter
 	stored                    // must be in the outbox
 	inOutbox
-	landed // in event_log or the dead letters
+	delivered // in event_log or the dead letters
 )
 
 // row is a delivered row, known by its place in the stream.
@@ -47,7 +47,7 @@ type row struct {
 type ledger [producers][]mark
 
 // verify compares what was committed with what arrived. Nothing runs any more.
-func verify(ctx context.Context, w *world, c *crowd, o *observer) result {
+func verify(ctx context.Context, w *environment, c *producerGroup, o *observer) result {
 	var r result
 	conn, err := pgx.Connect(ctx, w.url)
 	require.NoError(w.t, err)
@@ -64,14 +64,14 @@ func verify(ctx context.Context, w *world, c *crowd, o *observer) result {
 	return r
 }
 
-func (l *ledger) open(c *crowd) {
+func (l *ledger) open(c *producerGroup) {
 	for _, p := range c.members {
 		l[p.index] = make([]mark, p.number+1)
 	}
 }
 
 // readOutbox marks what PostgreSQL has: the truth about what was committed.
-func (l *ledger) readOutbox(ctx context.Context, w *world, conn *pgx.Conn) {
+func (l *ledger) readOutbox(ctx context.Context, w *environment, conn *pgx.Conn) {
 	rows, err := conn.Query(ctx, "SELECT id FROM outbox")
 	require.NoError(w.t, err)
 	var id uuid.UUID
@@ -79,7 +79,7 @@ func (l *ledger) readOutbox(ctx context.Context, w *world, conn *pgx.Conn) {
 		producer, number, ok := w.parseID(id)
 		switch {
 		case !ok:
-			w.problem("the outbox holds %s, which nobody wrote", id)
+			w.problem("the outbox holds %s, which no producer wrote", id)
 		case l[producer][number]&inOutbox != 0:
 			w.problem("the outbox holds %s twice", id)
 		default:
@@ -92,7 +92,7 @@ func (l *ledger) readOutbox(ctx context.Context, w *world, conn *pgx.Conn) {
 
 // readJournals marks what must have been delivered. A transaction of unknown
 // outcome was committed if the outbox has its events, or the witness.
-func (l *ledger) readJournals(ctx context.Context, w *world, conn *pgx.Conn, c *crowd, r *result) {
+func (l *ledger) readJournals(ctx context.Context, w *environment, conn *pgx.Conn, c *producerGroup, r *result) {
 	for _, p := range c.members {
 		for _, tx := range p.journal {
 			r.transactions++
@@ -116,7 +116,7 @@ func (l *ledger) readJournals(ctx context.Context, w *world, conn *pgx.Conn, c *
 	}
 }
 
-func (l *ledger) resolve(ctx context.Context, w *world, conn *pgx.Conn, producer uint8, tx *transaction) outcome {
+func (l *ledger) resolve(ctx context.Context, w *environment, conn *pgx.Conn, producer uint8, tx *transaction) outcome {
 	if tx.witness != 0 {
 		var isCommitted bool
 		require.NoError(w.t, conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM witness WHERE producer = $1 AND number = $2)",
@@ -150,7 +150,7 @@ func (l *ledger) expect(producer uint8, tx *transaction) {
 }
 
 // readRows returns all that arrived, in stream order.
-func readRows(ctx context.Context, w *world) []row {
+func readRows(ctx context.Context, w *environment) []row {
 	var all []row
 	for _, table := range []string{eventLog, deadLetters} {
 		rows, err := w.ch.Query(ctx, "SELECT event_id, commit_lsn, commit_seq FROM "+table)
@@ -161,7 +161,7 @@ func readRows(ctx context.Context, w *world) []row {
 			require.NoError(w.t, rows.Scan(&id, &r.lsn, &r.seq))
 			var ok bool
 			if r.producer, r.number, ok = w.parseID(id); !ok {
-				w.problem("%s holds %s at %s, which nobody wrote", table, id, pglogrepl.LSN(r.lsn))
+				w.problem("%s holds %s at %s, which no producer wrote", table, id, pglogrepl.LSN(r.lsn))
 				continue
 			}
 			all = append(all, r)
@@ -173,7 +173,7 @@ func readRows(ctx context.Context, w *world) []row {
 }
 
 // compare sets what arrived against what was committed.
-func (l *ledger) compare(w *world, rows []row, r *result) {
+func (l *ledger) compare(w *environment, rows []row, r *result) {
 	for _, x := range rows {
 		marks := l[x.producer]
 		if int(x.number) >= len(marks) || marks[x.number]&expected == 0 {
@@ -182,19 +182,19 @@ func (l *ledger) compare(w *world, rows []row, r *result) {
 			continue
 		}
 		m := &marks[x.number]
-		if *m&landed != 0 {
-			r.doubled++
-			w.detail(r.doubled, "event %d of producer %d arrived again at %s/%d", x.number, x.producer, pglogrepl.LSN(x.lsn), x.seq)
+		if *m&delivered != 0 {
+			r.duplicated++
+			w.detail(r.duplicated, "event %d of producer %d arrived again at %s/%d", x.number, x.producer, pglogrepl.LSN(x.lsn), x.seq)
 		}
 		if x.dead != (*m&poisoned != 0) {
 			r.misplaced++
 			w.detail(r.misplaced, "event %d of producer %d at %s/%d is a dead letter: %v", x.number, x.producer, pglogrepl.LSN(x.lsn), x.seq, x.dead)
 		}
-		*m |= landed
+		*m |= delivered
 	}
 	for producer, marks := range l {
 		for number, m := range marks {
-			if m&expected != 0 && m&landed == 0 {
+			if m&expected != 0 && m&delivered == 0 {
 				r.lost++
 				w.detail(r.lost, "event %d of producer %d was committed and never arrived", number, producer)
 			}
@@ -203,7 +203,7 @@ func (l *ledger) compare(w *world, rows []row, r *result) {
 }
 
 // detail records the first few problems of a kind.
-func (w *world) detail(n int, format string, args ...any) {
+func (w *environment) detail(n int, format string, args ...any) {
 	const enough = 5
 	if n <= enough {
 		w.problem(format, args...)
@@ -214,7 +214,7 @@ func (w *world) detail(n int, format string, args ...any) {
 }
 
 // checkOrder demands that every producer's events come in the order it wrote them.
-func checkOrder(w *world, rows []row, r *result) {
+func checkOrder(w *environment, rows []row, r *result) {
 	var last [producers]uint32
 	for _, x := range rows {
 		if x.number <= last[x.producer] {
@@ -227,19 +227,19 @@ func checkOrder(w *world, rows []row, r *result) {
 
 // checkSamples demands of every sample that all rows below the confirmed LSN,
 // as they are known now, were already there.
-func checkSamples(w *world, rows []row, samples []sample, r *result) {
+func checkSamples(w *environment, rows []row, samples []sample, r *result) {
 	for _, s := range samples {
 		now := sort.Search(len(rows), func(i int) bool { return rows[i].lsn >= uint64(s.confirmed) })
-		if uint64(now) != s.landed {
+		if uint64(now) != s.written {
 			r.early++
-			w.detail(r.early, "at %s PostgreSQL had been told that %s is safe, and %d of %d rows before it were there",
-				s.at.UTC().Format("15:04:05.000"), s.confirmed, s.landed, now)
+			w.detail(r.early, "at %s %s was confirmed to PostgreSQL, and %d of %d rows before it were there",
+				s.at.UTC().Format("15:04:05.000"), s.confirmed, s.written, now)
 		}
 	}
 }
 
 // checkBySQL asks as a user would: plain SELECTs, no FINAL.
-func checkBySQL(ctx context.Context, w *world, r *result) {
+func checkBySQL(ctx context.Context, w *environment, r *result) {
 	for table, n := range map[string]*uint64{eventLog: &r.events, deadLetters: &r.deadLetters} {
 		var ids, places, sources uint64
 		require.NoError(w.t, w.ch.QueryRow(ctx, "SELECT count(), uniqExact(event_id), uniqExact((source, commit_lsn, commit_seq)), uniqExact(source) FROM "+table).
@@ -269,7 +269,7 @@ func (r result) lines() [][2]string {
 		{"rolled back", fmt.Sprint(r.rolledBack)},
 		{"outcome unknown to the producer", fmt.Sprint(r.resolved)},
 		{"lost", fmt.Sprint(r.lost)},
-		{"duplicated", fmt.Sprint(r.doubled)},
+		{"duplicated", fmt.Sprint(r.duplicated)},
 		{"never committed", fmt.Sprint(r.foreign)},
 		{"out of order", fmt.Sprint(r.disordered)},
 		{"in the wrong table", fmt.Sprint(r.misplaced)},

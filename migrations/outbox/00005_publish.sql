@@ -1,0 +1,206 @@
+-- +goose Up
+-- Publishing from any language, in the caller's transaction. Each function takes
+-- its JSON as json, jsonb or text; what has no type (a literal, a driver's parameter) is
+-- text. json and text keep the bytes; jsonb arrives as PostgreSQL writes it.
+-- The functions run with the owner's rights: a caller needs membership in
+-- diehard_producer and nothing else.
+
+-- An event id for events about one thing, e.g. 'order 42': random, but for the
+-- last byte, which says to which shard (STREAMER_SHARD) the event belongs. Events
+-- with the same key keep their order. NULL is no key.
+CREATE FUNCTION {{.Schema}}.event_id_for(key text) RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE
+RETURN CASE WHEN key IS NULL THEN gen_random_uuid() ELSE (left(gen_random_uuid()::text, 34) || right(md5(key), 2))::uuid END;
+
+-- Keys of publish_event(..., idempotency_key => ...). Kept for at least a day.
+CREATE TABLE {{.Schema}}.diehard_published_keys (
+    key        bytea       PRIMARY KEY CHECK (octet_length(key) = 32), -- SHA-256 of login and key
+    event_id   uuid        NOT NULL,
+    content    bytea       NOT NULL CHECK (octet_length(content) = 32), -- SHA-256 of event_type and event_context
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX diehard_published_keys_created_at ON {{.Schema}}.diehard_published_keys USING brin (created_at);
+
+-- Deletes keys that are older than a day, at most 10,000, and returns how many.
+CREATE FUNCTION {{.Schema}}.diehard_delete_keys() RETURNS bigint
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH old AS (
+        SELECT k.key FROM {{.Schema}}.diehard_published_keys AS k
+        WHERE k.created_at < now() - interval '1 day' LIMIT 10000 FOR UPDATE SKIP LOCKED
+    ), deleted AS (
+        DELETE FROM {{.Schema}}.diehard_published_keys AS k USING old WHERE k.key = old.key RETURNING 1
+    )
+    SELECT count(*) FROM deleted
+$$;
+
+-- Records the key for an event and returns the id of the event that had it before, or
+-- NULL if the key is new. A transaction that has just used the key is waited for.
+-- +goose StatementBegin
+CREATE FUNCTION {{.Schema}}.diehard_claim_key(idempotency_key text, id uuid, event_type text, event_context text) RETURNS uuid
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    hash   bytea := sha256(convert_to(length(session_user) || ' ' || session_user || ' ' || idempotency_key, 'UTF8'));
+    digest bytea := sha256(convert_to(length(event_type) || ' ' || event_type || ' ' || event_context, 'UTF8'));
+    known  record;
+BEGIN
+    IF octet_length(idempotency_key) NOT BETWEEN 1 AND 255 THEN
+        RAISE EXCEPTION 'invalid event: idempotency_key must have 1 to 255 bytes' USING ERRCODE = 'check_violation';
+    END IF;
+    LOOP
+        INSERT INTO {{.Schema}}.diehard_published_keys (key, event_id, content) VALUES (hash, id, digest) ON CONFLICT (key) DO NOTHING;
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+        SELECT k.event_id, k.content INTO known FROM {{.Schema}}.diehard_published_keys AS k WHERE k.key = hash;
+        EXIT WHEN FOUND; -- or it was deleted in between
+    END LOOP;
+    IF known.content <> digest THEN
+        RAISE EXCEPTION 'idempotency_key was used for another event' USING ERRCODE = 'unique_violation';
+    END IF;
+    RETURN known.event_id;
+END $$;
+-- +goose StatementEnd
+
+-- Publishes an event and returns its id:
+--   SELECT publish_event('order_paid', '{"order": 42}');
+-- NULL for an optional argument is its default. With an idempotency_key that the same
+-- login has used within a day for the same event nothing is published, and the id
+-- is the first one's.
+-- +goose StatementBegin
+CREATE FUNCTION {{.Schema}}.publish_event(
+    event_type       text,
+    event_context    json,
+    environment      text        DEFAULT '',
+    metadata_version bigint      DEFAULT 1,
+    trace_context    text        DEFAULT NULL,
+    event_date_time  timestamptz DEFAULT clock_timestamp(),
+    event_id         uuid        DEFAULT NULL,
+    event_key        text        DEFAULT NULL,
+    idempotency_key  text        DEFAULT NULL
+) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    claimed uuid;
+BEGIN
+    IF event_type IS NULL OR event_context IS NULL THEN
+        RAISE EXCEPTION 'invalid event: % is missing', CASE WHEN event_type IS NULL THEN 'event_type' ELSE 'event_context' END
+            USING ERRCODE = 'check_violation';
+    END IF;
+    event_id := coalesce(event_id, {{.Schema}}.event_id_for(event_key));
+    IF idempotency_key IS NOT NULL THEN
+        claimed := {{.Schema}}.diehard_claim_key(idempotency_key, event_id, event_type, event_context::text);
+        IF claimed IS NOT NULL THEN
+            RETURN claimed;
+        END IF;
+    END IF;
+    INSERT INTO {{.Schema}}.outbox (id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
+    VALUES (event_id, event_type, coalesce(event_date_time, clock_timestamp()), coalesce(environment, ''), event_context,
+        coalesce(metadata_version, 1), trace_context);
+    RETURN event_id;
+END $$;
+-- +goose StatementEnd
+{{range .JSONTypes}}
+CREATE FUNCTION {{$.Schema}}.publish_event(
+    event_type text, event_context {{.}}, environment text DEFAULT '', metadata_version bigint DEFAULT 1, trace_context text DEFAULT NULL,
+    event_date_time timestamptz DEFAULT clock_timestamp(), event_id uuid DEFAULT NULL, event_key text DEFAULT NULL, idempotency_key text DEFAULT NULL
+) RETURNS uuid
+LANGUAGE sql
+RETURN {{$.Schema}}.publish_event(event_type, event_context::json, environment, metadata_version, trace_context, event_date_time,
+    event_id, event_key, idempotency_key);
+{{end}}
+-- Publishes an array of events, in order, and returns their ids in that order:
+--   SELECT * FROM publish_events('[{"event_type": "order_paid", "event_context": {"order": 42}}]');
+-- The names are those of publish_event's parameters, with the same defaults. A field that
+-- has another name, or is given twice, is refused. A context is kept byte for byte.
+-- All is read before anything is written, so that an error names the event.
+-- +goose StatementBegin
+CREATE FUNCTION {{.Schema}}.publish_events(events json) RETURNS SETOF uuid
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    texts   text[] := '{event_type,environment,trace_context,event_key,idempotency_key}';
+    e       record;
+    element record;
+    r       record;
+BEGIN
+    IF json_typeof(events) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'invalid events: must be an array of objects' USING ERRCODE = 'check_violation';
+    END IF;
+    BEGIN
+        SELECT array_agg(coalesce(f.event_id, {{.Schema}}.event_id_for(f.event_key)) ORDER BY a.n) AS ids,
+               array_agg(f.event_type ORDER BY a.n) AS types,
+               array_agg(coalesce(f.event_date_time, clock_timestamp()) ORDER BY a.n) AS times,
+               array_agg(coalesce(f.environment, '') ORDER BY a.n) AS environments,
+               array_agg(a.event -> 'event_context' ORDER BY a.n) AS contexts,
+               array_agg(coalesce(f.metadata_version, 1) ORDER BY a.n) AS versions,
+               array_agg(f.trace_context ORDER BY a.n) AS traces,
+               array_agg(f.idempotency_key ORDER BY a.n) AS keys,
+               min(format('%s%s', lpad((a.n - 1)::text, 10), p.problem)) FILTER (WHERE p.problem IS NOT NULL) AS problem
+        INTO e
+        FROM json_array_elements(events) WITH ORDINALITY AS a (event, n),
+            json_to_record(a.event) AS f (event_type text, environment text, metadata_version bigint, trace_context text,
+                event_date_time timestamptz, event_id uuid, event_key text, idempotency_key text),
+            LATERAL (SELECT coalesce(
+                (SELECT format(CASE WHEN count(*) = 1 AND bool_or(k.name = ANY (texts)) THEN '.%s must be a string'
+                    ELSE '.%s is given twice or not a field of an event' END, left(k.name, 40))
+                 FROM json_each(a.event) AS k (name, value)
+                 GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (texts || '{event_context,metadata_version,event_date_time,event_id}'::text[])
+                    OR k.name = ANY (texts) AND min(json_typeof(k.value)) NOT IN ('string', 'null') LIMIT 1),
+                '.' || {{.Schema}}.diehard_problem(f.event_id, f.event_type, f.event_date_time, f.environment,
+                    a.event -> 'event_context', f.metadata_version, f.trace_context)) AS problem) AS p;
+    EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
+        -- An element that cannot be read. Which one?
+        FOR element IN SELECT a.event, a.n FROM json_array_elements(events) WITH ORDINALITY AS a (event, n) LOOP
+            BEGIN
+                SELECT * INTO r FROM json_to_record(element.event) AS f (event_type text, environment text, metadata_version bigint,
+                    trace_context text, event_date_time timestamptz, event_id uuid, event_key text, idempotency_key text);
+                PERFORM element.event -> 'event_context';
+            EXCEPTION WHEN OTHERS THEN
+                RAISE EXCEPTION 'invalid events: events[%]: %', element.n - 1,
+                    CASE WHEN json_typeof(element.event) = 'object' THEN SQLERRM ELSE 'must be an object' END
+                    USING ERRCODE = SQLSTATE, HINT = CASE WHEN element.event::text ~ '\\u(0000|[dD][89a-fA-F])'
+                        THEN 'A text cannot hold \u0000 or half of a surrogate pair: publish such an event by publish_event.' ELSE '' END;
+            END;
+        END LOOP;
+        RAISE;
+    END;
+    IF e.problem IS NOT NULL THEN
+        RAISE EXCEPTION 'invalid events: events[%]%', left(e.problem, 10)::bigint, substr(e.problem, 11) USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN QUERY
+    WITH event AS MATERIALIZED (
+        SELECT u.*, CASE WHEN u.key IS NOT NULL THEN {{.Schema}}.diehard_claim_key(u.key, u.id, u.type, u.context::text) END AS claimed
+        FROM unnest(e.ids, e.types, e.times, e.environments, e.contexts, e.versions, e.traces, e.keys)
+            AS u (id, type, at, environment, context, version, trace, key)
+    ), published AS (
+        INSERT INTO {{.Schema}}.outbox (id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
+        SELECT id, type, at, environment, context, version, trace FROM event WHERE claimed IS NULL
+    )
+    SELECT coalesce(claimed, id) FROM event;
+END $$;
+-- +goose StatementEnd
+{{range .JSONTypes}}
+CREATE FUNCTION {{$.Schema}}.publish_events(events {{.}}) RETURNS SETOF uuid
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT {{$.Schema}}.publish_events($1::json) $$;
+{{end}}
+REVOKE ALL ON FUNCTION {{.Schema}}.diehard_delete_keys(), {{.Schema}}.diehard_claim_key(text, uuid, text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION {{.Schema}}.diehard_delete_keys() TO diehard_streamer;
+-- Not by PUBLIC's right, which default privileges may have taken: the constraint of the
+-- outbox runs with the rights of who inserts.
+GRANT EXECUTE ON FUNCTION {{.Schema}}.event_id_for(text),
+    {{.Schema}}.diehard_check_event(uuid, text, timestamptz, text, json, bigint, text, text),
+    {{.Schema}}.diehard_problem(uuid, text, timestamptz, text, json, bigint, text), {{.Schema}}.diehard_refuses_encoding(json) TO diehard_producer;
+{{range .AllJSONTypes}}
+REVOKE ALL ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text), {{$.Schema}}.publish_events({{.}}) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text), {{$.Schema}}.publish_events({{.}})
+    TO diehard_producer;
+{{end}}

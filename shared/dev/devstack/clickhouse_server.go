@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/embedded/chserver"
+)
+
+// clickhouseServerCommand is how embedded.StartClickHouse runs ClickHouse as a
+// process of its own. It ends on SIGTERM.
+func clickhouseServerCommand() *cobra.Command {
+	var library, data, build, profile, grants string
+	var port int
+	var replicas []int
+	var lag time.Duration
+	cmd := &cobra.Command{
+		Use:    "clickhouse-server",
+		Short:  "Serve ClickHouse's native protocol (started by up and run)",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			lock, err := embedded.HoldClickHouse(data, port, replicas, build)
+			if err != nil {
+				return err
+			}
+			defer lock.Unlock()
+			users, err := serverUsers(data)
+			if err != nil {
+				return err
+			}
+			options := chserver.Options{
+				LibPath: library, DataDir: data, Addr: address(port), Users: users, Lag: lag, Profile: profile, Grants: grants,
+			}
+			for _, port := range replicas {
+				options.Replicas = append(options.Replicas, address(port))
+			}
+			return chserver.Serve(cmd.Context(), options)
+		},
+	}
+	cmd.Flags().StringVar(&library, "library", "", "path of libchdb")
+	cmd.Flags().StringVar(&data, "data", "", "data directory")
+	cmd.Flags().IntVar(&port, "port", 0, "port on the loopback interface")
+	cmd.Flags().IntSliceVar(&replicas, "replica", nil, "port of a further listener")
+	cmd.Flags().DurationVar(&lag, "replica-lag", 0, "time until an insert is visible through another listener")
+	cmd.Flags().StringVar(&profile, "profile", "", "XML in the profile of user default")
+	cmd.Flags().StringVar(&grants, "grants", "", "further privileges of the users")
+	cmd.Flags().StringVar(&build, "build", "", "hash of this program")
+	return cmd
+}
+
+// serverUsers returns the users of CLICKHOUSE_SERVER_USERS ("name:password …"), or
+// user default with the password of the data folder.
+func serverUsers(data string) (map[string]string, error) {
+	users := map[string]string{}
+	for _, user := range strings.Fields(os.Getenv("CLICKHOUSE_SERVER_USERS")) {
+		name, password, _ := strings.Cut(user, ":")
+		users[name] = password
+	}
+	if len(users) > 0 {
+		return users, nil
+	}
+	password, err := embedded.Password(data)
+	if err == nil && password == "" {
+		err = fmt.Errorf("%s has no password", data)
+	}
+	return map[string]string{"default": password}, err
+}
+
+func address(port int) string { return net.JoinHostPort(embedded.Host, strconv.Itoa(port)) }

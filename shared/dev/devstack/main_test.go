@@ -1,0 +1,9 @@
+package main
+
+import (
+	"testing"
+
+	"diehard/shared/dev/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }

@@ -1,0 +1,6 @@
+//go:build race
+
+package testenv
+
+// RaceDetector is on in these tests.
+const RaceDetector = true

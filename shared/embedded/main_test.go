@@ -1,9 +1,0 @@
-package embedded_test
-
-import (
-	"testing"
-
-	"diehard/shared/testenv"
-)
-
-func TestMain(m *testing.M) { testenv.Main(m) }

@@ -1,0 +1,233 @@
+package event_test
+
+import (
+	"database/sql"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/event"
+)
+
+// Behind a pooler pgx must not prepare statements, and then does not know the types of
+// parameters. Every way of publishing holds in each mode, with pools, connections,
+// transactions and database/sql.
+func TestPublishInEveryModeOfPGX(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgx.QueryExecMode{
+		pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec,
+		pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol,
+	} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			env := listening(t)
+			config, err := pgxpool.ParseConfig(env.PostgresURL)
+			require.NoError(t, err)
+			config.ConnConfig.DefaultQueryExecMode = mode
+			pool, err := pgxpool.NewWithConfig(t.Context(), config)
+			require.NoError(t, err)
+			defer pool.Close()
+			conn, err := pgx.ConnectConfig(t.Context(), config.ConnConfig)
+			require.NoError(t, err)
+			defer conn.Close(t.Context())
+			db := stdlib.OpenDB(*config.ConnConfig)
+			defer db.Close()
+
+			var want []event.Event
+			publish := func(db event.DB) {
+				one, more := full(len(want)), []event.Event{full(len(want) + 1), full(len(want) + 2)}
+				require.NoError(t, event.Publish(t.Context(), db, one))
+				require.NoError(t, event.Publish(t.Context(), db, more...))
+				want = append(append(want, one), more...)
+			}
+			publish(pool)
+			publish(conn)
+			publish(event.SQL(db))
+			require.NoError(t, pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { publish(tx); return nil }))
+			tx, err := db.BeginTx(t.Context(), &sql.TxOptions{})
+			require.NoError(t, err)
+			publish(event.SQL(tx))
+			require.NoError(t, tx.Commit())
+
+			var batch pgx.Batch
+			queued := full(len(want))
+			require.NoError(t, event.Queue(&batch, queued))
+			require.NoError(t, event.QueueMessages(&batch, queued))
+			require.NoError(t, pool.SendBatch(t.Context(), &batch).Close())
+			want = append(want, queued)
+			require.NoError(t, event.PublishMessages(t.Context(), pool, queued, queued))
+			require.NoError(t, event.PublishMessages(t.Context(), event.SQL(db), queued))
+			assert.Equal(t, want, stored(t, env.Pool))
+			assert.Len(t, messages(t, env), 4)
+
+			many := make([]event.Event, 1200) // COPY
+			for i := range many {
+				many[i] = full(i)
+			}
+			require.NoError(t, event.Publish(t.Context(), pool, many...))
+			assert.Len(t, stored(t, env.Pool), len(want)+len(many))
+		})
+	}
+}
+
+// With a key the event is stored once, whichever client asks again, until its content differs.
+func TestIdempotencyKeysStoreAnEventOnce(t *testing.T) {
+	t.Parallel()
+	env := listening(t)
+	once := full(1)
+	once.IdempotencyKey = "order 42 paid"
+	for range 3 {
+		require.NoError(t, event.Publish(t.Context(), env.Pool, once))
+	}
+	require.NoError(t, event.Publish(t.Context(), env.Pool, once, full(2), once))
+	assert.Equal(t, []string{"type_1", "type_2"}, types(stored(t, env.Pool)))
+	var first, again string
+	const call = `SELECT publish_event('t', '{"a": 1}', idempotency_key => 'k')`
+	require.NoError(t, env.Pool.QueryRow(t.Context(), call).Scan(&first))
+	require.NoError(t, env.Pool.QueryRow(t.Context(), call).Scan(&again))
+	assert.Equal(t, first, again, "the id of the first")
+	require.NoError(t, env.Pool.QueryRow(t.Context(),
+		`SELECT * FROM publish_events('[{"event_type": "t", "event_context": {"a": 1}, "idempotency_key": "k"}]')`).Scan(&again))
+	assert.Equal(t, first, again)
+	_, err := env.Pool.Exec(t.Context(), `SELECT publish_event('t', '{"a": 2}', idempotency_key => 'k')`)
+	require.ErrorContains(t, err, "idempotency_key was used for another event")
+
+	// A rollback gives the key back.
+	tx, err := env.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	taken := full(3)
+	taken.IdempotencyKey = "taken back"
+	require.NoError(t, event.Publish(t.Context(), tx, taken))
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.NoError(t, event.Publish(t.Context(), env.Pool, taken))
+	assert.Contains(t, types(stored(t, env.Pool)), "type_3")
+
+	// Old keys are deleted.
+	_, err = env.Pool.Exec(t.Context(), "UPDATE diehard_published_keys SET created_at = now() - interval '2 days' WHERE content = content")
+	require.NoError(t, err)
+	var deleted int
+	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT diehard_delete_keys()").Scan(&deleted))
+	assert.Equal(t, 3, deleted)
+}
+
+func types(events []event.Event) (list []string) {
+	for _, e := range events {
+		list = append(list, e.Type)
+	}
+	return list
+}
+
+// One rule for every door: what one refuses all refuse, and the functions say which event.
+func TestTheDoorsRefuseTheSame(t *testing.T) {
+	t.Parallel()
+	env := listening(t)
+	for _, c := range []struct{ field, value, says string }{
+		{"event_type", `' '`, "event_type"},
+		{"event_type", `E'a\nb'`, "event_type"},
+		{"event_type", `''`, "event_type"},
+		{"event_type", `repeat('x', 256)`, "event_type"},
+		{"event_type", `U&'a\0085'`, "event_type"},
+		{"environment", `repeat('x', 256)`, "environment"},
+		{"environment", `E'a\tb'`, "environment"},
+		{"metadata_version", `0`, "metadata_version"},
+		{"metadata_version", `-1`, "metadata_version"},
+		{"trace_context", `'garbage'`, "trace_context"},
+		{"trace_context", `repeat('x', 1000000)`, "trace_context"},
+		{"trace_context", `'00-00000000000000000000000000000000-00f067aa0ba902b7-01'`, "trace_context"},
+		{"event_date_time", `'infinity'`, "event_date_time"},
+		{"event_date_time", `'1899-12-31'`, "event_date_time"},
+		{"event_date_time", `'2300-01-02'`, "event_date_time"},
+	} {
+		columns, values := "event_context, "+c.field, "'{}', "+c.value
+		arguments := c.field + " => " + c.value + ", event_context => '{}'"
+		object := "'event_context', 1, '" + c.field + "', " + c.value
+		if c.field != "event_type" {
+			columns, values = columns+", event_type", values+", 't'"
+			arguments += ", event_type => 't'"
+			object += ", 'event_type', 't'"
+		}
+		batch := "SELECT publish_events(json_build_array(json_build_object('event_type', 'good', 'event_context', 1), json_build_object(" + object + ")))"
+		for statement, says := range map[string]string{
+			"INSERT INTO outbox (" + columns + ") VALUES (" + values + ")":         "invalid event: " + c.says,
+			"INSERT INTO diehard_events (" + columns + ") VALUES (" + values + ")": "invalid event: " + c.says,
+			"SELECT publish_event(" + arguments + ")":                              "invalid event: " + c.says,
+			"SELECT publish_event_message(" + arguments + ")":                      "invalid event: " + c.says,
+			batch: "events[1]." + c.says,
+		} {
+			_, err := env.Pool.Exec(t.Context(), statement)
+			assert.ErrorContains(t, err, says, statement)
+		}
+	}
+	for array, says := range map[string]string{
+		`[{"event_type": "t", "event_context": 1, "misspelt": "x"}]`:                                           "events[0].misspelt",
+		`[{"event_type": "t", "event_type": "u", "event_context": 1}]`:                                         "events[0].event_type is given twice",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t"}]`:                                       "events[1].event_context is missing",
+		`[{"event_type": "t", "event_context": 1}, 7]`:                                                         "events[1]: must be an object",
+		`[{"event_type": "t", "event_context": 1}, [1]]`:                                                       "events[1]: must be an object",
+		`[{"event_type": {"a": 1}, "event_context": 1}]`:                                                       "events[0].event_type must be a string",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "environment": 7}]`: "events[1].environment must be a string",
+		`[{"event_type": "t", "event_context": 1, "event_date_time": "soon"}]`:                                 "events[0]",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "metadata_version": "x"}]`:              "events[1]",
+		`{}`: "must be an array",
+	} {
+		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", array)
+		assert.ErrorContains(t, err, says, array)
+	}
+	_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", `[{"event_type": "t", "event_context": {"a": "\u0000"}}]`)
+	var pgErr *pgconn.PgError
+	require.ErrorAs(t, err, &pgErr)
+	assert.Contains(t, pgErr.Hint, "publish_event")
+	assert.Empty(t, stored(t, env.Pool))
+	assert.Empty(t, messages(t, env))
+}
+
+// Whatever a library hands over, the call is not ambiguous; json and text keep the bytes.
+func TestTheFunctionsTakeEveryJSON(t *testing.T) {
+	t.Parallel()
+	env := listening(t)
+	const bytes = ` {"b" :1, "a":"caf\u00e9 \/", "n": 1e5}`
+	for _, function := range []string{"publish_event", "publish_event_message"} {
+		for _, argument := range []string{"$1", "$1::text", "$1::json", "$1::varchar", "($1::text)::jsonb"} {
+			_, err := env.Pool.Exec(t.Context(), "SELECT "+function+"('t', "+argument+")", bytes)
+			require.NoError(t, err, argument)
+		}
+	}
+	for _, statement := range []string{
+		`SELECT publish_event('t', '{}')`, `SELECT publish_event('t', row_to_json(x)) FROM (SELECT 1 AS a) AS x`,
+		`SELECT publish_event('t', json_build_object('a', 1))`, `SELECT publish_event('t', jsonb_build_object('a', 1), 'Staging')`,
+		`SELECT publish_events(json_agg(x)) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
+		`SELECT publish_events(jsonb_agg(x)) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
+		`SELECT publish_event('t', '{}', NULL, NULL, NULL, NULL, NULL)`,
+	} {
+		_, err := env.Pool.Exec(t.Context(), statement)
+		require.NoError(t, err, statement)
+	}
+	for _, e := range stored(t, env.Pool)[:4] {
+		assert.Equal(t, bytes, string(e.Context)) //nolint:testifylint // byte for byte
+	}
+	_, err := env.Pool.Exec(t.Context(), "TRUNCATE outbox")
+	require.NoError(t, err)
+	for _, context := range []string{`"caf\u00e9 \/"`, `null`, `-0`, `1e131071`, `{"a":1,"a":2}`, ` [1 , 2] `} {
+		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", `[{"event_type":"t","event_context":`+context+`}]`)
+		require.NoError(t, err, context)
+		assert.Equal(t, trimmed(context), string(stored(t, env.Pool)[0].Context))
+		_, err = env.Pool.Exec(t.Context(), "TRUNCATE outbox")
+		require.NoError(t, err)
+	}
+}
+
+// trimmed is a value without the blanks around it, which belong to the array.
+func trimmed(value string) string {
+	for len(value) > 0 && value[0] == ' ' {
+		value = value[1:]
+	}
+	for len(value) > 0 && value[len(value)-1] == ' ' {
+		value = value[:len(value)-1]
+	}
+	return value
+}

@@ -1,6 +1,0 @@
-//go:build !race
-
-package testenv
-
-// raceDetector is on in these tests.
-const raceDetector = false

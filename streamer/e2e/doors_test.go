@@ -1,0 +1,188 @@
+package e2e
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
+	"diehard/shared/event"
+)
+
+// doors publish an event of a type with a context, by the names that the table of
+// shared/event/README.md gives them.
+func doors(env *testenv.Env, db *sql.DB, api string) map[string]func(ctx context.Context, kind, content string) error {
+	statement := func(query string) func(context.Context, string, string) error {
+		return func(ctx context.Context, kind, content string) error {
+			_, err := env.Pool.Exec(ctx, query, kind, content)
+			return err
+		}
+	}
+	object := func(kind, content string) string {
+		return fmt.Sprintf(`{"event_type": %q, "event_context": %s}`, kind, content)
+	}
+	made := func(kind, content string) event.Event {
+		return event.Event{Type: kind, Context: json.RawMessage(content)}
+	}
+	post := func(kind, before, after string) func(context.Context, string, string) error {
+		return func(ctx context.Context, name, content string) error {
+			return postEvent(ctx, api, kind, before+object(name, content)+after)
+		}
+	}
+	return map[string]func(context.Context, string, string) error{
+		"`INSERT`": statement("INSERT INTO outbox (event_type, event_context) VALUES ($1, $2::text::json)"),
+		"view":     statement("INSERT INTO diehard_events (event_type, event_context) VALUES ($1, $2::text::json)"),
+		"`COPY`": func(ctx context.Context, kind, content string) error {
+			_, err := env.Pool.CopyFrom(ctx, pgx.Identifier{event.Table}, []string{"event_type", "event_context"}, pgx.CopyFromRows([][]any{{kind, content}}))
+			return err
+		},
+		"`publish_event`, text or json": func(ctx context.Context, kind, content string) error {
+			return errors.Join(statement("SELECT publish_event($1, $2::text)")(ctx, kind, content),
+				statement("SELECT publish_event($1, $2::text::json)")(ctx, kind, content))
+		},
+		"`publish_event`, jsonb": statement("SELECT publish_event($1, $2::text::jsonb)"),
+		"`publish_events`": func(ctx context.Context, kind, content string) error {
+			_, err := env.Pool.Exec(ctx, "SELECT publish_events($1)", "["+object(kind, content)+"]")
+			return err
+		},
+		"message": statement("SELECT publish_event_message($1, $2::text)"),
+		"Go": func(ctx context.Context, kind, content string) error {
+			return event.Publish(ctx, env.Pool, made(kind, content))
+		},
+		"Go, `database/sql`": func(ctx context.Context, kind, content string) error {
+			return event.Publish(ctx, event.SQL(db), made(kind, content))
+		},
+		"`POST /events`": post("application/json", "[", "]"),
+		"NDJSON":         post("application/x-ndjson", "", "\n"),
+	}
+}
+
+var errStatus = errors.New("refused by the api")
+
+func postEvent(ctx context.Context, api, kind, body string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, api+"/events", strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", kind)
+	request.Close = true // no idle connection outlives the test
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusAccepted {
+		return fmt.Errorf("%w: %s", errStatus, response.Status)
+	}
+	return nil
+}
+
+// named are the contexts of the table that are too long for it.
+var named = map[string]string{
+	"a blank on both sides":      ` {"a": 1} `,
+	"1,000 arrays in each other": strings.Repeat("[", 1000) + strings.Repeat("]", 1000),
+	"1,001 arrays in each other": strings.Repeat("[", 1001) + strings.Repeat("]", 1001),
+	"1 MiB":                      `"` + strings.Repeat("x", event.MaxContextBytes-2) + `"`,
+	"1 MiB and a byte":           `"` + strings.Repeat("x", event.MaxContextBytes-1) + `"`,
+	"not UTF-8":                  "\"\xff\"",
+}
+
+// doorsTable reads the table: the head, and the rows.
+func doorsTable(t *testing.T) (head []string, rows [][]string) {
+	t.Helper()
+	root, err := embedded.Root()
+	require.NoError(t, err)
+	readme, err := os.ReadFile(filepath.Join(root, "shared", "event", "README.md"))
+	require.NoError(t, err)
+	_, rest, found := strings.Cut(string(readme), "<!-- tested: doors -->\n")
+	require.True(t, found)
+	table, _, _ := strings.Cut(rest, "\n\n")
+	for i, line := range strings.Split(table, "\n") {
+		cells := strings.Split(strings.Trim(line, "| "), " | ")
+		switch i {
+		case 0:
+			head = cells
+		case 1: // the rule under the head
+		default:
+			require.Len(t, cells, len(head), line)
+			rows = append(rows, cells)
+		}
+	}
+	return head, rows
+}
+
+// Every context is published through every door, and ClickHouse has of it what the table says.
+func TestTheDoorsKeepWhatTheTableSays(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	start(t, env, withMessages)
+	api := run(t, env, "api", "API_OPEN=true").address()
+	db := stdlib.OpenDBFromPool(env.Pool)
+	t.Cleanup(func() { assert.NoError(t, db.Close()) })
+	all := doors(env, db, api)
+	head, rows := doorsTable(t)
+	require.Len(t, head, len(all)+1, "a column for every door")
+	require.Greater(t, len(rows), 15)
+
+	want := map[string]string{} // by event type
+	total := 0
+	for _, cells := range rows {
+		content, long := named[cells[0]]
+		if !long {
+			content = strings.Trim(cells[0], "`")
+		}
+		for i, promise := range cells[1:] {
+			door := head[i+1]
+			require.Contains(t, all, door)
+			kind := fmt.Sprintf("%.40s by %s", cells[0], door)
+			err := all[door](t.Context(), kind, content)
+			if promise == "refused" {
+				assert.Error(t, err, kind)
+				continue
+			}
+			require.NoError(t, err, kind)
+			total++
+			if strings.Contains(door, "text or json") {
+				total++
+			}
+			switch promise {
+			case "kept":
+			case "trimmed":
+				require.NotEqual(t, content, strings.TrimSpace(content), "what is trimmed is not kept")
+				content := strings.TrimSpace(content)
+				want[kind] = content
+				continue
+			case "rewritten":
+				var written string
+				require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT $1::jsonb::text", content).Scan(&written))
+				assert.NotEqual(t, content, written, "%s: what is rewritten is not kept", kind)
+				want[kind] = written
+				continue
+			default:
+				require.Fail(t, "not a promise", promise)
+			}
+			want[kind] = content
+		}
+	}
+	awaitRows(t, env, total)
+	var found []logRow
+	require.NoError(t, env.ClickHouse.Select(t.Context(), &found, "SELECT * FROM "+env.ClickHouseConfig.EventLogTable))
+	for _, row := range found {
+		if want[row.Type] != row.Context {
+			assert.Failf(t, "other bytes", "%s: %.100s", row.Type, row.Context)
+		}
+	}
+}

@@ -1,0 +1,331 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pglogrepl"
+
+	"diehard/shared/failure"
+	"diehard/streamer/decode"
+	"diehard/streamer/replication"
+	"diehard/streamer/sink"
+)
+
+// beginning is where a session goes on.
+type beginning struct {
+	decoder  *decode.Decoder
+	after    decode.Position     // rows up to here are written
+	repeat   *replication.Intent // is written first, if it is not written yet; nil for none
+	unproved *unproved           // what must be found in ClickHouse; nil for nothing
+}
+
+// resume finds out where to go on, however long ClickHouse takes to answer.
+func (s *session) resume(ctx context.Context) (*beginning, error) {
+	at, err := s.findBeginning(ctx)
+	return at, s.ifOurs(ctx, err)
+}
+
+// ifOurs keeps a refusal only when the slot is still ours after what was read for it: what a
+// successor has done since looks like another history or a foreign reader.
+func (s *session) ifOurs(ctx context.Context, refusal error) error {
+	if failure.Of(refusal) != failure.Fatal {
+		return refusal
+	}
+	err := s.within(ctx, func(ctx context.Context) error { return s.control.VerifyOwner(ctx, s.owner()) })
+	if err == nil || failure.Of(err) == failure.Fatal {
+		return refusal
+	}
+	return unproven(err)
+}
+
+func (s *session) findBeginning(ctx context.Context) (*beginning, error) {
+	if s.slot.ConfirmedFlush > s.record.Confirm && s.sameHistory(s.record) {
+		return nil, replication.RefuseForeignReader(s.slot, s.record)
+	}
+	if err := s.untilAnswered(ctx, "tables", func(ctx context.Context) error {
+		if err := s.sink.CheckTables(ctx); err != nil {
+			return err
+		}
+		if err := s.sink.CheckEngine(ctx); err != nil {
+			return err
+		}
+		return s.checkOverlap(ctx)
+	}); err != nil {
+		return nil, err
+	}
+	at, err := s.continueAfter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var messages pglogrepl.LSN
+	err = s.within(ctx, func(ctx context.Context) (err error) {
+		// Again, now that the slot is ours: of two that began together, one sees the other.
+		if err = s.control.CheckResharding(ctx); err != nil {
+			return err
+		}
+		if err = s.warnOfMissingShards(ctx); err != nil {
+			return err
+		}
+		messages, err = s.control.NoteMessages(ctx, s.nextCommitLSN(at))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("streaming", "slot", s.cfg.Slot, "publication", s.cfg.Publication,
+		"table", s.cfg.Tables.EventLog, "source", s.source.String(), "messages_from", messages.String(),
+		"batch_rows", s.cfg.Limits.Rows, "batch_bytes", s.cfg.Limits.Bytes, "flush_interval", s.cfg.FlushInterval,
+		"confirmed_lsn", s.slot.ConfirmedFlush.String(), "resume_after", replication.Position(at.after).String(), "unfinished", at.repeat != nil)
+	at.decoder = decode.NewDecoder(at.after)
+	at.decoder.AcceptMessagesFrom(messages)
+	// The server begins with the commit of the last row that is written, if it does not begin behind it.
+	if last := at.after; last.Seq > 0 && last.LSN > s.slot.ConfirmedFlush && last.LSN >= s.startedAt {
+		at.decoder.ExpectCommit(at.after.LSN)
+	}
+	return at, nil
+}
+
+// nextCommitLSN is where the first transaction may be of which no row has a number yet.
+func (s *session) nextCommitLSN(at *beginning) pglogrepl.LSN {
+	last := at.after
+	if at.repeat != nil {
+		last = decode.Position(at.repeat.Through)
+	}
+	next := last.LSN
+	if last.Seq > 0 { // it is a row's
+		next++
+	}
+	return max(next, s.slot.ConfirmedFlush)
+}
+
+// continueAfter decides by the record that was claimed, or by the tables when the record is of another history.
+func (s *session) continueAfter(ctx context.Context) (*beginning, error) {
+	rec := s.record
+	if rec.Intent == nil || !s.sameHistory(rec) {
+		return s.continueByTables(ctx)
+	}
+	in := rec.Intent
+	if in.Version != replication.IntentVersion {
+		return nil, failure.Wrap(failure.Fatal, fmt.Errorf("the intent of slot %s has version %d and this streamer writes version %d: "+
+			"start the version that wrote it once more, and stop it when it is idle", s.cfg.Slot, in.Version, replication.IntentVersion))
+	}
+	if in.LocalOnly != s.cfg.LocalOnly && s.slot.ConfirmedFlush <= in.Through.LSN {
+		return nil, originChanged(in.LocalOnly)
+	}
+	if err := s.checkTablesEnd(ctx, *in); err != nil {
+		return nil, err
+	}
+	switch {
+	case in.Empty() || s.firstPosition().LSN > in.Through.LSN: // it is written, or skipped by --start-lsn
+		return s.continueFrom(ctx, rec, later(decode.Position(in.Through), s.firstPosition()))
+	case s.startedAt > in.After.LSN:
+		return nil, errRecordChanged
+	}
+	return &beginning{after: decode.Position(in.After), repeat: in, unproved: s.newUnproved()}, nil
+}
+
+// originChanged refuses another REPLICATION_ORIGIN than that of a range which is not confirmed:
+// the stream would have other rows there.
+func originChanged(localOnly bool) error {
+	was := "any"
+	if localOnly {
+		was = "none"
+	}
+	return failure.Wrap(failure.Fatal, failure.Because(failure.Configuration, fmt.Errorf("REPLICATION_ORIGIN was %s when the last events were written, and they are not confirmed yet: "+
+		"start the streamer with %s once more, stop it when it is idle, and change the setting then", was, was)))
+}
+
+// continueFrom goes on behind after, and records that nothing before it is unfinished.
+func (s *session) continueFrom(ctx context.Context, rec replication.IntentRecord, after decode.Position) (*beginning, error) {
+	at := replication.Position(after)
+	in := &replication.Intent{Version: replication.IntentVersion, After: at, Through: at, InsertTimeout: s.insertTimeout().Milliseconds(), LocalOnly: s.cfg.LocalOnly}
+	if before := s.record.Intent; before != nil {
+		in.Blocks, in.Unanswered = before.Blocks, before.Unanswered
+	}
+	rec.Intent = in
+	err := s.within(ctx, func(ctx context.Context) error {
+		_, err := s.control.WriteIntent(ctx, s.owner(), rec)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.record = rec
+	return &beginning{after: after, unproved: s.newUnproved()}, nil
+}
+
+// errRecordChanged ends a session whose stream begins behind what has to be repeated.
+var errRecordChanged = errors.New("the predecessor went on until its slot was taken; starting again")
+
+// checkTablesEnd refuses tables with rows of another history, or with rows behind the intent.
+func (s *session) checkTablesEnd(ctx context.Context, in replication.Intent) error {
+	end, err := s.tablesEnd(ctx)
+	if err != nil {
+		return err
+	}
+	// Rows before the slot's position are its past: an insert for an earlier slot that was late.
+	if end.After(decode.Position(in.Through)) && end.LSN >= s.slot.ConfirmedFlush {
+		return replication.DivergedHistory(fmt.Errorf("ClickHouse holds events of slot %s up to %s, but PostgreSQL knows of none behind %s (diehard_intent)",
+			s.cfg.Slot, replication.Position(end), in.Through))
+	}
+	return nil
+}
+
+// tablesEnd returns the last row of event_log, which must be in this server's history.
+func (s *session) tablesEnd(ctx context.Context) (end decode.Position, err error) {
+	var timeline uint32
+	err = s.untilAnswered(ctx, "last position", func(ctx context.Context) (err error) {
+		end, timeline, err = s.sink.Position(ctx)
+		return err
+	})
+	if err != nil {
+		return end, err
+	}
+	var walEnd pglogrepl.LSN
+	err = s.within(ctx, func(ctx context.Context) (err error) {
+		walEnd, err = s.control.WALEnd(ctx)
+		return err
+	})
+	if err != nil {
+		return end, err
+	}
+	return end, s.history.Check(replication.Written{LSN: end.LSN, Timeline: timeline}, walEnd)
+}
+
+// continueByTables goes on where the tables end: for a record of another timeline or
+// server, which may be older than what ClickHouse has, or without one. Inserts of the old
+// timeline are waited out, then the end of the tables is compared with this server's WAL.
+func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
+	rec := s.record
+	var err error
+	switch {
+	case !s.sameHistory(rec), rec.Intent == nil && (rec.UnprovedSince != nil || s.p.newTimeline.other):
+		err = s.waitForOldInserts(ctx) // a new record may stand for one that a failover has lost
+	case rec.Intent == nil:
+		err = s.waitUntilNoneRuns(ctx, s.source.QueryPrefix())
+	}
+	if err != nil {
+		return nil, err
+	}
+	end, err := s.tablesEnd(ctx)
+	if err != nil {
+		return nil, err
+	}
+	confirmed := s.slot.ConfirmedFlush
+	next := replication.IntentRecord{
+		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: confirmed, UnprovedSince: rec.UnprovedSince,
+	}
+	if beyond := confirmed > end.LSN && (rec.SystemID != s.source.SystemID || confirmed > rec.Confirm); beyond && !s.sameHistory(rec) && next.UnprovedSince == nil {
+		next.UnprovedSince = &rec.WrittenAt
+	}
+	return s.continueFrom(ctx, next, later(end, s.firstPosition()))
+}
+
+// oldInsertsPoll is the time between two looks at the inserts of another timeline.
+const oldInsertsPoll = 500 * time.Millisecond
+
+// waitForOldInserts waits until every insert that was registered before this timeline
+// began is over by its time limit, and until no node that can be asked runs one.
+func (s *session) waitForOldInserts(ctx context.Context) error {
+	over := s.p.newTimeline.since.Add(sink.InsertBound(s.insertTimeout()))
+	s.log.Info("the record is of another timeline or server, or new: waiting for the time limit of the inserts before",
+		"record", fmt.Sprintf("%s/%d", s.record.SystemID, s.record.Timeline), "server", fmt.Sprintf("%s/%d", s.source.SystemID, s.history.Timeline),
+		"wait", time.Until(over).Round(time.Second))
+	prefix := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Slot}.QueryPrefix()
+	if err := s.pause(ctx, max(oldInsertsPoll, time.Until(over))); err != nil {
+		return err
+	}
+	return s.waitUntilNoneRuns(ctx, prefix)
+}
+
+// insertTimeout is the longest time limit of inserts that may be under way: our own, or that
+// of a predecessor with another setting.
+func (s *session) insertTimeout() time.Duration {
+	if d := s.predecessorTimeout; d > s.cfg.InsertTimeout && time.Now().Before(s.claimedAt.Add(sink.InsertBound(d))) {
+		return d
+	}
+	return s.cfg.InsertTimeout
+}
+
+// waitUntilNoneRuns waits until no node that can be asked runs an insert whose id begins
+// with prefix: a time limit does not end a commit that waits for its disk or Keeper.
+func (s *session) waitUntilNoneRuns(ctx context.Context, prefix string) error {
+	for {
+		var r sink.Running
+		err := s.untilAnswered(ctx, "running inserts", func(ctx context.Context) (err error) {
+			r, err = s.sink.Running(ctx, prefix)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if r.Inserts == 0 {
+			if r.Unknown != "" {
+				s.log.Warn("what some nodes of ClickHouse run is not known; their inserts are over by the time limit, if no commit hangs", "unknown", r.Unknown)
+			}
+			return nil
+		}
+		s.log.Warn("inserts are beyond their time limit and still running (system.processes)", "inserts", r.Inserts)
+		if err := s.pause(ctx, oldInsertsPoll); err != nil {
+			return err
+		}
+	}
+}
+
+// untilAnswered repeats ask while ClickHouse does not answer it.
+func (s *session) untilAnswered(ctx context.Context, what string, ask func(context.Context) error) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = firstWait, maxWait
+	for attempt := 1; ; attempt++ {
+		err := s.within(ctx, ask)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case failure.Of(err) == failure.Fatal:
+			return err
+		}
+		s.retrying(err)
+		s.log.Warn("query of ClickHouse failed, retrying", "what", what, "attempt", attempt, "error", err)
+		if err := s.pause(ctx, wait.NextBackOff()); err != nil {
+			return err
+		}
+	}
+}
+
+// retrying notes an attempt that failed and will be repeated.
+func (s *session) retrying(err error) {
+	s.progress.setState(Retrying)
+	s.progress.fail(err)
+	s.observer.Retry(failure.Of(err), err)
+}
+
+// checkOverlap refuses a stream of what other slots have written, when the outbox was
+// sharded differently. The server begins at what the slot has confirmed, or behind it.
+func (s *session) checkOverlap(ctx context.Context) error {
+	commits, err := s.sink.Commits(ctx)
+	if err != nil {
+		return err
+	}
+	begin := max(s.startedAt, s.slot.ConfirmedFlush)
+	if s.record.Intent != nil && s.sameHistory(s.record) {
+		begin = max(begin, s.record.Intent.Through.LSN)
+	}
+	return s.control.CheckOverlap(ctx, begin, commits)
+}
+
+func (s *session) warnOfMissingShards(ctx context.Context) error {
+	missing, err := s.control.MissingShards(ctx)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	s.log.Warn("other shards have no slot: their events are not kept until `streamer migrate up` or a streamer creates it, "+
+		"and need `streamer replay --from-table` then", "slots", strings.Join(missing, ", "))
+	return nil
+}

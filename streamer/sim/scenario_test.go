@@ -1,0 +1,227 @@
+package sim_test
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/streamer/sim/simch"
+	"diehard/streamer/sim/simpg"
+)
+
+// newScenario is a world without a schedule: a test says what happens.
+func newScenario(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t, 1, profiles[0])
+	w.storm.Store(false)
+	return w
+}
+
+// commit publishes a transaction of n events, and one more for each context, and returns them with the LSN of the commit.
+func (w *world) commit(n int, contexts ...string) []simpg.Event {
+	events := make([]simpg.Event, n+len(contexts))
+	for i := range events {
+		for j := range events[i].ID {
+			events[i].ID[j] = byte(w.random.Uint32())
+		}
+		events[i].Type, events[i].Context, events[i].WAL = "order_paid", "{}", 200
+		if i >= n {
+			events[i].Context = contexts[i-n]
+		}
+	}
+	at := w.pg.Publish(events, false)
+	w.check.published(events, at)
+	published := slices.Clone(events)
+	for i := range published {
+		published[i].LSN = at.LSN
+	}
+	return published
+}
+
+func (w *world) kill(s *streamer) {
+	s.host.Kill(false)
+	s.stop()
+	_ = await(s)
+	w.streamers = nil
+}
+
+// finish ends the world, in which nothing must be wrong.
+func (w *world) finish(t *testing.T) {
+	t.Helper()
+	w.close()
+	require.Empty(t, w.check.failed(), w.trace.String())
+	require.NoError(t, w.pg.Err())
+	require.NoError(t, w.ch.Err())
+}
+
+// replay writes events at their own positions, as `streamer replay --from-lsn` does.
+func (w *world) replay(events []simpg.Event) {
+	rows := make([]simch.Row, len(events))
+	for i, e := range events {
+		rows[i] = simch.Row{
+			ID: e.ID, Source: systemID + "/" + w.slot(), LSN: uint64(e.LSN), Seq: uint32(i + 1),
+			Timeline: 1, IngestedAt: time.Now().UnixMilli(), Context: e.Context,
+		}
+	}
+	w.ch.Fill(eventLog, rows)
+}
+
+// Inserts of the old timeline are waited for although the new primary has no record that names it.
+func TestAFailoverThatLostTheRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScenario(t)
+		w.pg.CreateSlot(w.slot()) // by hand, so that the first claim makes the record
+		w.commit(2)
+		at := w.pg.End()
+		w.fixedFate.Store(&simch.Fate{Work: 5 * time.Minute, Stalled: true})
+		first := w.start()
+		pause(3 * time.Minute)
+		first.host.Freeze()
+		w.fixedFate.Store(nil)
+		w.failover(w.pg.Since(at), 0)
+		w.start()
+		pause(10 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.finish(t)
+	})
+}
+
+// The time limit of a predecessor counts, whatever the setting is now, on a node that knows nothing of its inserts.
+func TestAFailoverAndALowerInsertTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := profiles[1]
+		p.insertTimeout = 20 * time.Minute
+		w := newWorld(t, 1, p)
+		w.storm.Store(false)
+		first := w.start()
+		pause(time.Second)
+		w.commit(1)
+		pause(time.Second)
+		w.fixedFate.Store(&simch.Fate{Work: 8 * time.Minute})
+		w.commit(2)
+		pause(time.Second)
+		first.host.Freeze()
+		w.fixedFate.Store(nil)
+		if w.ch.Node(0).Inserting() {
+			w.chHosts = w.chHosts[1:]
+		} else {
+			w.chHosts = w.chHosts[:1]
+		}
+		w.failover(1, 0)
+		w.profile.insertTimeout = time.Minute
+		w.start()
+		pause(15 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.finish(t)
+	})
+}
+
+// An insert is registered before its intent is durable, so that its time limit runs before a failover can lose the intent.
+func TestAFailoverLosesTheIntentOfAFrozenStreamer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := profiles[1]
+		p.insertTimeout = 2 * time.Minute // a minute for the first streamer
+		w := newWorld(t, 1, p)
+		w.storm.Store(false)
+		first := w.start()
+		pause(time.Second)
+		w.commit(1)
+		pause(time.Second)
+		all := w.chHosts
+		w.chHosts = all[:1]
+		first.host.Cut(false) // its next connections lead to the first node
+		pause(10 * time.Second)
+		w.fixedFate.Store(&simch.Fate{Work: time.Minute})
+		w.trap = &trap{freeze: 58 * time.Second, lost: 1}
+		w.commit(2)
+		pause(time.Second)
+		w.chHosts = all[1:]
+		w.profile.insertTimeout = time.Minute
+		w.start()
+		pause(80 * time.Second)
+		w.fixedFate.Store(nil)
+		pause(5 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.finish(t)
+	})
+}
+
+// Rows are not tried one by one while an insert of all of them may still be written.
+func TestAnInsertIsWrittenLateAndRefusedInBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, profiles[1])
+		w.storm.Store(false)
+		w.start()
+		pause(time.Second)
+		w.fixedFate.Store(&simch.Fate{Work: 25 * time.Second, Silent: true})
+		w.commit(3, `{"poison":1}`)
+		pause(time.Second)
+		w.fixedFate.Store(nil)
+		for _, h := range w.chHosts {
+			h.Cut(true)
+		}
+		w.ch.SetConstraint(eventLog, true)
+		pause(10 * time.Second)
+		w.ch.SetConstraint(eventLog, false)
+		pause(5 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.finish(t)
+	})
+}
+
+// A primary whose WAL uses the positions of lost events a second time is refused.
+func TestAFailoverThatLostWhatIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScenario(t)
+		w.start()
+		pause(time.Second)
+		w.commit(1)
+		pause(time.Second)
+		at := w.pg.End()
+		w.commit(3)
+		w.commit(3)
+		pause(time.Second)
+		w.failover(w.pg.Since(at), 5)
+		for range 10 {
+			w.commit(2)
+		}
+		s := w.streamers[0]
+		select {
+		case err := <-s.over:
+			s.over <- err
+			assert.ErrorContains(t, err, "they were lost in a failover")
+		case <-time.After(10 * time.Minute):
+			assert.Fail(t, "it goes on", w.trace.String())
+		}
+		w.close()
+	})
+}
+
+// A token is not forgotten while its insert may still be written, however many small blocks wait.
+func TestABacklogOfSmallBlocksAfterATakeover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := profiles[1]
+		p.rows = 2
+		w := newWorld(t, 1, p)
+		w.storm.Store(false)
+		w.start()
+		pause(time.Second)
+		w.fixedFate.Store(&simch.Fate{Work: 25 * time.Second})
+		w.commit(2)
+		pause(time.Second)
+		first := w.streamers[0]
+		first.host.Freeze()
+		w.fixedFate.Store(nil)
+		for range 30 {
+			w.commit(80)
+		}
+		w.start()
+		pause(5 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.finish(t)
+	})
+}

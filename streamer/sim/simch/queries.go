@@ -1,0 +1,265 @@
+package simch
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/google/uuid"
+)
+
+// query is one that reads. The cluster's lock is held.
+type query struct {
+	node   *Node
+	sql    string
+	params map[string]string
+	table  string
+	// consistent asks for select_sequential_consistency.
+	consistent bool
+}
+
+type handler struct {
+	has string
+	run func(*query) (proto.Input, error)
+}
+
+func (c *Cluster) stranger(sql string) error {
+	e := &exception{proto.ErrNotImplemented, "NOT_IMPLEMENTED", "the model does not know the query: " + sql}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unknown == nil {
+		c.unknown = fmt.Errorf("ClickHouse model: %w", e)
+	}
+	return e
+}
+
+var fromTable = regexp.MustCompile("(?:FROM|TABLE) (?:`?\\w+`?\\.)?`(\\w+)`")
+
+func (n *Node) answer(q *running, sql string, params map[string]string) (proto.Input, error) {
+	c := n.cluster
+	i := slices.IndexFunc(queries, func(h handler) bool { return strings.Contains(sql, h.has) })
+	if i < 0 {
+		return nil, c.stranger(sql)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	question := &query{node: n, sql: sql, params: params, consistent: q.settings["select_sequential_consistency"] == "1"}
+	if m := fromTable.FindStringSubmatch(sql); m != nil {
+		question.table = m[1]
+		if c.tables[m[1]] == nil {
+			return nil, &exception{proto.ErrUnknownTable, "UNKNOWN_TABLE", "Unknown table " + m[1]}
+		}
+	}
+	return queries[i].run(question)
+}
+
+func (q *query) number(name string) uint64 {
+	n, _ := strconv.ParseUint(q.params[name], 10, 64)
+	return n
+}
+
+// rows are the visible ones of the source in question that match.
+func (q *query) rows(match func(*Row) bool) ([]*Row, error) {
+	source := q.params["source"]
+	return q.node.cluster.visible(q.node.number, q.table, q.consistent, func(r *Row) bool { return match(r) && r.Source == source })
+}
+
+func position(a, b *Row) int {
+	return cmp.Or(cmp.Compare(a.LSN, b.LSN), cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.Timeline, b.Timeline))
+}
+
+// queries are those of the streamer, the most specific first.
+var queries = []handler{
+	{"DESCRIBE TABLE", (*query).describe},
+	{"SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'", func(*query) (proto.Input, error) {
+		return proto.Input{{Name: "count()", Data: &proto.ColUInt64{1}}}, nil
+	}},
+	{"SELECT toString(serverUUID()), countIf(startsWith(query_id, {prefix:String}))", (*query).runningEverywhere},
+	{"SELECT count() FROM system.clusters", func(q *query) (proto.Input, error) {
+		return proto.Input{{Name: "count()", Data: &proto.ColUInt64{uint64(len(q.node.cluster.nodes))}}}, nil
+	}},
+	{"SELECT toString(serverUUID()), ( SELECT count() FROM system.replicas", (*query).replica},
+	{"SELECT any(engine), any(engine_full) FROM system.tables", (*query).engine},
+	{"SELECT any(create_table_query) FROM system.tables", func(*query) (proto.Input, error) {
+		return proto.Input{{Name: "any(create_table_query)", Data: textColumn("")}}, nil // without a text index
+	}},
+	{"SELECT DISTINCT commit_lsn, commit_seq FROM", (*query).positions},
+	{"SELECT event_id FROM", (*query).events},
+	{"SELECT toUInt64(bitShiftRight(last, 64))", (*query).end},
+	{"SELECT source, toUInt64(bitShiftRight(max(", (*query).commits},
+	{"SELECT count() FROM system.processes WHERE startsWith(query_id, {prefix:String})", (*query).running},
+}
+
+func textColumn(value string) *proto.ColStr {
+	c := new(proto.ColStr)
+	c.Append(value)
+	return c
+}
+
+func (q *query) describe() (proto.Input, error) {
+	var names, types, rest proto.ColStr
+	for _, c := range q.node.cluster.tables[q.table].columns {
+		names.Append(c.Name)
+		types.Append(c.Type)
+		rest.Append("")
+	}
+	out := proto.Input{{Name: "name", Data: &names}, {Name: "type", Data: &types}}
+	for _, name := range []string{"default_type", "default_expression", "comment", "codec_expression", "ttl_expression"} {
+		out = append(out, proto.InputColumn{Name: name, Data: &rest})
+	}
+	return out, nil
+}
+
+// engine names the engine of a table, and its window.
+func (q *query) engine() (proto.Input, error) {
+	o := q.node.cluster.options
+	name := map[Kind]string{Plain: "MergeTree", Replicated: "ReplicatedMergeTree", Shared: "SharedMergeTree"}[o.Kind]
+	window := fmt.Sprintf("replicated_deduplication_window = %d", o.Window)
+	if o.Kind == Plain {
+		window = "non_" + window
+	}
+	var engine, full proto.ColStr
+	engine.Append(name)
+	full.Append(name + " PARTITION BY toYYYYMM(ingested_at) ORDER BY event_id SETTINGS " + window)
+	return proto.Input{{Name: "any(engine)", Data: &engine}, {Name: "any(engine_full)", Data: &full}}, nil
+}
+
+func (q *query) end() (proto.Input, error) {
+	last := &Row{}
+	_, err := q.rows(func(r *Row) bool {
+		if r.Source == q.params["source"] && position(r, last) > 0 {
+			last = r
+		}
+		return false
+	})
+	if err != nil {
+		return nil, err
+	}
+	return proto.Input{
+		{Name: "a", Data: &proto.ColUInt64{last.LSN}},
+		{Name: "b", Data: &proto.ColUInt32{last.Seq}},
+		{Name: "c", Data: &proto.ColUInt32{last.Timeline}},
+	}, nil
+}
+
+func (q *query) commits() (proto.Input, error) {
+	last := make(map[string]uint64)
+	_, err := q.node.cluster.visible(q.node.number, q.table, q.consistent, func(r *Row) bool {
+		if strings.HasPrefix(r.Source, q.params["server"]) {
+			last[r.Source] = max(last[r.Source], r.LSN)
+		}
+		return false
+	})
+	if err != nil {
+		return nil, err
+	}
+	var sources proto.ColStr
+	var lsns proto.ColUInt64
+	for source, lsn := range last {
+		sources.Append(source)
+		lsns.Append(lsn)
+	}
+	return proto.Input{{Name: "source", Data: &sources}, {Name: "lsn", Data: &lsns}}, nil
+}
+
+// positions are those of the rows behind one position, up to another.
+func (q *query) positions() (proto.Input, error) {
+	after, through := place{q.number("after_lsn"), q.number("after_seq")}, place{q.number("through_lsn"), q.number("through_seq")}
+	rows, err := q.rows(func(r *Row) bool {
+		at := place{r.LSN, uint64(r.Seq)}
+		return at.compare(after) > 0 && at.compare(through) <= 0
+	})
+	if err != nil {
+		return nil, err
+	}
+	limit := len(rows)
+	if m := limitClause.FindStringSubmatch(q.sql); m != nil {
+		limit, _ = strconv.Atoi(m[1])
+	}
+	var lsns proto.ColUInt64
+	var seqs proto.ColUInt32
+	for _, r := range rows[:min(limit, len(rows))] {
+		lsns.Append(r.LSN)
+		seqs.Append(r.Seq)
+	}
+	return proto.Input{{Name: "commit_lsn", Data: &lsns}, {Name: "commit_seq", Data: &seqs}}, nil
+}
+
+var (
+	limitClause = regexp.MustCompile(` LIMIT (\d+)`)
+	uuidLiteral = regexp.MustCompile(`'([0-9a-f-]{36})'`)
+	anyTable    = regexp.MustCompile("FROM (?:`?\\w+`?\\.)?`(\\w+)`")
+)
+
+type place struct{ lsn, seq uint64 }
+
+func (p place) compare(other place) int {
+	return cmp.Or(cmp.Compare(p.lsn, other.lsn), cmp.Compare(p.seq, other.seq))
+}
+
+// events are the ids of those that are in any of the tables.
+func (q *query) events() (proto.Input, error) {
+	wanted := make(map[uuid.UUID]bool)
+	for _, m := range uuidLiteral.FindAllStringSubmatch(q.sql, -1) {
+		id, err := uuid.Parse(m[1])
+		if err != nil {
+			return nil, err
+		}
+		wanted[id] = true
+	}
+	var found proto.ColUUID
+	for _, m := range anyTable.FindAllStringSubmatch(q.sql, -1) {
+		rows, err := q.node.cluster.visible(q.node.number, m[1], q.consistent, func(r *Row) bool { return wanted[r.ID] })
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rows {
+			found.Append(r.ID)
+		}
+	}
+	return proto.Input{{Name: "event_id", Data: &found}}, nil
+}
+
+func (q *query) running() (proto.Input, error) {
+	return proto.Input{{Name: "count()", Data: &proto.ColUInt64{q.node.running(q.params["prefix"])}}}, nil
+}
+
+func (n *Node) running(prefix string) (count uint64) {
+	for id := range n.queries {
+		if strings.HasPrefix(id, prefix) {
+			count++
+		}
+	}
+	return count
+}
+
+// runningEverywhere asks the nodes that answer.
+func (q *query) runningEverywhere() (proto.Input, error) {
+	var servers proto.ColStr
+	var counts proto.ColUInt64
+	for _, n := range q.node.cluster.nodes {
+		if away := q.node.cluster.options.Away; n != q.node && away != nil && away(n.number) {
+			continue
+		}
+		servers.Append(n.name())
+		counts.Append(n.running(q.params["prefix"]))
+	}
+	return proto.Input{{Name: "server", Data: &servers}, {Name: "running", Data: &counts}}, nil
+}
+
+func (n *Node) name() string { return fmt.Sprintf("node %d", n.number) }
+
+// replica names the node, and says whether it lags.
+func (q *query) replica() (proto.Input, error) {
+	var server proto.ColStr
+	server.Append(q.node.name())
+	var lagging uint64
+	if q.node.cluster.options.Kind == Replicated && q.node.cluster.lags(q.node.number) {
+		lagging = 1
+	}
+	return proto.Input{{Name: "server", Data: &server}, {Name: "lagging", Data: &proto.ColUInt64{lagging}}}, nil
+}

@@ -1,0 +1,181 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+
+	"diehard/streamer/decode"
+)
+
+// Position returns the last row of this source in event_log, and the timeline
+// it was written on; zeros when there is none.
+//
+// Errors: errBelowQuorum, with Tables.Quorum.
+func (s *Sink) Position(ctx context.Context) (decode.Position, uint32, error) {
+	end, err := decide(ctx, s, s.end, func(a, b End) bool { return a == b })
+	return end.Position, end.Timeline, err
+}
+
+func (s *Sink) end(ctx context.Context) (End, error) {
+	return ReadEnd(ctx, s.reader, s.table, s.source.String())
+}
+
+// Commits returns the last commit of each slot of this server of which rows are in
+// event_log, under its slot's name.
+//
+// Errors: errBelowQuorum, with Tables.Quorum.
+func (s *Sink) Commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
+	return decide(ctx, s, s.commits, maps.Equal)
+}
+
+func (s *Sink) commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
+	server := Source{SystemID: s.source.SystemID}.String()
+	rows, err := s.reader.Query(ctx, `
+		SELECT source, toUInt64(bitShiftRight(`+lastRow+`, 64)) FROM `+s.table+`
+		WHERE startsWith(source, {server:String}) GROUP BY source`, clickhouse.Named("server", server))
+	if err != nil {
+		return nil, fmt.Errorf("read positions of other slots: %w", classify(err))
+	}
+	defer func() { _ = rows.Close() }()
+	commits := make(map[string]pglogrepl.LSN)
+	for rows.Next() {
+		var source string
+		var lsn uint64
+		if err := rows.Scan(&source, &lsn); err != nil {
+			return nil, fmt.Errorf("read positions of other slots: %w", err)
+		}
+		commits[strings.TrimPrefix(source, server)] = pglogrepl.LSN(lsn)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read positions of other slots: %w", classify(err))
+	}
+	return commits, nil
+}
+
+// Range are the rows behind After, up to and including Through.
+type Range struct{ After, Through decode.Position }
+
+const inRange = `source = {source:String} AND commit_lsn >= {after_lsn:UInt64} AND commit_lsn <= {through_lsn:UInt64}
+	AND (commit_lsn, commit_seq) > ({after_lsn:UInt64}, {after_seq:UInt32})
+	AND (commit_lsn, commit_seq) <= ({through_lsn:UInt64}, {through_seq:UInt32})`
+
+func (s *Sink) rangeParameters(r Range) []any {
+	return []any{
+		clickhouse.Named("source", s.source.String()),
+		clickhouse.Named("after_lsn", fmt.Sprint(uint64(r.After.LSN))), clickhouse.Named("after_seq", fmt.Sprint(r.After.Seq)),
+		clickhouse.Named("through_lsn", fmt.Sprint(uint64(r.Through.LSN))), clickhouse.Named("through_seq", fmt.Sprint(r.Through.Seq)),
+	}
+}
+
+// HasRows reports whether event_log has any row of r whose position is not in except. A
+// block is written whole or not at all, and rows may have been deleted since.
+//
+// Errors: errBelowQuorum, with Tables.Quorum.
+func (s *Sink) HasRows(ctx context.Context, r Range, except map[decode.Position]bool) (bool, error) {
+	limit := fmt.Sprintf(" LIMIT %d", len(except)+1) // so many positions cannot all be in except
+	return s.hasPosition(ctx, s.table, r, limit, func(p decode.Position) bool { return !except[p] })
+}
+
+// DeadLettersIn returns the positions of r that are in event_dead_letter.
+//
+// Errors: errBelowQuorum, with Tables.Quorum.
+func (s *Sink) DeadLettersIn(ctx context.Context, r Range) (map[decode.Position]bool, error) {
+	return decide(ctx, s, func(ctx context.Context) (map[decode.Position]bool, error) {
+		there := make(map[decode.Position]bool)
+		_, err := s.anyPosition(ctx, s.deadLetter, r, "", func(p decode.Position) bool {
+			there[p] = true
+			return false
+		})
+		return there, err
+	}, maps.Equal)
+}
+
+// HasDeadLetters reports whether event_dead_letter has any row of r that is in want.
+//
+// Errors: errBelowQuorum, with Tables.Quorum.
+func (s *Sink) HasDeadLetters(ctx context.Context, r Range, want map[decode.Position]bool) (bool, error) {
+	return s.hasPosition(ctx, s.deadLetter, r, "", func(p decode.Position) bool { return want[p] })
+}
+
+// hasPosition reports whether a position of r is wanted.
+func (s *Sink) hasPosition(ctx context.Context, table string, r Range, limit string, wanted func(decode.Position) bool) (bool, error) {
+	return decide(ctx, s, func(ctx context.Context) (bool, error) {
+		return s.anyPosition(ctx, table, r, limit, wanted)
+	}, func(a, b bool) bool { return a == b })
+}
+
+// anyPosition reads positions of r until one is wanted.
+func (s *Sink) anyPosition(ctx context.Context, table string, r Range, limit string, wanted func(decode.Position) bool) (bool, error) {
+	rows, err := s.reader.Query(ctx, "SELECT DISTINCT commit_lsn, commit_seq FROM "+table+" WHERE "+inRange+limit, s.rangeParameters(r)...)
+	if err != nil {
+		return false, fmt.Errorf("look for written rows: %w", classify(err))
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var lsn uint64
+		var seq uint32
+		if err := rows.Scan(&lsn, &seq); err != nil {
+			return false, fmt.Errorf("look for written rows: %w", err)
+		}
+		if wanted(decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq}) {
+			return true, nil
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return false, fmt.Errorf("look for written rows: %w", classify(err))
+	}
+	return false, nil
+}
+
+// missingPage bounds the ids of one query.
+const missingPage = 1000
+
+// MissingEvents returns those of ids that are neither in event_log, from whatever source, nor in
+// event_dead_letter.
+//
+// Errors: errBelowQuorum, with Tables.Quorum.
+func (s *Sink) MissingEvents(ctx context.Context, ids []uuid.UUID) ([]uuid.UUID, error) {
+	return decide(ctx, s, func(ctx context.Context) ([]uuid.UUID, error) { return s.missingEvents(ctx, ids) }, slices.Equal)
+}
+
+func (s *Sink) missingEvents(ctx context.Context, ids []uuid.UUID) ([]uuid.UUID, error) {
+	var missing []uuid.UUID
+	for page := range slices.Chunk(ids, missingPage) {
+		list := make([]string, len(page))
+		for i, id := range page {
+			list[i] = "'" + id.String() + "'"
+		}
+		in := " WHERE event_id IN (" + strings.Join(list, ",") + ")"
+		rows, err := s.reader.Query(ctx, "SELECT event_id FROM "+s.table+in+" UNION ALL SELECT event_id FROM "+s.deadLetter+in)
+		if err != nil {
+			return nil, fmt.Errorf("look for events: %w", classify(err))
+		}
+		found := make(map[uuid.UUID]bool, len(page))
+		for rows.Next() {
+			var id uuid.UUID
+			if err := rows.Scan(&id); err != nil {
+				_ = rows.Close()
+				return nil, fmt.Errorf("look for events: %w", err)
+			}
+			found[id] = true
+		}
+		err = errors.Join(rows.Err(), rows.Close())
+		if err != nil {
+			return nil, fmt.Errorf("look for events: %w", classify(err))
+		}
+		for _, id := range page {
+			if !found[id] {
+				missing = append(missing, id)
+			}
+		}
+	}
+	return missing, nil
+}
