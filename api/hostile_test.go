@@ -21,11 +21,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/api/keys"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
-
-// answerTimeout is far longer than the api takes to answer or close the connection.
-const answerTimeout = 2 * time.Minute
 
 // raw sends bytes as they are and returns the status of the answer: 0 when the
 // connection was cut without one.
@@ -36,7 +34,7 @@ func (p *program) raw(t *testing.T, sent string) (status int, header http.Header
 		return 0, nil
 	}
 	defer conn.Close()
-	assert.NoError(t, conn.SetDeadline(time.Now().Add(answerTimeout)))
+	assert.NoError(t, conn.SetDeadline(time.Now().Add(await.Limit)))
 	_, _ = io.WriteString(conn, sent) // it may be cut before the end
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -57,7 +55,7 @@ func (p *program) send(t *testing.T, method, path string, body io.Reader, header
 	for i := 0; i < len(headers); i += 2 {
 		request.Header.Set(headers[i], headers[i+1])
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: answerTimeout}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: await.Limit}
 	response, err := client.Do(request)
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return 0, "" // the api did not want to hear the rest
@@ -287,7 +285,7 @@ func TestTheLogKeepsSecrets(t *testing.T) {
 	assert.Equal(t, http.StatusNotFound, code)
 	code, _ = p.send(t, "GET", "/users/marker", nil, "Authorization", "Bearer marker-wrong")
 	assert.Equal(t, http.StatusUnauthorized, code)
-	require.Eventually(t, func() bool { return strings.Count(p.log.String(), `"msg":"request"`) == 8 }, answerTimeout, 10*time.Millisecond)
+	await.True(t, func() bool { return strings.Count(p.log.String(), `"msg":"request"`) == 8 }, "all requests are logged")
 	assert.Contains(t, p.log.String(), "request failed")
 	assert.NotContains(t, p.log.String(), "marker")
 	assert.NotContains(t, p.log.String(), secret)

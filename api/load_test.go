@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/api/keys"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -210,7 +211,7 @@ func TestHostileConnectionsDoNotStarveOthers(t *testing.T) { // alone: it loads 
 // awaitMetric waits until a gauge is at least so high.
 func (p *program) awaitMetric(t *testing.T, name string, least float64) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		_, text := p.send(t, http.MethodGet, "/metrics", nil)
 		for line := range strings.Lines(text) {
 			var value float64
@@ -220,5 +221,5 @@ func (p *program) awaitMetric(t *testing.T, name string, least float64) {
 			}
 		}
 		return false
-	}, answerTimeout, 50*time.Millisecond, name)
+	}, "%s", name)
 }

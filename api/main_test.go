@@ -14,12 +14,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/shutdown"
 )
@@ -117,24 +117,24 @@ func lockUsers(t *testing.T, env *testenv.Env) pgx.Tx {
 
 func awaitBlockedInsert(t *testing.T, env *testenv.Env) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		var waiting int
 		err := env.Pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
 			AND application_name = 'diehard-api' AND wait_event_type = 'Lock'`).Scan(&waiting)
 		return err == nil && waiting == 1
-	}, 10*time.Second, 10*time.Millisecond)
+	}, "the insert waits for the lock")
 }
 
 // awaitClosedPort waits until the api takes no new connections.
 func (p *program) awaitClosedPort(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(p.address, "http://"))
 		if err == nil {
 			_ = conn.Close()
 		}
 		return err != nil
-	}, 10*time.Second, 10*time.Millisecond)
+	}, "the listener is closed")
 }
 
 func TestTerminationFinishesRunningRequests(t *testing.T) {
@@ -204,18 +204,8 @@ func TestReadyIsLoggedWhenTheDatabaseAnswers(t *testing.T) {
 	assert.Contains(t, p.first.Error, "too many connections for role")
 	_, err = env.Pool.Exec(t.Context(), "ALTER ROLE "+env.Slot+" CONNECTION LIMIT -1")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		return strings.Contains(p.log.String(), `"msg":"api ready","program":"api","address":"`+p.address)
-	},
-		10*time.Second, 20*time.Millisecond)
+	}, "the api is ready")
 	assert.NotContains(t, p.log.String(), "is unavailable", "logged once, in the first line")
-}
-
-// freeAddress is one that nothing listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer listener.Close()
-	return listener.Addr().String()
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -22,7 +23,7 @@ func TestTheAPIWorksBehindPgBouncer(t *testing.T) {
 	direct := env.PostgresURL
 	env.PostgresURL = testenv.PgBouncer(t, direct, "pool_mode = transaction", "default_pool_size = 4")
 	p := start(t, &env, "API_MAX_REQUESTS=1000", "API_REQUEST_TIMEOUT=1m", "DATABASE_MAX_CONNS=32")
-	client := http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}, Timeout: answerTimeout}
+	client := http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}, Timeout: await.Limit}
 	t.Cleanup(client.CloseIdleConnections)
 	send := func(method, path, body, key string) (status int, location string) {
 		request, err := http.NewRequestWithContext(t.Context(), method, p.address+path, strings.NewReader(body))

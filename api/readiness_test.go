@@ -5,24 +5,22 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"diehard/api/keys"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
 // awaitReadyz waits for an answer of /readyz that says text.
 func (p *program) awaitReadyz(t *testing.T, status int, text string) {
 	t.Helper()
-	var last string
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		code, answer := p.send(t, http.MethodGet, "/readyz", nil)
-		last = answer
 		return code == status && strings.Contains(answer, text)
-	}, 30*time.Second, 100*time.Millisecond, "%s; last: %s", text, &last)
+	}, "/readyz never says %d %s", status, text)
 }
 
 // Ready means that the api can write: with the tables of its version, and a server
@@ -84,7 +82,7 @@ func TestMetricsHaveAnAddressOfTheirOwn(t *testing.T) {
 	env := testenv.New(t)
 	_, entry, err := keys.New("shop")
 	require.NoError(t, err)
-	address := freeAddress(t)
+	address := testenv.FreeAddress(t)
 	start(t, env, "API_KEYS="+entry, "API_METRICS_ADDR="+address)
 	metrics := program{address: "http://" + address}
 	code, text := metrics.send(t, http.MethodGet, "/metrics", nil)

@@ -4,12 +4,12 @@ import (
 	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -87,11 +87,11 @@ func TestKeysOfTodayAreNotCleanedAtMidnight(t *testing.T) {
 		a.err = other.QueryRow(t.Context(), "SELECT slow_clean()").Scan(&a.cleaned)
 		answered <- a
 	}()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		var waits bool
 		err := env.Pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", other.PgConn().PID()).Scan(&waits)
 		return err == nil && waits
-	}, time.Minute, 10*time.Millisecond)
+	}, "the session waits")
 	_, err := env.Pool.Exec(t.Context(), "UPDATE clock SET at = '1970-01-02 00:00:01+00'")
 	require.NoError(t, err)
 	_, err = conn.Exec(t.Context(), "COMMIT")

@@ -5,12 +5,12 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -22,11 +22,11 @@ func running(t *testing.T, env *testenv.Env) (stop func()) {
 	cmd.SetArgs([]string{"run"})
 	done := make(chan error, 1)
 	go func() { done <- cmd.ExecuteContext(ctx) }()
-	require.Eventually(t, func() bool { // a slot that is still being made is active, too
+	await.True(t, func() bool { // a slot that is still being made is active, too
 		var active bool
 		err := env.Pool.QueryRow(t.Context(), "SELECT coalesce(bool_or(active AND confirmed_flush_lsn IS NOT NULL), false) FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
 		return err == nil && active
-	}, 30*time.Second, 20*time.Millisecond)
+	}, "the streamer holds the slot")
 	return func() {
 		cancel()
 		require.NoError(t, <-done)
@@ -53,7 +53,7 @@ func publish(t *testing.T, env *testenv.Env, kind, at string) uuid.UUID {
 func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), "ALTER TABLE event_log ADD CONSTRAINT no_bad CHECK event_type != 'bad'"))
 	env.AllowOutOfRange(t)
 	stop := running(t, env)
@@ -73,10 +73,10 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 		}
 		return found
 	}
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		rows, _ := eventLog(t, env)
 		return rows == 2 && len(list()) == 2
-	}, 2*time.Minute, 50*time.Millisecond)
+	}, "two rows and the dead letters are there")
 	found := list("--type", "bad")
 	require.Len(t, found, 1)
 	assert.Equal(t, bad.String(), found[0]["event_id"])
@@ -114,7 +114,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	// The streamer goes on where it was.
 	stop = running(t, env)
 	publish(t, env, "good", "2026-01-01")
-	require.Eventually(t, func() bool { rows, _ := eventLog(t, env); return rows >= 4 }, 30*time.Second, 50*time.Millisecond)
+	await.True(t, func() bool { rows, _ := eventLog(t, env); return rows >= 4 }, "four rows are there")
 	stop()
 	rows, events := eventLog(t, env)
 	assert.Equal(t, []uint64{4, 4}, []uint64{rows, events})
@@ -125,7 +125,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 func TestDeadLettersAreDropped(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), "ALTER TABLE event_log ADD CONSTRAINT no_bad CHECK event_type != 'bad'"))
 	env.AllowOutOfRange(t)
 	stop := running(t, env)
@@ -138,11 +138,11 @@ func TestDeadLettersAreDropped(t *testing.T) {
 		require.NoError(t, err, out)
 		assert.Regexp(t, wants, out)
 	}
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		out, err := command(t, "deadletter", "list")
 		require.NoError(t, err)
 		return strings.Count(out, " open ") == 3
-	}, 2*time.Minute, 50*time.Millisecond)
+	}, "the dead letters are listed")
 
 	says("^1 dropped\n$", "deadletter", "drop", "--id", never.String())
 	_, err := command(t, "deadletter", "drop", "--id", never.String())

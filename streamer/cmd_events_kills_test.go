@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	chconfig "diehard/shared/clickhouse"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -31,13 +32,13 @@ func killedStreamer(t *testing.T, env *testenv.Env, program string) (kill, stop 
 	}
 	running := start()
 	t.Cleanup(func() { _ = running.Process.Kill(); _ = running.Wait() })
-	awaitTrue(t, "the slot exists", func() bool {
+	await.True(t, func() bool {
 		var exists bool
 		err := env.Pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL)", env.Slot).Scan(&exists)
 		return err == nil && exists
-	})
+	}, "the slot exists")
 	stop = produceEvents(t, env, 7)
-	awaitTrue(t, "the first events are there", func() bool { rows, _ := eventLog(t, env); return rows > 0 })
+	await.True(t, func() bool { rows, _ := eventLog(t, env); return rows > 0 }, "the first events are there")
 	return func() {
 		require.NoError(t, running.Process.Kill())
 		_ = running.Wait() // it was killed

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/decode"
 	"diehard/streamer/replay"
@@ -33,22 +34,11 @@ func streamUntilEnd(t *testing.T, env *testenv.Env) {
 		cancel()
 		require.NoError(t, <-done)
 	})
-	awaitTrue(t, "the streamer takes the slot", func() bool {
+	await.True(t, func() bool {
 		var active bool
 		err := env.Pool.QueryRow(t.Context(), "SELECT active AND confirmed_flush_lsn IS NOT NULL FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
 		return err == nil && active
-	})
-}
-
-func awaitTrue(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !condition(); {
-		require.True(t, time.Now().Before(deadline), "gave up waiting: "+what)
-		select {
-		case <-t.Context().Done():
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	}, "the streamer takes the slot")
 }
 
 // deliver publishes n events and waits until the streamer has confirmed them.
@@ -57,12 +47,12 @@ func deliver(t *testing.T, env *testenv.Env, n int) (end string) {
 	_, err := env.Pool.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) SELECT 't', json_build_object('n', n) FROM generate_series(1, $1::int) n", n)
 	require.NoError(t, err)
 	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT pg_current_wal_lsn()::text").Scan(&end))
-	awaitTrue(t, "the streamer confirms", func() bool {
+	await.True(t, func() bool {
 		var done bool
 		err := env.Pool.QueryRow(t.Context(), "SELECT coalesce((SELECT confirmed_flush_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1), false)",
 			env.Slot, end).Scan(&done)
 		return err == nil && done
-	})
+	}, "the streamer confirms")
 	return end
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
 	"diehard/streamer/doctor"
@@ -20,18 +21,18 @@ import (
 func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	t.Setenv("STREAMER_EXIT_ON_FAILURE", "true")
 	t.Setenv("LOG_LEVEL", "error")
 	cmd := root()
 	cmd.SetArgs([]string{"run"})
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.ExecuteContext(t.Context()) }()
-	awaitTrue(t, "the streamer takes the slot", func() bool {
+	await.True(t, func() bool {
 		var active bool
 		err := env.Pool.QueryRow(t.Context(), "SELECT active AND confirmed_flush_lsn IS NOT NULL FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
 		return err == nil && active
-	})
+	}, "the streamer takes the slot")
 	deliver(t, env, 30)
 	stop := produceEvents(t, env, 1)
 	dropUnderTheStreamer(t, env)
@@ -46,11 +47,11 @@ func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 	assert.Contains(t, out, "`streamer slot create`, start the streamer, `streamer replay --from-table`")
 
 	var lost int // that no slot will deliver; at least one
-	awaitTrue(t, "events are missing", func() bool {
+	await.True(t, func() bool {
 		rows, _ := eventLog(t, env)
 		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) - $1 FROM outbox", int64(rows)).Scan(&lost))
 		return lost > 0
-	})
+	}, "events are missing")
 	out, err = command(t, "slot", "drop")
 	require.NoError(t, err)
 	assert.Contains(t, out, "did not exist")
@@ -72,7 +73,7 @@ func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
 func TestAStreamerThatCannotRunStaysUpAndRecovers(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	t.Setenv("LOG_LEVEL", "error")
 	ctx, stop := context.WithCancel(t.Context())
 	cmd := root()
@@ -84,19 +85,19 @@ func TestAStreamerThatCannotRunStaysUpAndRecovers(t *testing.T) {
 		s, _ := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR")) // not up yet: the zero Status
 		return s
 	}
-	awaitTrue(t, "the streamer is ready", func() bool { return status().Ready })
+	await.True(t, func() bool { return status().Ready }, "the streamer is ready")
 	deliver(t, env, 10)
 	dropUnderTheStreamer(t, env)
-	awaitTrue(t, "the streamer says that it cannot run", func() bool {
+	await.True(t, func() bool {
 		s := status()
 		return s.State == ops.Failed && s.Cause == failure.SlotLost && !s.Ready
-	})
+	}, "the streamer says that it cannot run")
 	out, err := command(t, "status")
 	require.NoError(t, err)
 	assert.Regexp(t, `(?m)^streamer +FAILED \(slot_lost\), up `, out)
 	_, err = command(t, "slot", "create")
 	require.NoError(t, err)
-	awaitTrue(t, "the streamer goes on by itself", func() bool { return status().Ready })
+	await.True(t, func() bool { return status().Ready }, "the streamer goes on by itself")
 	deliver(t, env, 10)
 	stop()
 	require.NoError(t, <-ended)
@@ -157,10 +158,10 @@ func produceEvents(t *testing.T, env *testenv.Env, n int) (stop func()) {
 // dropUnderTheStreamer is faster than the streamer takes the slot again.
 func dropUnderTheStreamer(t *testing.T, env *testenv.Env) {
 	t.Helper()
-	awaitTrue(t, "the slot is dropped", func() bool {
+	await.True(t, func() bool {
 		_, err := env.Pool.Exec(t.Context(), "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", env.Slot)
 		require.NoError(t, err)
 		_, err = env.Pool.Exec(t.Context(), "SELECT pg_drop_replication_slot($1)", env.Slot)
 		return err == nil
-	})
+	}, "the slot is dropped")
 }

@@ -5,17 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/sentrytest"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/doctor"
@@ -52,24 +51,24 @@ func TestRunIsWatched(t *testing.T) {
 	use(t, env)
 	sentry := sentrytest.New(t)
 	t.Setenv("SENTRY_CONFIG_DSN", sentry.DSN)
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	cmd := root()
 	cmd.SetArgs([]string{"run"})
 	done := make(chan error, 1)
 	go func() { done <- cmd.ExecuteContext(ctx) }()
 
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		s, err := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
 		return err == nil && s.Ready
-	}, 20*time.Second, 20*time.Millisecond, "the streamer is never ready")
+	}, "the streamer is never ready")
 	_, err := env.Pool.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) SELECT 't', '{}' FROM generate_series(1, 12)")
 	require.NoError(t, err)
 	var out string
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		out, err = command(t, "status")
 		return err == nil && strings.Contains(out, "; 12 events in ")
-	}, 20*time.Second, 20*time.Millisecond, "status never shows the events")
+	}, "status never shows the events")
 	assert.Regexp(t, `(?m)^streamer +STREAMING, up `, out)
 	assert.Regexp(t, `(?m)^slot +active \(diehard-streamer-`, out)
 	assert.LessOrEqual(t, strings.Count(out, "\n"), 24, "one screen")
@@ -79,15 +78,6 @@ func TestRunIsWatched(t *testing.T) {
 	assert.NotEmpty(t, sentry.Items("transaction"), "flushes are traced")
 	_, err = ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
 	assert.Error(t, err, "nothing listens any more")
-}
-
-// freeAddress is one on which nothing listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 func TestStatusWithoutAStreamer(t *testing.T) {

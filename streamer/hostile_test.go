@@ -10,11 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/ops"
 )
@@ -69,16 +69,16 @@ func asLogin(t *testing.T, env *testenv.Env) string {
 // streaming runs the streamer until stop is called.
 func streaming(t *testing.T) (stop func()) {
 	t.Helper()
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	cmd := root()
 	cmd.SetArgs([]string{"run"})
 	done := make(chan error, 1)
 	go func() { done <- cmd.ExecuteContext(ctx) }()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		s, err := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
 		return err == nil && s.Ready
-	}, 60*time.Second, 20*time.Millisecond, "the streamer is never ready")
+	}, "the streamer is never ready")
 	return func() {
 		cancel()
 		require.NoError(t, <-done)
@@ -95,11 +95,11 @@ func TestHostileSettingsChangeNoAnswer(t *testing.T) {
 	}
 	stop := streaming(t)
 	insert(5)
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		var n uint64
 		err := env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM "+env.ClickHouseConfig.EventLogTable).Scan(&n)
 		return err == nil && n == 5
-	}, 60*time.Second, 20*time.Millisecond)
+	}, "the events are in ClickHouse")
 	defer stop()
 	commands := [][]string{
 		{"doctor", "--json"},

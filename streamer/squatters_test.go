@@ -8,13 +8,13 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
 	"diehard/shared/postgres"
@@ -106,7 +106,7 @@ func (s *stranger) commandsRefuse(t *testing.T, name string) {
 // runsBefore starts a streamer that waits for the migrations, and then plants all.
 func (s *stranger) runsBefore(t *testing.T, objects map[string]string) {
 	t.Helper()
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
@@ -126,14 +126,14 @@ func (s *stranger) runsBefore(t *testing.T, objects map[string]string) {
 			return err == nil && strings.Contains(string(text), what)
 		}
 	}
-	require.Eventually(t, answered("does not exist"), time.Minute, 20*time.Millisecond, "it waits for the migrations")
+	await.True(t, answered("does not exist"), "it waits for the migrations")
 	for _, create := range objects {
 		s.exec(t, create)
 	}
 	_, err = pool.Exec(ctx, event.Schema(s.schema).SQL("INSERT INTO {outbox}.outbox (event_type, event_context) VALUES ('t', '{}')"))
 	require.ErrorContains(t, err, "belongs to "+s.name)
 	assert.Error(t, migrations.API(event.Schema(s.schema)).Up(ctx, postgres.Config{URL: s.url}, slog.New(slog.DiscardHandler)))
-	require.Eventually(t, answered("belongs to "+s.name), time.Minute, 20*time.Millisecond, "it never says what it has met")
+	await.True(t, answered("belongs to "+s.name), "it never says what it has met")
 	cancel()
 	if err := <-done; err != nil {
 		t.Log(err) // it was cancelled

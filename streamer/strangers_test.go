@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
@@ -316,17 +317,17 @@ func (s *stranger) publish(t *testing.T, schema event.Schema) {
 // deliver runs the streamer, and calls meanwhile once it delivers.
 func (s *stranger) deliver(t *testing.T, meanwhile func()) {
 	t.Helper()
-	t.Setenv("STREAMER_ADDR", freeAddress(t))
+	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	cmd := root()
 	cmd.SetArgs([]string{"run"})
 	done := make(chan error, 1)
 	go func() { done <- cmd.ExecuteContext(ctx) }()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		status, err := ops.AskStreamer(ctx, os.Getenv("STREAMER_ADDR"))
 		return err == nil && status.Totals.Flushed > 0
-	}, time.Minute, 20*time.Millisecond, "the streamer never delivers")
+	}, "the streamer never delivers")
 	meanwhile()
 	cancel()
 	require.NoError(t, <-done)

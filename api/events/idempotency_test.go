@@ -15,6 +15,7 @@ import (
 
 	"diehard/api/events"
 	"diehard/api/idempotency"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -90,10 +91,10 @@ func TestConcurrentRequestsWithOneKey(t *testing.T) {
 		done <- err
 	}()
 	<-halfway
-	require.Eventually(t, func() bool { // the claim follows the first chunk
+	await.True(t, func() bool { // the claim follows the first chunk
 		_, err := service.Publish(t.Context(), request(1, "key"))
 		return assert.ObjectsAreEqual(idempotency.ErrRunning, err)
-	}, 10*time.Second, time.Millisecond)
+	}, "the key is claimed")
 	release()
 	require.NoError(t, <-done)
 	again, err := service.Publish(t.Context(), request(6000, "key"))
@@ -214,7 +215,7 @@ func TestCleaningDoesNotWait(t *testing.T) {
 		defer close(done)
 		idempotency.Clean(ctx, env.Pool, time.Millisecond, slog.New(slog.DiscardHandler))
 	}()
-	require.Eventually(t, func() bool { return count(t, env.Pool, "diehard_idempotency_keys") == 0 }, 10*time.Second, 5*time.Millisecond)
+	await.True(t, func() bool { return count(t, env.Pool, "diehard_idempotency_keys") == 0 }, "expired keys are removed")
 	cancel()
 	<-done
 }

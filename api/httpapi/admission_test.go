@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/api/httpapi"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -105,9 +106,9 @@ func statusOf(t *testing.T, conn net.Conn) int {
 // metric awaits a line of /metrics.
 func (a *api) metric(t *testing.T, line string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		return strings.Contains(a.do(t, http.MethodGet, "/metrics", "").body, line+"\n")
-	}, time.Minute, 5*time.Millisecond, line)
+	}, "%s", line)
 }
 
 const (

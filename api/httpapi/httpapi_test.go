@@ -21,6 +21,7 @@ import (
 	"diehard/api/events"
 	"diehard/api/httpapi"
 	"diehard/api/users"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/telemetry"
 )
@@ -335,6 +336,6 @@ func TestClientThatGoesAwayIsNotAFailure(t *testing.T) {
 	}()
 	_, err = a.Client().Do(request) //nolint:bodyclose // there is no response
 	require.ErrorIs(t, err, context.Canceled)
-	require.Eventually(t, func() bool { return strings.Contains(a.log.String(), "status=499") }, 5*time.Second, 5*time.Millisecond)
+	await.True(t, func() bool { return strings.Contains(a.log.String(), "status=499") }, "the request is logged")
 	assert.NotContains(t, a.log.String(), "request failed")
 }

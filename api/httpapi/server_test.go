@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/api/httpapi"
+	"diehard/shared/dev/await"
 )
 
 // serve runs a server whose requests wait for release.
@@ -63,13 +64,13 @@ func TestServeFinishesRunningRequests(t *testing.T) {
 	<-entered
 	stopped := make(chan error, 1)
 	go func() { stopped <- stop() }()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
 		if err == nil {
 			_ = conn.Close()
 		}
 		return err != nil
-	}, 5*time.Second, 5*time.Millisecond, "no new connections")
+	}, "no new connections")
 	close(release)
 	assert.Equal(t, http.StatusNoContent, <-status)
 	assert.NoError(t, <-stopped)

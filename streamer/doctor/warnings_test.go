@@ -5,21 +5,16 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
 	"diehard/streamer/doctor"
-)
-
-const (
-	wait = 20 * time.Second
-	tick = 50 * time.Millisecond
 )
 
 // named puts the test's own name for SLOT.
@@ -92,6 +87,19 @@ func TestWarningsOfADatabase(t *testing.T) {
 	}
 }
 
+// A role that reads reports is read-only on purpose.
+func TestOnlyProducersAreWarnedOfReadOnlySessions(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	p := target(t, env, streamerURL(t, env))
+	execute(t, env, "postgresql", named("ALTER ROLE SLOT IN DATABASE SLOT SET default_transaction_read_only = on", env))
+	require.Nil(t, warned(t, p, "default_transaction_read_only"))
+	execute(t, env, "postgresql", named("GRANT diehard_producer TO SLOT", env))
+	f := warned(t, p, "default_transaction_read_only")
+	require.NotNil(t, f)
+	assert.Contains(t, f.Actual, named("on for role SLOT in database SLOT", env))
+}
+
 // What only a whole server can have.
 func TestWarningsOfAServer(t *testing.T) {
 	t.Parallel()
@@ -121,7 +129,7 @@ func TestWarningsOfAServer(t *testing.T) {
 		for _, statement := range []string{"SELECT pg_create_physical_replication_slot('standby')", "ALTER SYSTEM SET synchronized_standby_slots = 'standby, away'", "SELECT pg_reload_conf()"} {
 			execute(t, &env, "postgresql", statement)
 		}
-		require.Eventually(t, func() bool { f = warned(t, p, "synchronized_standby_slots"); return f != nil }, wait, tick)
+		await.True(t, func() bool { f = warned(t, p, "synchronized_standby_slots"); return f != nil }, "the doctor warns")
 		assert.Contains(t, f.Actual, "standby, away")
 	}
 }

@@ -3,45 +3,22 @@ package e2e
 import (
 	"fmt"
 	"log/slog"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
-
-// eventually waits until condition holds. Unlike require.Eventually it asks in
-// the test's own goroutine, so that a condition may use require.
-func eventually(t testing.TB, condition func() bool, message string, args ...any) {
-	t.Helper()
-	ticker, deadline := time.NewTicker(tick), time.After(waitTimeout)
-	defer ticker.Stop()
-	for !condition() {
-		select {
-		case <-ticker.C:
-		case <-deadline:
-			t.Logf("what everything waits for:\n%s", stacks())
-			require.Fail(t, "gave up waiting: "+fmt.Sprintf(message, args...))
-		}
-	}
-}
-
-// stacks are those of all goroutines: streamers run in this process.
-func stacks() []byte {
-	buf := make([]byte, 4<<20)
-	return buf[:runtime.Stack(buf, true)]
-}
 
 // awaitRows waits until event_log has n rows, and fails if it has more.
 func awaitRows(t testing.TB, env *testenv.Env, n int) {
 	t.Helper()
 	var have int
-	eventually(t, func() bool { have = countRows(t, env); return have >= n }, "fewer than %d rows arrive", n)
+	await.True(t, func() bool { have = countRows(t, env); return have >= n }, "fewer than %d rows arrive", n)
 	require.Equal(t, n, have, "rows in event_log")
 }
 
@@ -67,7 +44,7 @@ func delivered(t testing.TB, env *testenv.Env) int {
 	t.Helper()
 	want := outboxIDs(t, env)
 	have := 0
-	eventually(t, func() bool { have = count(t, env, "uniqExact(event_id)", ""); return have >= len(want) },
+	await.True(t, func() bool { have = count(t, env, "uniqExact(event_id)", ""); return have >= len(want) },
 		"event_log has fewer than the %d events of the outbox", len(want))
 	exactly(t, env, want)
 	return len(want)
@@ -177,7 +154,7 @@ func lsn(t testing.TB, env *testenv.Env, query string, args ...any) pglogrepl.LS
 // pending returns how many rows the slot would still deliver after a crash now.
 func pending(t testing.TB, env *testenv.Env) int {
 	t.Helper()
-	eventually(t, func() bool { return walsender(t, env) == 0 }, "the slot is still in use")
+	await.True(t, func() bool { return walsender(t, env) == 0 }, "the slot is still in use")
 	var n int
 	require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL,
 		'proto_version', '1', 'publication_names', $2) WHERE get_byte(data, 0) = ascii('I')`, env.Slot, env.Publication).Scan(&n))

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -51,7 +52,7 @@ func TestAgeBoundsABatch(t *testing.T) {
 	env := newEnv(t)
 	s := start(t, env, func(c *setup) { c.FlushInterval = 100 * time.Millisecond })
 	stop := produce(t, env, 1)
-	eventually(t, func() bool { return countRows(t, env) > 100 }, "nothing is written while events keep coming")
+	await.True(t, func() bool { return countRows(t, env) > 100 }, "nothing is written while events keep coming")
 	stop()
 	n := delivered(t, env)
 	assert.Less(t, len(s.seen.durable()), n/2, "rows do wait for others")
@@ -69,7 +70,7 @@ func TestOrderIsCommitOrder(t *testing.T) {
 	execute(t, env, insert, "committed first")
 	require.NoError(t, early.Commit(t.Context()))
 	stop := produce(t, env, 8)
-	eventually(t, func() bool { return countRows(t, env) > 400 }, "no rows")
+	await.True(t, func() bool { return countRows(t, env) > 400 }, "no rows")
 	stop()
 	delivered(t, env)
 

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
 )
@@ -98,7 +99,7 @@ func TestPostgreSQLDefaultsArrive(t *testing.T) {
 	assert.JSONEq(t, `{"a":2,"b":1}`, row.Context)
 	assert.Empty(t, row.Environment)
 	assert.EqualValues(t, 1, row.MetadataVersion)
-	assert.WithinDuration(t, row.CommitTime, row.DateTime, waitTimeout)
+	assert.WithinDuration(t, row.CommitTime, row.DateTime, await.Limit)
 }
 
 func TestRolledBackRowsNeverArrive(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 // The sixteen faults of comparable systems, each as a test of ours. Those of
@@ -39,7 +41,7 @@ func TestF01_AcknowledgedPastTheEndOfACommit(t *testing.T) {
 	for _, commit := range commits[1:] {
 		require.NoError(t, commit(t.Context()))
 	}
-	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
 	s.crash()
 	assert.Equal(t, 5, pending(t, env), "all others are still to be delivered")
 	release(t, env)
@@ -59,7 +61,7 @@ func TestF02_AcknowledgedPastARowByItsLength(t *testing.T) {
 	hold(t, env)
 	execute(t, env, `DO $$ BEGIN FOR i IN 1..200 LOOP
 		INSERT INTO outbox (event_type, event_context) VALUES ('following', '{}'); COMMIT; END LOOP; END $$`)
-	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
 	s.crash()
 	assert.Equal(t, 200, pending(t, env))
 	release(t, env)
@@ -77,11 +79,11 @@ func TestF03_AKeepaliveAcknowledgesPendingRows(t *testing.T) {
 	hold(t, env)
 	before := walEnd(t, env)
 	trickle(t, env, 10)
-	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
 	received := s.pipeline.Progress().Received()
 	for range 3 { // keepalives keep coming, as far as the rows that wait let them
 		execute(t, env, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
-		eventually(t, func() bool { return s.pipeline.Progress().Received() > received }, "no keepalive")
+		await.True(t, func() bool { return s.pipeline.Progress().Received() > received }, "no keepalive")
 		received = s.pipeline.Progress().Received()
 	}
 	assert.Greater(t, uint64(received), uint64(before)+1_000_000, "keepalives lie far behind the rows")
@@ -101,7 +103,7 @@ func TestF04_NothingIsConfirmedUnderSteadyLoad(t *testing.T) {
 	stop := produce(t, env, 2)
 	for range 5 {
 		n, confirmed := countRows(t, env), slotLSN(t, env, "confirmed_flush_lsn")
-		eventually(t, func() bool { return countRows(t, env) > n && slotLSN(t, env, "confirmed_flush_lsn") > confirmed }, "the position stands still")
+		await.True(t, func() bool { return countRows(t, env) > n && slotLSN(t, env, "confirmed_flush_lsn") > confirmed }, "the position stands still")
 	}
 	stop()
 	delivered(t, env)
@@ -117,7 +119,7 @@ func TestF08_AFailedFlushForgetsItsRows(t *testing.T) {
 	hold(t, env)
 	publish(t, env, 120)
 	trickle(t, env, 20)
-	eventually(t, func() bool { return s.seen.retries.Load() > 1 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 1 }, "ClickHouse is not asked")
 	release(t, env)
 	trickle(t, env, 20)
 	require.Equal(t, 160, delivered(t, env))
@@ -159,7 +161,7 @@ func TestF11_AFailingWriteIsDroppedAndThePositionMovesOn(t *testing.T) {
 	confirmedPast(t, env)
 	hold(t, env)
 	trickle(t, env, 3)
-	eventually(t, func() bool { return s.seen.retries.Load() > 2 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 2 }, "ClickHouse is not asked")
 	s.crash()
 	require.Equal(t, 3, pending(t, env), "after an error that passes")
 
@@ -185,7 +187,7 @@ func TestF13_ThePositionOfAnIdleSlot(t *testing.T) {
 		execute(t, env, "INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
 		confirmedPast(t, env)
 	}
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		execute(t, env, "CHECKPOINT") // it notes in the WAL where decoding may begin anew
 		return slotLSN(t, env, "restart_lsn") > restart
 	}, "WAL is kept for ever")
@@ -208,11 +210,11 @@ func TestF15_AZeroPositionAcknowledgesWhatWasReceived(t *testing.T) {
 	s := start(t, env, abrupt, often)
 	hold(t, env)
 	trickle(t, env, 10)
-	eventually(t, func() bool { return s.seen.retries.Load() > 3 }, "ClickHouse is not asked") // several statuses long
+	await.True(t, func() bool { return s.seen.retries.Load() > 3 }, "ClickHouse is not asked") // several statuses long
 	s.crash()
 	require.Equal(t, 10, pending(t, env))
 	s = start(t, env, abrupt, often)
-	eventually(t, func() bool { return s.seen.retries.Load() > 3 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 3 }, "ClickHouse is not asked")
 	flushed := lsn(t, env, "SELECT coalesce(flush_lsn, '0/0')::text FROM pg_stat_replication WHERE pid = $1", walsender(t, env))
 	assert.Equal(t, slotLSN(t, env, "confirmed_flush_lsn"), flushed, "a session begins with what the slot has confirmed")
 	s.crash()

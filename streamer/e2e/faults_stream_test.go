@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
 )
@@ -21,7 +22,7 @@ func TestF05_AStalledSinkCostsTheWalsender(t *testing.T) {
 	sender := walsender(t, env)
 	hold(t, env)
 	publish(t, env, 5000) // the reader is blocked, too
-	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
 	<-time.After(3 * s.cfg.SenderTimeout / 2)
 	assert.Equal(t, sender, walsender(t, env))
 	release(t, env)
@@ -57,16 +58,16 @@ func TestF09_ErrorsAreSwallowed(t *testing.T) {
 	s := start(t, env)
 	execute(t, env, "INSERT INTO outbox "+undecodable[0].row)
 	deadLetters(t, env, 1)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		return strings.Contains(s.log.text(), "level=ERROR msg=\"row written to the dead-letter table\"")
 	}, "a row becomes a dead letter in silence")
 	assert.NotContains(t, s.log.text(), `{"n": 1}`, "a payload in the log")
 
 	execute(t, env, "SELECT pg_terminate_backend($1)", walsender(t, env))
-	eventually(t, func() bool { return s.seen.sessions.Load() == 1 }, "an error of the server is not noticed")
+	await.True(t, func() bool { return s.seen.sessions.Load() == 1 }, "an error of the server is not noticed")
 	err, at := s.pipeline.Progress().LastError()
 	require.ErrorContains(t, err, "terminating connection")
-	assert.WithinDuration(t, time.Now(), at, waitTimeout)
+	assert.WithinDuration(t, time.Now(), at, await.Limit)
 
 	hold(t, env)
 	trickle(t, env, 3)
@@ -104,7 +105,7 @@ func TestF14_RowsOfOneCopyShareAnLSN(t *testing.T) {
 		"COPY outbox (event_type, event_context) FROM STDIN")
 	conn.Release()
 	require.NoError(t, err)
-	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return s.seen.retries.Load() > 0 }, "ClickHouse is not asked")
 	written := countRows(t, env)
 	require.Positive(t, written)
 	require.Less(t, written, 1000)
@@ -156,7 +157,7 @@ func TestF16_ABrokenConnectionLeavesABatchBehind(t *testing.T) {
 		retries := s.seen.retries.Load()
 		execute(t, env, `INSERT INTO outbox (event_type, event_context)
 			SELECT 'random', to_json(string_agg(gen_random_uuid()::text, ' ')) FROM generate_series(1, 5000) AS n GROUP BY n`)
-		eventually(t, func() bool { return s.seen.retries.Load() > retries }, "the break after %d bytes is not noticed", bytes)
+		await.True(t, func() bool { return s.seen.retries.Load() > retries }, "the break after %d bytes is not noticed", bytes)
 		n.heal()
 		delivered(t, env)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 func TestFromAnHTTPRequestToARow(t *testing.T) {
@@ -76,7 +78,7 @@ func TestSIGTERMUnderLoadLosesNothing(t *testing.T) {
 			first.says("streaming")
 			before := slotLSN(t, env, "confirmed_flush_lsn")
 			stop := produce(t, env, 4)
-			eventually(t, func() bool { return countRows(t, env) > 1000 }, "no rows are written under load")
+			await.True(t, func() bool { return countRows(t, env) > 1000 }, "no rows are written under load")
 			first.signal(sig)
 			require.Zero(t, first.exit())
 
@@ -116,7 +118,7 @@ func TestAStopWritesWhatWasRead(t *testing.T) {
 	delivered(t, env)
 	publish(t, env, 5)
 	end := walEnd(t, env)
-	eventually(t, func() bool { return s.pipeline.Progress().Decoded() >= end }, "the rows are not read")
+	await.True(t, func() bool { return s.pipeline.Progress().Decoded() >= end }, "the rows are not read")
 	require.Equal(t, 1, countRows(t, env))
 	s.stop()
 	require.Equal(t, 6, delivered(t, env))
@@ -131,7 +133,7 @@ func TestKillNineLosesAndDoublesNothing(t *testing.T) {
 	stop := produce(t, env, 4)
 	for kill := range 4 {
 		n := countRows(t, env)
-		eventually(t, func() bool { return countRows(t, env) > n+300 }, "no rows are written after kill %d", kill)
+		await.True(t, func() bool { return countRows(t, env) > n+300 }, "no rows are written after kill %d", kill)
 		s.kill()
 		s = run(t, env, "streamer")
 	}
@@ -151,7 +153,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	s.says("insert failed, retrying")
 	stop()
 	// The kernel may merge signals that come too close to each other.
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		_ = s.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-s.done:

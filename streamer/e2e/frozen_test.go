@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 // ClickHouse freezes under a load of small transactions, with a full batch: the receiver
@@ -42,7 +44,7 @@ func TestAFrozenClickHouseDoesNotCostTheSession(t *testing.T) {
 			}
 		}()
 	}
-	eventually(t, func() bool { return countRows(t, env) > 500 }, "nothing is delivered")
+	await.True(t, func() bool { return countRows(t, env) > 500 }, "nothing is delivered")
 	session := s.pipeline.Progress().Session()
 	require.NoError(t, engine.Pause())
 	<-time.After(10 * senderTimeout)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
@@ -33,7 +34,7 @@ func runUntil(t testing.TB, env *testenv.Env, failpoint string, n int, more ...s
 // frozen waits until the program has stopped itself.
 func (p *program) frozen() {
 	p.t.Helper()
-	eventually(p.t, func() bool {
+	await.True(p.t, func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 		require.NoError(p.t, err)
 		for i := len(stat) - 1; i > 0; i-- {
@@ -116,7 +117,7 @@ func TestAForeignReaderIsRefused(t *testing.T) {
 				says(t, launch(t, env).refusal(), "advanced by something else")
 				require.Equal(t, before, countRows(t, env))
 
-				eventually(t, func() bool { return walsender(t, env) == 0 }, "the end of the refused session")
+				await.True(t, func() bool { return walsender(t, env) == 0 }, "the end of the refused session")
 				acceptByCommand(t, env)
 				start(t, env)
 				replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
@@ -140,7 +141,7 @@ func TestAForeignReaderIsRefusedAfterStandingBy(t *testing.T) {
 	}
 	require.NoError(t, reader.Start())
 	t.Cleanup(func() { _ = reader.Process.Kill(); _ = reader.Wait() })
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		var active bool
 		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT active FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active))
 		return active
@@ -149,7 +150,7 @@ func TestAForeignReaderIsRefusedAfterStandingBy(t *testing.T) {
 	s.await(pipeline.Standby)
 	publish(t, env, 3)
 	end := walEnd(t, env)
-	eventually(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "it does not confirm")
+	await.True(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "it does not confirm")
 	require.NoError(t, reader.Process.Signal(syscall.SIGINT))
 	says(t, s.refusal(), "advanced by something else")
 	require.Zero(t, countRows(t, env))
@@ -195,7 +196,7 @@ func TestAFailoverThatLosesEventsWhoseInsertIsWrittenLate(t *testing.T) {
 	first.says("streaming")
 	slow(t, env)
 	publish(t, env, 5)
-	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
 	first.kill()
 	failOver(t, env, engine, dir, copied)
 	trickle(t, env, 50)
@@ -219,7 +220,7 @@ func TestAFailoverThatLosesEventsThatWereNeverWritten(t *testing.T) {
 	failOver(t, env, engine, dir, copied)
 	trickle(t, env, 10)
 	second := launch(t, env, func(c *setup) { c.InsertTimeout = time.Second })
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		return strings.Contains(second.log.text(), "waiting for the time limit of the inserts before")
 	}, "it does not wait")
 	first.kill()

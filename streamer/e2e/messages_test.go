@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
 	"diehard/streamer/decode"
@@ -81,7 +82,7 @@ func TestMessagesArriveOnceThroughCrashes(t *testing.T) {
 	for written := 0; written < 20; {
 		holdAfter(t, env, 2)
 		s := start(t, env, tight)
-		eventually(t, func() bool { return s.seen.retries.Load() > 0 || countRows(t, env) == 20 }, "nothing is held up")
+		await.True(t, func() bool { return s.seen.retries.Load() > 0 || countRows(t, env) == 20 }, "nothing is held up")
 		s.crash()
 		releaseParts(t, env)
 		n := countRows(t, env)
@@ -110,7 +111,7 @@ func TestSwitchingMessagesOnInTheMiddleOfATransactionDoublesNothing(t *testing.T
 	raw := `SELECT pg_logical_emit_message(true, 'diehard.event', '{"v":1,"id":"` + "0193a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b" +
 		`","event_type":"unread","event_date_time":"2026-01-01T00:00:00Z"}' || E'\n{}')`
 	inOne(t, env, raw, kind(row, "a"), raw, kind(row, "b"), raw, kind(row, "c"), kind(row, "d"), kind(row, "e"))
-	eventually(t, func() bool { return first.seen.retries.Load() > 0 }, "nothing is held up")
+	await.True(t, func() bool { return first.seen.retries.Load() > 0 }, "nothing is held up")
 	first.crash()
 	require.Equal(t, 2, countRows(t, env))
 	inOne(t, env, raw, kind(row, "f")) // nothing of it is written: it counts
@@ -150,7 +151,7 @@ func TestSwitchingMessagesOnBehindADeadLetterDoublesNothing(t *testing.T) {
 	raw := `SELECT pg_logical_emit_message(true, 'diehard.event', 'malformed, were it read')`
 	inOne(t, env, raw, bad, kind(row, "a"))
 	deadLetters(t, env, 1)
-	eventually(t, func() bool { return first.seen.retries.Load() > 0 }, "nothing is held up")
+	await.True(t, func() bool { return first.seen.retries.Load() > 0 }, "nothing is held up")
 	first.crash()
 	release(t, env)
 	start(t, env, func(c *setup) { tight(c); withMessages(c) })

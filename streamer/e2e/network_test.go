@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
@@ -18,9 +19,9 @@ func TestTheNetworkToPostgresIsCut(t *testing.T) {
 	stop := produce(t, env, 2)
 	for range 3 {
 		rows, sessions := countRows(t, env), s.seen.sessions.Load()
-		eventually(t, func() bool { return countRows(t, env) > rows+100 }, "no rows through the network")
+		await.True(t, func() bool { return countRows(t, env) > rows+100 }, "no rows through the network")
 		n.cut()
-		eventually(t, func() bool { return s.seen.sessions.Load() > sessions }, "the cut is not noticed")
+		await.True(t, func() bool { return s.seen.sessions.Load() > sessions }, "the cut is not noticed")
 		n.restore()
 	}
 	stop()
@@ -44,7 +45,7 @@ func TestTheNetworkToPostgresIsHalfOpen(t *testing.T) {
 			delivered(t, env)
 			n.silence(streams...)
 			publish(t, env, 100)
-			eventually(t, func() bool { return s.seen.sessions.Load() > 0 }, "the silence is not noticed")
+			await.True(t, func() bool { return s.seen.sessions.Load() > 0 }, "the silence is not noticed")
 			n.heal()
 			delivered(t, env)
 		})
@@ -63,7 +64,7 @@ func TestTheNetworkIsSilentAtTheStart(t *testing.T) {
 			n, through := between(t, env)
 			n.silence("downstream")
 			s := launch(t, env, through, func(c *setup) { c.InsertTimeout = 3 * time.Second })
-			eventually(t, func() bool { return s.seen.sessions.Load() > 0 }, "the silence is not noticed")
+			await.True(t, func() bool { return s.seen.sessions.Load() > 0 }, "the silence is not noticed")
 			n.heal()
 			s.await(pipeline.Streaming)
 			publish(t, env, 5)
@@ -83,7 +84,7 @@ func TestTheNetworkToPostgresIsSilentWhileClickHouseRefuses(t *testing.T) {
 	publish(t, env, 5)
 	s.await(pipeline.Retrying)
 	n.silence("downstream")
-	eventually(t, func() bool { return s.seen.sessions.Load() > 0 }, "the silence is not noticed")
+	await.True(t, func() bool { return s.seen.sessions.Load() > 0 }, "the silence is not noticed")
 	n.heal()
 	command(t, env, "ALTER TABLE LOG MODIFY SETTING table_readonly = 0")
 	delivered(t, env)
@@ -111,9 +112,9 @@ func TestTheNetworkToClickHouseIsCut(t *testing.T) {
 	stop := produce(t, env, 2)
 	for range 3 {
 		rows, retries := countRows(t, env), s.seen.retries.Load()
-		eventually(t, func() bool { return countRows(t, env) > rows+100 }, "no rows through the network")
+		await.True(t, func() bool { return countRows(t, env) > rows+100 }, "no rows through the network")
 		n.cut()
-		eventually(t, func() bool { return s.seen.retries.Load() > retries }, "the cut is not noticed")
+		await.True(t, func() bool { return s.seen.retries.Load() > retries }, "the cut is not noticed")
 		n.restore()
 	}
 	stop()
@@ -133,7 +134,7 @@ func TestTheNetworkToClickHouseBreaksWithinABatch(t *testing.T) {
 	n.cutAfter(40_000)
 	execute(t, env, `INSERT INTO outbox (event_type, event_context)
 		SELECT 'random', to_json(string_agg(gen_random_uuid()::text, ' ')) FROM generate_series(1, 20000) AS n GROUP BY n`)
-	eventually(t, func() bool { return s.seen.retries.Load() > 1 }, "the break is not noticed")
+	await.True(t, func() bool { return s.seen.retries.Load() > 1 }, "the break is not noticed")
 	assert.Zero(t, countRows(t, env), "a part of a batch")
 	n.heal()
 	delivered(t, env)
@@ -148,9 +149,9 @@ func TestTheAnswerOfClickHouseIsLost(t *testing.T) {
 	stop := produce(t, env, 2)
 	for range 2 {
 		rows, retries := countRows(t, env), s.seen.retries.Load()
-		eventually(t, func() bool { return countRows(t, env) > rows+50 }, "no rows through the network")
+		await.True(t, func() bool { return countRows(t, env) > rows+50 }, "no rows through the network")
 		n.silence("downstream")
-		eventually(t, func() bool { return s.seen.retries.Load() > retries }, "the silence is not noticed")
+		await.True(t, func() bool { return s.seen.retries.Load() > retries }, "the silence is not noticed")
 		n.heal()
 	}
 	stop()

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
@@ -64,7 +65,7 @@ func TestClickHouseIsAwayAtTheStart(t *testing.T) {
 	publish(t, env, 10)
 	require.NoError(t, engine.Stop(t.Context()))
 	s := launch(t, env)
-	eventually(t, func() bool { return s.seen.retries.Load() > 1 }, "it does not try again")
+	await.True(t, func() bool { return s.seen.retries.Load() > 1 }, "it does not try again")
 	require.NoError(t, engine.Start(t.Context()))
 	delivered(t, env)
 }
@@ -96,7 +97,7 @@ func TestClickHouseAnswersLate(t *testing.T) {
 		retries := s.seen.retries.Load()
 		require.NoError(t, engine.Pause())
 		publish(t, env, 5000)
-		eventually(t, func() bool { return s.seen.retries.Load() > retries+1 }, "a late answer is waited for")
+		await.True(t, func() bool { return s.seen.retries.Load() > retries+1 }, "a late answer is waited for")
 		require.NoError(t, engine.Resume())
 		delivered(t, env)
 	}
@@ -131,10 +132,10 @@ func TestAttemptsThatOverlapAreWrittenOnce(t *testing.T) {
 	s := start(t, env, func(c *setup) { c.InsertTimeout = 2 * time.Second })
 	slow(t, env)
 	publish(t, env, 5)
-	eventually(t, func() bool { return s.seen.retries.Load() > 0 }, "a slow insert is waited for")
+	await.True(t, func() bool { return s.seen.retries.Load() > 0 }, "a slow insert is waited for")
 	quick(t, env)
 	publish(t, env, 5)
-	eventually(t, func() bool { return countRows(t, env) >= 10 && running(t, env, 0) == 0 }, "inserts run for ever")
+	await.True(t, func() bool { return countRows(t, env) >= 10 && running(t, env, 0) == 0 }, "inserts run for ever")
 	delivered(t, env)
 }
 
@@ -147,14 +148,14 @@ func TestRowsThatLeaveBeforeTheirInsertIsRepeatedDoNotComeBack(t *testing.T) {
 	s := start(t, env, through, func(c *setup) { c.InsertTimeout = 3 * time.Second })
 	slow(t, env)
 	publish(t, env, 6)
-	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
 	n.silence("downstream")
 	awaitRows(t, env, 6)
 	quick(t, env)
 	command(t, env, "ALTER TABLE LOG DELETE WHERE true SETTINGS mutations_sync = 2")
 	require.Zero(t, countRows(t, env))
 	n.heal()
-	eventually(t, func() bool { return strings.Contains(s.log.text(), "its rows are not there") }, "nothing is said of it")
+	await.True(t, func() bool { return strings.Contains(s.log.text(), "its rows are not there") }, "nothing is said of it")
 	execute(t, env, "DELETE FROM outbox")
 	publish(t, env, 5)
 	require.Equal(t, 5, delivered(t, env))
@@ -168,7 +169,7 @@ func TestTheLastRowLeavesBeforeItsInsertIsRepeated(t *testing.T) {
 	start(t, env, through, func(c *setup) { c.InsertTimeout = 3 * time.Second })
 	slow(t, env)
 	publish(t, env, 6)
-	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
 	n.silence("downstream")
 	awaitRows(t, env, 6)
 	quick(t, env)
@@ -201,7 +202,7 @@ func TestClickHouseRefusesForNow(t *testing.T) {
 			command(t, env, "SYSTEM STOP MERGES LOG")
 			command(t, env, c.refuse)
 			publish(t, env, 100)
-			eventually(t, func() bool { return s.seen.retries.Load() > 1 }, "it is not refused")
+			await.True(t, func() bool { return s.seen.retries.Load() > 1 }, "it is not refused")
 			require.ErrorContains(t, s.seen.retried(), c.message)
 			assert.Equal(t, pipeline.Retrying, s.pipeline.Progress().State())
 			assert.Equal(t, 1, countRows(t, env))
@@ -222,7 +223,7 @@ func TestClickHouseIsOutOfMemory(t *testing.T) {
 	})
 	execute(t, env, `INSERT INTO outbox (event_type, event_context)
 		SELECT 'wide', to_json(repeat('x', 10000)) FROM generate_series(1, 3000)`)
-	eventually(t, func() bool { return poor.seen.retries.Load() > 1 }, "memory suffices")
+	await.True(t, func() bool { return poor.seen.retries.Load() > 1 }, "memory suffices")
 	require.ErrorContains(t, poor.seen.retried(), "MEMORY_LIMIT_EXCEEDED")
 	poor.cancel()
 	<-poor.done
@@ -242,5 +243,5 @@ func TestPartitionsAreCreatedWhileClickHouseIsAway(t *testing.T) {
 	execute(t, env, "DROP TABLE "+last)
 	require.NoError(t, engine.Stop(t.Context()))
 	run(t, env, "streamer")
-	eventually(t, func() bool { return exists(t, env, last) }, "the partition is never created")
+	await.True(t, func() bool { return exists(t, env, last) }, "the partition is never created")
 }

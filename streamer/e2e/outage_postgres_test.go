@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/streamer/pipeline"
 )
 
@@ -27,7 +28,7 @@ func TestPostgresRestarts(t *testing.T) {
 		trickle(t, env, 20)
 		sessions := s.seen.sessions.Load()
 		require.NoError(t, end())
-		eventually(t, func() bool { return s.seen.sessions.Load() > sessions }, "the restart is not noticed")
+		await.True(t, func() bool { return s.seen.sessions.Load() > sessions }, "the restart is not noticed")
 		require.NoError(t, engine.Start(t.Context()))
 		env.Pool.Reset()
 		delivered(t, env)
@@ -72,10 +73,10 @@ func TestBackendsAreTerminated(t *testing.T) {
 		require.NoError(t, env.Pool.QueryRow(t.Context(),
 			"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE "+which, env.Slot).Scan(&n))
 		require.Positive(t, n)
-		eventually(t, func() bool { return s.seen.sessions.Load() > sessions }, "the end of a backend is not noticed")
+		await.True(t, func() bool { return s.seen.sessions.Load() > sessions }, "the end of a backend is not noticed")
 		s.await(pipeline.Streaming)
 		rows := countRows(t, env)
-		eventually(t, func() bool { return countRows(t, env) > rows+100 }, "no rows in the new session")
+		await.True(t, func() bool { return countRows(t, env) > rows+100 }, "no rows in the new session")
 	}
 	stop()
 	delivered(t, env)
@@ -92,7 +93,7 @@ func TestALargeTransactionOfAnotherTable(t *testing.T) {
 	s := start(t, env, func(c *setup) { c.SenderTimeout = 3 * time.Second })
 	execute(t, env, "INSERT INTO noise SELECT n FROM generate_series(1, 2000000) AS n")
 	end := walEnd(t, env)
-	eventually(t, func() bool { return s.pipeline.Progress().Confirmed() >= end }, "the position does not get past the transaction")
+	await.True(t, func() bool { return s.pipeline.Progress().Confirmed() >= end }, "the position does not get past the transaction")
 	publish(t, env, 5)
 	delivered(t, env)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -90,7 +91,7 @@ func TestTheRunbookOfALostSlotUnderRowLevelSecurity(t *testing.T) {
 	require.Zero(t, replay.exit(), replay.log.text())
 	assert.Contains(t, replay.log.text(), "500 were missing, 500 of them are filled now")
 	delivered(t, env)
-	eventually(t, func() bool { retire(t, env); return !exists(t, env, partition) }, "what is delivered is never retired")
+	await.True(t, func() bool { retire(t, env); return !exists(t, env, partition) }, "what is delivered is never retired")
 	s.stop()
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
@@ -36,7 +37,7 @@ type deadLetter struct {
 func deadLetters(t testing.TB, env *testenv.Env, n int) []deadLetter {
 	t.Helper()
 	var rows []deadLetter
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		rows = nil
 		query := "SELECT * FROM " + env.ClickHouseConfig.DeadLetterTable + " ORDER BY commit_lsn, commit_seq"
 		require.NoError(t, env.ClickHouse.Select(t.Context(), &rows, query))
@@ -50,7 +51,7 @@ func deadLetters(t testing.TB, env *testenv.Env, n int) []deadLetter {
 func confirmedPast(t testing.TB, env *testenv.Env) {
 	t.Helper()
 	end := walEnd(t, env)
-	eventually(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "acknowledgement does not proceed")
+	await.True(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "acknowledgement does not proceed")
 }
 
 // undecodable are rows that the event log has no value for, and why.
@@ -91,7 +92,7 @@ func TestRowsThatCannotBeDecodedBecomeDeadLetters(t *testing.T) {
 		assert.Equal(t, position{l.Source, l.CommitLSN, l.Timeline}, of)
 		assert.EqualValues(t, 2*i+2, l.CommitSeq)
 		assert.Zero(t, l.Code)
-		assert.WithinDuration(t, time.Now(), l.FailedAt, waitTimeout)
+		assert.WithinDuration(t, time.Now(), l.FailedAt, await.Limit)
 		assert.Zero(t, l.RetriedAt.Unix())
 		assert.Equal(t, `{"n": 1}`, rawColumn(t, l, "event_context"), "the row's own bytes")
 	}
@@ -238,9 +239,9 @@ func TestAnUnknownCodeForEveryRow(t *testing.T) {
 	s := start(t, env)
 	command(t, env, "ALTER TABLE LOG ADD COLUMN u UInt64 MATERIALIZED toUInt64(substring(event_context, 1, 0))")
 	publish(t, env, 50)
-	eventually(t, func() bool { return s.seen.deadLetters.Load() > 0 }, "a row that always fails never becomes a dead letter")
+	await.True(t, func() bool { return s.seen.deadLetters.Load() > 0 }, "a row that always fails never becomes a dead letter")
 	retries := s.seen.retries.Load()
-	eventually(t, func() bool { return s.seen.retries.Load() > retries+4 }, "it is not tried again")
+	await.True(t, func() bool { return s.seen.retries.Load() > retries+4 }, "it is not tried again")
 	assert.EqualValues(t, 1, s.seen.deadLetters.Load(), "the next row is tried longer")
 	assert.Zero(t, countRows(t, env))
 	assert.Equal(t, pipeline.Retrying, s.pipeline.Progress().State())
@@ -262,7 +263,7 @@ func TestNothingIsConfirmedBeforeItsDeadLetterIsDurable(t *testing.T) {
 	execute(t, env, "INSERT INTO outbox "+undecodable[0].row)
 	end := walEnd(t, env)
 	trickle(t, env, 5)
-	eventually(t, func() bool { return s.seen.retries.Load() > 2 }, "the dead letter is not tried again")
+	await.True(t, func() bool { return s.seen.retries.Load() > 2 }, "the dead letter is not tried again")
 	assert.Less(t, slotLSN(t, env, "confirmed_flush_lsn"), end)
 	command(t, env, "ALTER TABLE "+table+" MODIFY SETTING table_readonly = 0")
 	deadLetters(t, env, 1)

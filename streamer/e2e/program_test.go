@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -70,7 +71,7 @@ func (p *program) exit() int {
 	p.t.Helper()
 	select {
 	case <-p.done:
-	case <-time.After(waitTimeout):
+	case <-time.After(await.Limit):
 		require.Fail(p.t, "the program does not end")
 	}
 	return p.cmd.ProcessState.ExitCode()
@@ -80,7 +81,7 @@ func (p *program) exit() int {
 func (p *program) says(message string) map[string]any {
 	p.t.Helper()
 	var found map[string]any
-	eventually(p.t, func() bool {
+	await.True(p.t, func() bool {
 		for line := range strings.Lines(p.log.text()) {
 			var attributes map[string]any
 			if json.Unmarshal([]byte(line), &attributes) == nil && strings.HasPrefix(fmt.Sprint(attributes["msg"]), message) {

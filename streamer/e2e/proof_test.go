@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 	"diehard/streamer/replication"
@@ -38,7 +39,7 @@ func TestTheProofWaitsForOpenTransactions(t *testing.T) {
 	execute(t, env, "SELECT pg_logical_emit_message(false, 'test', 'x')")
 	end := walEnd(t, env)
 	execute(t, env, "SELECT pg_logical_emit_message(true, 'test', 'x')")
-	eventually(t, func() bool { return s.pipeline.Progress().Durable() >= end }, "the stream does not get there")
+	await.True(t, func() bool { return s.pipeline.Progress().Durable() >= end }, "the stream does not get there")
 	assert.Equal(t, before, slotLSN(t, env, "confirmed_flush_lsn"), "nothing is proved yet")
 	require.NoError(t, tx.Commit(t.Context())) // the first row that the walsender sees of the outbox, with the publication of its time
 	publish(t, env, 3)
@@ -129,7 +130,7 @@ func TestTheOriginChangesOnlyBehindWhatIsConfirmed(t *testing.T) {
 	delivered(t, env)
 	hold(t, env)
 	bySubscription(t, env, 2)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		var unfinished bool
 		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT intent->>'after' <> intent->>'through' FROM diehard_intent").Scan(&unfinished))
 		return unfinished && s.pipeline.Progress().State() == pipeline.Retrying
@@ -141,7 +142,7 @@ func TestTheOriginChangesOnlyBehindWhatIsConfirmed(t *testing.T) {
 	s = start(t, env)
 	delivered(t, env)
 	end := walEnd(t, env)
-	eventually(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "it is not confirmed")
+	await.True(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "it is not confirmed")
 	s.stop()
 	start(t, env, none)
 	publish(t, env, 3)
@@ -202,6 +203,6 @@ func TestRetentionKeepsWhatWasSkipped(t *testing.T) {
 	replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
 	require.Zero(t, replay.exit(), replay.log.text())
 	assert.Contains(t, replay.log.text(), "3 were missing, 3 of them are filled now")
-	eventually(t, func() bool { retire(t, env); return !exists(t, env, partition) }, "what is delivered is never retired")
+	await.True(t, func() bool { retire(t, env); return !exists(t, env, partition) }, "what is delivered is never retired")
 	s.stop()
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
 )
@@ -173,7 +174,7 @@ func TestPublishEventsFillsInDefaultsAndReturnsIds(t *testing.T) {
 		assert.Equal(t, ids[i], row.ID.String())
 		assert.EqualValues(t, 1, row.MetadataVersion)
 		assert.Empty(t, row.Environment)
-		assert.WithinDuration(t, row.CommitTime, row.DateTime, waitTimeout)
+		assert.WithinDuration(t, row.CommitTime, row.DateTime, await.Limit)
 	}
 	assert.Equal(t, `{"b":1,  "a":2}`, readRow(t, env, "first").Context)
 	_, err = env.Pool.Exec(t.Context(), `SELECT publish_events('[{"event_type": "good", "event_context": 1}, {"event_type": "", "event_context": 1}]')`)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
@@ -225,7 +226,7 @@ func TestChangesOfAPublicationThatChangeNothing(t *testing.T) {
 // awaitNoDoubt waits until nothing is to be proved.
 func awaitNoDoubt(t testing.TB, env *testenv.Env) {
 	t.Helper()
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		var proved bool
 		require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT unproved_since IS NULL FROM diehard_intent`).Scan(&proved))
 		return proved
@@ -311,7 +312,7 @@ func TestRefusalOfASlotThatIsLost(t *testing.T) {
 	env, _ := ownPostgres(t, map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"})
 	start(t, env).stop()
 	execute(t, env, "CREATE TABLE noise (v text)")
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		for range 3 {
 			execute(t, env, "INSERT INTO noise VALUES ('x')")
 			execute(t, env, "SELECT pg_switch_wal()")

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
 	"diehard/streamer/replication"
@@ -114,7 +115,7 @@ func TestGoingFromOneStreamerToShards(t *testing.T) {
 	divide(t, env, 2)
 	stop := produce(t, env, 2)
 	n := countRows(t, env)
-	eventually(t, func() bool { return countRows(t, env) > n+50 }, "no rows")
+	await.True(t, func() bool { return countRows(t, env) > n+50 }, "no rows")
 	early := launch(t, env, shard(1, 2))
 	require.ErrorContains(t, early.refusal(), "divides the outbox differently")
 	whole.stop()
@@ -140,7 +141,7 @@ func TestGoingToShardsInTheMiddleOfATransaction(t *testing.T) {
 	divide(t, env, 2)
 	holdAfter(t, env, 3)
 	publish(t, env, 10_000)
-	eventually(t, func() bool { return whole.seen.retries.Load() > 0 }, "ClickHouse takes everything")
+	await.True(t, func() bool { return whole.seen.retries.Load() > 0 }, "ClickHouse takes everything")
 	whole.crash()
 	releaseParts(t, env)
 	some := countRows(t, env)
@@ -153,7 +154,7 @@ func TestGoingToShardsInTheMiddleOfATransaction(t *testing.T) {
 	}
 	whole = start(t, env)
 	delivered(t, env)
-	eventually(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= walEndBefore(t, env)+1 }, "all is confirmed")
+	await.True(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= walEndBefore(t, env)+1 }, "all is confirmed")
 	whole.stop()
 
 	for _, index := range []int{1, 2} {
@@ -174,7 +175,7 @@ func TestShardsThatForgetWhereToBeginAreRefused(t *testing.T) {
 	publish(t, env, 100)
 	delivered(t, env)
 	end := walEnd(t, env)
-	eventually(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "all is confirmed")
+	await.True(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "all is confirmed")
 	whole.stop()
 	from := advised(t, launch(t, env, shard(1, 2)).refusal())
 	execute(t, env, "SELECT pg_drop_replication_slot($1)", env.Slot)
@@ -200,7 +201,7 @@ func TestDivisionsThatStartTogetherSeeEachOther(t *testing.T) {
 	_, err = lock.Exec(t.Context(), "LOCK TABLE diehard_slot") // which is read between the look and the slot
 	require.NoError(t, err)
 	both := []*streamer{launch(t, env), launch(t, env, shard(1, 2))}
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		var waiting int
 		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'diehard_slot'::regclass").Scan(&waiting))
 		return waiting == len(both)
@@ -209,7 +210,7 @@ func TestDivisionsThatStartTogetherSeeEachOther(t *testing.T) {
 	select {
 	case <-both[0].done:
 	case <-both[1].done:
-	case <-time.After(waitTimeout):
+	case <-time.After(await.Limit):
 		require.Fail(t, "both run")
 	}
 	for _, s := range both {
@@ -288,13 +289,13 @@ func TestRetentionWaitsForEveryShard(t *testing.T) {
 	divide(t, env, 2)
 	first := start(t, env, shard(1, 2))
 	publish(t, env, 50)
-	eventually(t, func() bool { return first.pipeline.Progress().Confirmed() >= walEndBefore(t, env) }, "the first shard confirms")
+	await.True(t, func() bool { return first.pipeline.Progress().Confirmed() >= walEndBefore(t, env) }, "the first shard confirms")
 	confirmed := func() pglogrepl.LSN { return lsn(t, env, "SELECT outbox_confirmed()::text") }
 	held := lsn(t, env, "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", env.Slot+"_2_of_2")
 	assert.Equal(t, held, confirmed(), "the slower shard decides")
 	start(t, env, shard(2, 2))
 	delivered(t, env)
-	eventually(t, func() bool { return confirmed() > held }, "both confirm")
+	await.True(t, func() bool { return confirmed() > held }, "both confirm")
 }
 
 // walEndBefore is the end of the last event's transaction, or a little before.

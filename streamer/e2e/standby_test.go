@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 	"diehard/streamer/sink"
@@ -25,13 +26,13 @@ func TestAStandbyWaitsAndTakesOverAfterADeath(t *testing.T) {
 	second.await(pipeline.Standby)
 	assert.Contains(t, second.log.text(), "standby: another streamer holds the slot")
 	rows := countRows(t, env)
-	eventually(t, func() bool { return countRows(t, env) > rows+100 }, "the first does not go on")
+	await.True(t, func() bool { return countRows(t, env) > rows+100 }, "the first does not go on")
 	assert.Equal(t, pipeline.Standby, second.pipeline.Progress().State())
 
 	first.kill()
 	second.await(pipeline.Streaming)
 	rows = countRows(t, env)
-	eventually(t, func() bool { return countRows(t, env) > rows+100 }, "the second does not go on")
+	await.True(t, func() bool { return countRows(t, env) > rows+100 }, "the second does not go on")
 	stop()
 	delivered(t, env)
 	producersInOrder(t, env)
@@ -59,18 +60,18 @@ func TestAFrozenStreamerIsReplacedAndWakesUpAsStandby(t *testing.T) {
 	first := run(t, env, "streamer", "REPLICATION_SENDER_TIMEOUT=2s")
 	first.says("streaming")
 	stop := produce(t, env, 4)
-	eventually(t, func() bool { return countRows(t, env) > 300 }, "the first does not begin")
+	await.True(t, func() bool { return countRows(t, env) > 300 }, "the first does not begin")
 	second := launch(t, env)
 	second.await(pipeline.Standby)
 
 	first.signal(syscall.SIGSTOP)
 	second.await(pipeline.Streaming)
 	rows := countRows(t, env)
-	eventually(t, func() bool { return countRows(t, env) > rows+100 }, "the second does not go on")
+	await.True(t, func() bool { return countRows(t, env) > rows+100 }, "the second does not go on")
 	first.signal(syscall.SIGCONT)
 	first.says("standby: another streamer holds the slot")
 	rows = countRows(t, env)
-	eventually(t, func() bool { return countRows(t, env) > rows+100 }, "the second is disturbed")
+	await.True(t, func() bool { return countRows(t, env) > rows+100 }, "the second is disturbed")
 	stop()
 	delivered(t, env)
 	producersInOrder(t, env)
@@ -109,12 +110,12 @@ func TestAnInsertThatAPredecessorLeftRunningIsWrittenOnce(t *testing.T) {
 	s := start(t, env, abrupt)
 	slow(t, env)
 	publish(t, env, 5)
-	eventually(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
+	await.True(t, func() bool { return running(t, env, 0.2) > 0 }, "ClickHouse is not asked")
 	s.crash()
 	start(t, env)
 	quick(t, env)
 	publish(t, env, 5)
-	eventually(t, func() bool { return running(t, env, 0) == 0 }, "inserts run for ever")
+	await.True(t, func() bool { return running(t, env, 0) == 0 }, "inserts run for ever")
 	require.Equal(t, 10, delivered(t, env))
 }
 
@@ -127,7 +128,7 @@ func TestNothingIsWrittenBeforeTheSlotIsProvedToBeOurs(t *testing.T) {
 	publish(t, env, 5)
 	rows := delivered(t, env)
 	// A position without rows is proved, too: then the insert is not the one that waits.
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		ofAnInsert := proofWaits(t, env, s, rows)
 		rows = delivered(t, env)
 		return ofAnInsert
@@ -147,7 +148,7 @@ func proofWaits(t testing.TB, env *testenv.Env, s *streamer, rows int) bool {
 	_, err = tx.Exec(t.Context(), "LOCK TABLE pg_publication IN ACCESS EXCLUSIVE MODE")
 	require.NoError(t, err)
 	publish(t, env, 5)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		var waiting bool
 		query := "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND backend_type = 'client backend' AND wait_event_type = 'Lock')"
 		require.NoError(t, env.Pool.QueryRow(t.Context(), query, s.pipeline.Progress().Session()).Scan(&waiting))

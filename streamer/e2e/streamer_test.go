@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
 	"diehard/streamer/batch"
@@ -23,13 +24,6 @@ import (
 	"diehard/streamer/pipeline"
 	"diehard/streamer/replication"
 	"diehard/streamer/sink"
-)
-
-const (
-	// waitTimeout bounds every wait for a condition. It is far beyond what any of
-	// them takes: reaching it means that the condition never comes.
-	waitTimeout = 2 * time.Minute
-	tick        = 20 * time.Millisecond
 )
 
 // streamer is a pipeline that runs in this process.
@@ -58,7 +52,7 @@ type setup struct {
 func start(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 	t.Helper()
 	s := launch(t, env, changes...)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		select {
 		case <-s.done:
 			require.NoError(t, s.err)
@@ -123,13 +117,13 @@ func defaults(env *testenv.Env) pipeline.Config {
 		Limits:        batch.Limits{Rows: 10_000, Bytes: 4 << 20},
 		FlushInterval: 20 * time.Millisecond,
 		InsertTimeout: 30 * time.Second,
-		DrainTimeout:  waitTimeout,
+		DrainTimeout:  await.Limit,
 	}
 }
 
 func (s *streamer) await(state pipeline.State) {
 	s.t.Helper()
-	eventually(s.t, func() bool { return s.pipeline.Progress().State() == state }, "the streamer is never %s", state)
+	await.True(s.t, func() bool { return s.pipeline.Progress().State() == state }, "the streamer is never %s", state)
 }
 
 // stop ends the streamer in order, as SIGTERM does.
@@ -145,7 +139,7 @@ func (s *streamer) refusal() error {
 	s.t.Helper()
 	select {
 	case <-s.done:
-	case <-time.After(waitTimeout):
+	case <-time.After(await.Limit):
 		require.Fail(s.t, "the streamer does not give up", s.pipeline.Progress().State().String())
 	}
 	require.Error(s.t, s.err)

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/ops"
 )
@@ -47,7 +48,7 @@ func TestAStreamThatFailsInTheSameTransactionIsStuck(t *testing.T) {
 	address := testenv.FreeAddress(t)
 	p := runArgs(t, env, "streamer", nil, "DATABASE_URL="+through.String(), "STREAMER_ADDR="+address)
 	var r ops.Readiness
-	eventually(t, func() bool { r = readiness(t, address); return r.Status == ops.Stuck }, "the streamer never says that it is stuck")
+	await.True(t, func() bool { r = readiness(t, address); return r.Status == ops.Stuck }, "the streamer never says that it is stuck")
 	require.False(t, r.Ready)
 	require.NotEmpty(t, r.Reasons)
 	at := skipTo.FindStringSubmatch(r.Reasons[0])
@@ -60,7 +61,7 @@ func TestAStreamThatFailsInTheSameTransactionIsStuck(t *testing.T) {
 
 	p = runArgs(t, env, "streamer", []string{"run", "--start-lsn", at[1]}, "DATABASE_URL="+through.String(), "STREAMER_ADDR="+address)
 	awaitRows(t, env, 3)
-	eventually(t, func() bool { return readiness(t, address).Ready }, "the streamer is never ready again")
+	await.True(t, func() bool { return readiness(t, address).Ready }, "the streamer is never ready again")
 	replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
 	require.Zero(t, replay.exit(), replay.log.text())
 	assert.Contains(t, replay.log.text(), "1 were missing, 1 of them are filled now")
@@ -83,14 +84,14 @@ func TestReadinessNamesTheStandbyThatPostgreSQLWaitsFor(t *testing.T) {
 	execute(t, env, "ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
 	execute(t, env, "SELECT pg_reload_conf()")
 	publish(t, env, 3)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		r := readiness(t, address)
 		return len(r.Reasons) == 1 && r.Reasons[0] == "PostgreSQL sends nothing until the standby of slot standby is connected: start it, or take it out of synchronized_standby_slots"
 	}, "the standby is never named")
 	execute(t, env, "ALTER SYSTEM RESET synchronized_standby_slots")
 	execute(t, env, "SELECT pg_reload_conf()")
 	delivered(t, env)
-	eventually(t, func() bool { return readiness(t, address).Ready }, "the streamer is never ready again")
+	await.True(t, func() bool { return readiness(t, address).Ready }, "the streamer is never ready again")
 }
 
 // A streamer that PostgreSQL takes for a synchronous standby says so at its start.

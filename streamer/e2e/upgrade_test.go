@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
@@ -98,7 +99,7 @@ func TestPgUpgradeWithAMigratedSlot(t *testing.T) {
 	s = start(t, old, through)
 	delivered(t, old)
 	n.cut() // stands for a streamer that is left running while the servers are exchanged
-	eventually(t, func() bool { return !slotActive(t, old) }, "the walsender does not end")
+	await.True(t, func() bool { return !slotActive(t, old) }, "the walsender does not end")
 	slotCommand(t, old, "finish")
 	require.NoError(t, engine.Stop(t.Context()))
 	old.Pool.Reset()
@@ -175,7 +176,7 @@ func TestLogicalBlueGreen(t *testing.T) {
 				run(t, green, "streamer", more...).says("streaming")
 			}
 			publish(t, blue, 5) // by subscription and by the old streamer
-			eventually(t, func() bool { return len(outboxIDs(t, green)) == 10 }, "the subscription does not catch up")
+			await.True(t, func() bool { return len(outboxIDs(t, green)) == 10 }, "the subscription does not catch up")
 			delivered(t, blue)
 			s.stop()
 			execute(t, green, "DROP SUBSCRIPTION blue_green")

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/dev/testenv/browser"
 	"diehard/streamer/ops"
@@ -99,20 +100,20 @@ func TestEverythingAgreesWithTheDatabasesUnderLoad(t *testing.T) {
 	b := browser.Open(t)
 	env := testenv.New(t)
 	w := watch(t, env)
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	stop := produce(t, env)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		s := w.status()
 		return s.Totals.Flushed > 0 && s.ClickHouse.ClickHouse != nil
 	}, "nothing is written")
 	b.Visit(w.url + "/")
-	eventually(t, func() bool { return strings.Contains(b.Text("#clickhouse"), " rows, ") }, "the page shows nothing")
+	await.True(t, func() bool { return strings.Contains(b.Text("#clickhouse"), " rows, ") }, "the page shows nothing")
 
 	for range 3 {
 		for name, read := range w.watchers(b) {
 			before := ask(t, env)
 			var c claim
-			eventually(t, func() bool {
+			await.True(t, func() bool {
 				c = read()
 				return c.flushed >= before.stored && c.stored >= before.stored && c.walEnd >= before.walEnd && c.confirmed >= before.confirmed
 			}, "%s never shows what the databases said", name)
@@ -120,16 +121,16 @@ func TestEverythingAgreesWithTheDatabasesUnderLoad(t *testing.T) {
 			assert.LessOrEqual(t, c.flushed, after.stored, name)
 			assert.LessOrEqual(t, c.stored, after.stored, name)
 			assert.LessOrEqual(t, c.walEnd, after.walEnd, name)
-			eventually(t, func() bool { return ask(t, env).confirmed >= c.confirmed }, "%s shows as confirmed what PostgreSQL never hears of", name)
+			await.True(t, func() bool { return ask(t, env).confirmed >= c.confirmed }, "%s shows as confirmed what PostgreSQL never hears of", name)
 		}
 	}
 	stop()
 	published := ask(t, env).published
 	for name, read := range w.watchers(b) {
-		eventually(t, func() bool { c := read(); return c.flushed == published && c.stored == published }, "%s never shows every event", name)
+		await.True(t, func() bool { c := read(); return c.flushed == published && c.stored == published }, "%s never shows every event", name)
 	}
 	var lag ops.Lag
-	eventually(t, func() bool { lag = w.status().Lag; return lag.Confirmed.Bytes == 0 }, "the lag never ends")
+	await.True(t, func() bool { lag = w.status().Lag; return lag.Confirmed.Bytes == 0 }, "the lag never ends")
 	assert.Zero(t, lag.Buffered.Rows)
 	assert.Empty(t, b.Problems())
 }

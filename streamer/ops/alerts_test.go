@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -31,12 +32,12 @@ func TestAlertsAreAboutMetricsThatExist(t *testing.T) {
 	publish(t, w.env, 1)
 	var have metrics
 	for _, last := range []string{"slot_lost", "lag_seconds", "dead_letters_open", "outbox_days_ahead"} {
-		eventually(t, func() bool {
+		await.True(t, func() bool {
 			have = w.metrics()
 			return have.families["diehard_streamer_"+last] != nil && w.progress.Confirmed() != 0
 		}, "%s never appears", last)
 	}
-	eventually(t, func() bool { return w.status().Lag.Flushed.Seconds != nil }, "the age of the lag is never known")
+	await.True(t, func() bool { return w.status().Lag.Flushed.Seconds != nil }, "the age of the lag is never known")
 	have = w.metrics()
 	metric := regexp.MustCompile(`\bdiehard_streamer_\w+`)
 	stage := regexp.MustCompile(`(diehard_streamer_\w+)\{\w+="(\w+)"\}`)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -42,9 +43,9 @@ func TestDashboardIsAboutMetricsThatExist(t *testing.T) {
 	require.Contains(t, string(source), "uid: "+dashboard.UID)
 
 	w := watch(t, testenv.New(t))
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	publish(t, w.env, 1)
-	eventually(t, func() bool { s := w.status(); return s.Lag.Flushed.Seconds != nil && s.Totals.Flushed == 1 }, "the row is never written")
+	await.True(t, func() bool { s := w.status(); return s.Lag.Flushed.Seconds != nil && s.Totals.Flushed == 1 }, "the row is never written")
 	families := w.metrics().families
 	// Of the api, by package telemetry/web.
 	const requests = "http_request_duration_seconds"

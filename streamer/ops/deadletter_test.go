@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/sentrytest"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/telemetry"
@@ -22,13 +23,13 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	require.NoError(t, err)
 	env := testenv.New(t)
 	w := watch(t, env)
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), `ALTER TABLE event_log ADD CONSTRAINT no_cards CHECK position(event_context, '4111') = 0`))
 	_, err = env.Pool.Exec(t.Context(), `INSERT INTO outbox (event_type, event_context)
 		SELECT 'paid', CASE WHEN n IN (3, 7) THEN '["4111-payload"]' ELSE '{}' END::json FROM generate_series(1, 10) AS n`)
 	require.NoError(t, err)
 
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		c := w.status().ClickHouse.ClickHouse
 		return c != nil && c.DeadLetters.Open == 2
 	}, "the dead letters are never shown")
@@ -47,7 +48,7 @@ func TestDeadLettersAreSeenEverywhereWithoutTheirPayload(t *testing.T) {
 	dropped, err := deadletter.Drop(t.Context(), env.PostgresURL, env.ClickHouse, tables, deadletter.Filter{})
 	require.NoError(t, err)
 	assert.Equal(t, 2, dropped)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		c := w.status().ClickHouse.ClickHouse
 		return c != nil && c.DeadLetters.Open == 0 && len(c.DeadLetters.Recent) == 0
 	}, "dropped dead letters are open")
@@ -72,17 +73,17 @@ func TestAFailingViewIsSeen(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	w := watch(t, env)
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), `CREATE MATERIALIZED VIEW watcher ENGINE = Null AS
 		SELECT throwIf(position(event_context, '4111') > 0) AS x FROM event_log`))
 	_, err := env.Pool.Exec(t.Context(), `INSERT INTO outbox (event_type, event_context) VALUES ('paid', '["4111-payload"]')`)
 	require.NoError(t, err)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		m := w.metrics()
 		return m.value("view_failures_total")+m.value("dead_letters_total") == 1
 	}, "nothing reports the view's failure")
 	if w.metrics().value("view_failures_total") == 1 { // else the server has refused the row with its view
-		eventually(t, func() bool { return w.metrics().value("rows_flushed_total") == 1 }, "the row is there")
+		await.True(t, func() bool { return w.metrics().value("rows_flushed_total") == 1 }, "the row is there")
 		failed := w.status().Failures[0]
 		assert.Equal(t, "materialized view", failed.Kind)
 		assert.Contains(t, failed.Text, "code 395 (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)")

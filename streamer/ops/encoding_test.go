@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -15,11 +16,11 @@ func TestContextsThatAreEncodedTwiceAreCounted(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	w := watch(t, env)
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	_, err := env.Pool.Exec(t.Context(), `INSERT INTO outbox (event_type, event_context)
 		VALUES ('t', '{"a": 1}'), ('t', '"{\"a\": 1}"'), ('t', '"[not JSON"'), ('t', ' "[1]"')`)
 	require.NoError(t, err)
-	eventually(t, func() bool { return w.status().Totals.Flushed == 4 }, "the rows are never written")
+	await.True(t, func() bool { return w.status().Totals.Flushed == 4 }, "the rows are never written")
 	s := w.status()
 	assert.EqualValues(t, 2, s.Totals.DoubleEncoded)
 	var text strings.Builder

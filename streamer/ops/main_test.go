@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
 	"diehard/streamer/batch"
@@ -128,12 +129,6 @@ func (w *watched) status() (s ops.Status) {
 	return s
 }
 
-// eventually waits for a condition that the streamer brings about by itself.
-func eventually(t *testing.T, condition func() bool, what string, args ...any) {
-	t.Helper()
-	require.Eventuallyf(t, condition, 2*time.Minute, 20*time.Millisecond, what, args...)
-}
-
 // publish inserts n rows in one transaction.
 func publish(t *testing.T, env *testenv.Env, n int) {
 	t.Helper()
@@ -148,7 +143,7 @@ func refuseInserts(t *testing.T, env *testenv.Env) (restore func()) {
 	t.Helper()
 	const limit = "parts_to_throw_insert"
 	publish(t, env, 1)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		var sent, written uint64
 		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM outbox").Scan(&sent))
 		require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM event_log").Scan(&written))

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -62,12 +63,12 @@ func TestMetricsSayWhatTheDatabasesSay(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	w := watch(t, env)
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	const transactions, rows = 5, 3000
 	for range transactions {
 		publish(t, env, rows)
 	}
-	eventually(t, func() bool { return w.metrics().value("rows_flushed_total") == transactions*rows }, "the rows are never written")
+	await.True(t, func() bool { return w.metrics().value("rows_flushed_total") == transactions*rows }, "the rows are never written")
 
 	m := w.metrics()
 	var stored uint64
@@ -100,11 +101,11 @@ func TestLagIsWhatPostgresSays(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	first := watch(t, env)
-	eventually(t, func() bool { code, _ := first.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := first.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	standby := watch(t, env)
-	eventually(t, func() bool { _, r := standby.ready(); return r.Status == "standby" }, "there is no standby")
+	await.True(t, func() bool { _, r := standby.ready(); return r.Status == "standby" }, "there is no standby")
 	publish(t, env, 10)
-	eventually(t, func() bool { return first.status().Lag.Confirmed.Bytes == 0 }, "the lag never ends")
+	await.True(t, func() bool { return first.status().Lag.Confirmed.Bytes == 0 }, "the lag never ends")
 
 	// An open transaction holds restart_lsn back while what it wrote is not committed.
 	tx, err := env.Pool.Begin(t.Context())
@@ -112,7 +113,7 @@ func TestLagIsWhatPostgresSays(t *testing.T) {
 	defer func() { _ = tx.Rollback(t.Context()) }()
 	_, err = tx.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) SELECT 'x', '{}' FROM generate_series(1, 5000)")
 	require.NoError(t, err)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		_, err := env.Pool.Exec(t.Context(), "CHECKPOINT") // also logs a snapshot, by which slots advance
 		require.NoError(t, err)
 		var retained, lag int64
@@ -143,7 +144,7 @@ func TestEveryMetricIsExplained(t *testing.T) {
 func TestEveryMetricOfTheStreamerNamesItsInstallationSlotAndShard(t *testing.T) {
 	t.Parallel()
 	w := watch(t, testenv.New(t))
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	seen := 0
 	for name, family := range w.metrics().families {
 		if !strings.HasPrefix(name, "diehard_streamer_") {

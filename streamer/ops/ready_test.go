@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/ops"
 	"diehard/streamer/pipeline"
@@ -22,15 +23,15 @@ func TestReadyWhileStreamingAndAsStandby(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	first := watch(t, env)
-	eventually(t, func() bool { code, _ := first.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := first.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	_, r := first.ready()
 	assert.Equal(t, ops.Readiness{Status: "streaming", Ready: true, Reasons: []string{}}, r)
 
 	second := watch(t, env)
-	eventually(t, func() bool { _, r := second.ready(); return r.Status == "standby" && r.Ready }, "the standby is never ready")
+	await.True(t, func() bool { _, r := second.ready(); return r.Status == "standby" && r.Ready }, "the standby is never ready")
 
 	first.stop()
-	eventually(t, func() bool { _, r := second.ready(); return r.Status == "streaming" && r.Ready }, "the standby never takes over")
+	await.True(t, func() bool { _, r := second.ready(); return r.Status == "streaming" && r.Ready }, "the standby never takes over")
 	assert.Empty(t, second.status().Failures, "a takeover is no failure")
 }
 
@@ -46,13 +47,13 @@ func TestNotReadyBeyondTheLimitOfLag(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	w := watch(t, env, func(o *ops.Options) { o.MaxLag = 4 << 20 })
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	restore := refuseInserts(t, env)
 	publish(t, env, 1)
-	eventually(t, func() bool { _, r := w.ready(); return r.Status == "retrying" }, "nothing is refused")
+	await.True(t, func() bool { _, r := w.ready(); return r.Status == "retrying" }, "nothing is refused")
 	publish(t, env, 50_000)
 	var reasons []string
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		var code int
 		var r ops.Readiness
 		code, r = w.ready()
@@ -62,15 +63,15 @@ func TestNotReadyBeyondTheLimitOfLag(t *testing.T) {
 	assert.Regexp(t, "^the insert of the present batch fails: insert .*: ", reasons[0])
 	assert.Regexp(t, `^the slot is [\d.]+MiB behind, more than STREAMER_MAX_LAG allows \(4MiB\)$`, reasons[1])
 	restore()
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer never catches up")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer never catches up")
 }
 
 func TestNotReadyWithoutTheSlot(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	w := watch(t, env, func(o *ops.Options) { o.Probe.Slot = "another_slot" })
-	eventually(t, func() bool { return w.progress.State() == pipeline.Streaming }, "the streamer never streams")
-	eventually(t, func() bool {
+	await.True(t, func() bool { return w.progress.State() == pipeline.Streaming }, "the streamer never streams")
+	await.True(t, func() bool {
 		code, r := w.ready()
 		return code == http.StatusServiceUnavailable && len(r.Reasons) == 1 && r.Reasons[0] == "slot another_slot does not exist"
 	}, "a missing slot is never reported")
@@ -85,13 +86,13 @@ func TestAStandbyBehindAForeignSessionIsNotReady(t *testing.T) {
 	require.NoError(t, err)
 	foreign := streamFrom(t, env, "pg_recvlogical")
 	w := watch(t, env)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		code, r := w.ready()
 		return code == http.StatusServiceUnavailable && r.Status == "standby" && len(r.Reasons) == 1 &&
 			strings.Contains(r.Reasons[0], `active for "pg_recvlogical", which is not a streamer`)
 	}, "a foreign session is waited for as for a streamer")
 	require.NoError(t, foreign.Close(t.Context()))
-	eventually(t, func() bool { _, r := w.ready(); return r.Status == "streaming" && r.Ready }, "the streamer never takes the slot")
+	await.True(t, func() bool { _, r := w.ready(); return r.Status == "streaming" && r.Ready }, "the streamer never takes the slot")
 }
 
 // streamFrom holds the slot with a session of the given application name.
@@ -118,13 +119,13 @@ func TestASlotThatIsBeingCreatedIsNamedAsTheCause(t *testing.T) {
 	_, err = tx.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) VALUES ('t', '{}')")
 	require.NoError(t, err)
 	w := watch(t, env)
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		code, r := w.ready()
 		return code == http.StatusServiceUnavailable && strings.Contains(strings.Join(r.Reasons, "\n"),
 			"slot "+env.Slot+" is being created: PostgreSQL waits for running and prepared transactions")
 	}, "the cause is never named")
 	require.NoError(t, tx.Rollback(t.Context()))
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 }
 
 // A page whose name is rebound to 127.0.0.1 reaches nothing.

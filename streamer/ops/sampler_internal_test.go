@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
@@ -47,12 +48,12 @@ func TestRequestsSeeWhatHasJustHappened(t *testing.T) {
 	}}
 	sees := func(what func(x snapshot) bool, message string) {
 		t.Helper()
-		require.Eventually(t, func() bool {
+		await.True(t, func() bool {
 			x := s.fresh(t.Context())
 			require.NoError(t, x.postgres.failure)
 			require.NoError(t, x.clickhouse.failure)
 			return x.postgres.last != nil && x.clickhouse.last != nil && what(x)
-		}, 20*time.Second, 20*time.Millisecond, message)
+		}, "%s", message)
 	}
 	sees(func(x snapshot) bool { return x.clickhouse.last.Rows == 0 && x.postgres.last.Slot(env.Slot) == nil }, "nothing is known")
 	require.NoError(t, env.ClickHouse.Exec(t.Context(), "INSERT INTO event_log (commit_lsn) VALUES (1)"))

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/sentrytest"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/telemetry"
@@ -23,7 +24,7 @@ func TestFlushesAndOutagesReachSentry(t *testing.T) {
 	require.NoError(t, err)
 	env := testenv.New(t)
 	w := watch(t, env)
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 
 	const traceID = "0af7651916cd43dd8448eb211c80319c"
 	_, err = env.Pool.Exec(t.Context(), `INSERT INTO outbox (event_type, event_context, trace_context)
@@ -32,13 +33,13 @@ func TestFlushesAndOutagesReachSentry(t *testing.T) {
 	written := func(rows int64) func() bool {
 		return func() bool { return w.status().Totals.Flushed == rows }
 	}
-	eventually(t, written(1), "the row is never written")
+	await.True(t, written(1), "the row is never written")
 
 	restore := refuseInserts(t, env)
 	publish(t, env, 1)
-	eventually(t, func() bool { return w.metrics().value("retries_total", "transient") >= 2 }, "nothing is retried")
+	await.True(t, func() bool { return w.metrics().value("retries_total", "transient") >= 2 }, "nothing is retried")
 	restore()
-	eventually(t, written(3), "the outage never ends")
+	await.True(t, written(3), "the outage never ends")
 	w.stop()
 	flush(5 * time.Second)
 

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
 	"diehard/streamer/ops"
@@ -18,7 +19,7 @@ func TestAFatalErrorIsAStateWithItsCause(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	w := watch(t, env)
-	eventually(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	assert.InDelta(t, 0, w.metrics().value("state", ops.Failed), 0)
 	w.end() // the pipeline, not its monitor
 	w.monitor.Failed(failure.Wrap(failure.Fatal, failure.Because(failure.Publication, errors.New("the publication is missing: create it"))))
@@ -34,7 +35,7 @@ func TestAFatalErrorIsAStateWithItsCause(t *testing.T) {
 	assert.InDelta(t, 0, m.value("failure", string(failure.SlotLost)), 0)
 
 	w.begin()
-	eventually(t, func() bool {
+	await.True(t, func() bool {
 		code, r := w.ready()
 		return code == http.StatusOK && r.Status == "streaming" && r.Cause == ""
 	}, "it never recovers")

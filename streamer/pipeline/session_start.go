@@ -158,7 +158,6 @@ func (s *session) connect(ctx context.Context) (walEnd pglogrepl.LSN, err error)
 		return 0, err
 	}
 	s.cfg.StartLSN = s.p.cfg.StartLSN
-	s.cfg.StartLSN = s.p.cfg.StartLSN
 	if s.history, err = s.conn.History(ctx, sys.Timeline); err != nil {
 		return 0, err
 	}
@@ -192,8 +191,7 @@ func (p *Pipeline) sameServer(systemID string, record func() (replication.Intent
 		}
 		p.log.Warn("the server was upgraded, or restored from a dump: its system identifier is another one", "system_id", systemID, "before", known)
 		p.newTimeline.timeline = 0 // its timelines are others
-		p.cfg.StartLSN = 0         // and so is its WAL
-		if p.cfg.StartLSN != 0 {
+		if p.cfg.StartLSN != 0 {   // and so is its WAL
 			p.log.Warn("--start-lsn is a position of the server before and counts no more", "start_lsn", p.cfg.StartLSN.String())
 			p.cfg.StartLSN = 0
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
@@ -29,11 +30,11 @@ func onServers(env *testenv.Env) *Pipeline {
 
 func eventually(t *testing.T, env *testenv.Env, condition string, args ...any) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		var holds bool
 		err := env.Pool.QueryRow(t.Context(), "SELECT "+condition, args...).Scan(&holds)
 		return err == nil && holds
-	}, time.Minute, 20*time.Millisecond, condition)
+	}, "%s", condition)
 }
 
 // The look may err: a replica that lags shows nothing. ClickHouse itself then

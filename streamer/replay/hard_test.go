@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/streamer/replication"
 )
 
@@ -81,7 +82,7 @@ func TestAReplayWaitsForClickHouse(t *testing.T) {
 		assert.NoError(t, err)
 		done <- report
 	}()
-	f.eventually(func() bool { return warnings.n.Load() >= 2 }, "the replay tries again")
+	await.True(f.t, func() bool { return warnings.n.Load() >= 2 }, "the replay tries again")
 	assert.Empty(t, done)
 	f.command("ALTER TABLE event_log MODIFY SETTING table_readonly = 0")
 	report := <-done

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/pipeline"
@@ -19,12 +20,6 @@ import (
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
-
-const (
-	// waitTimeout is far beyond what any condition takes: reaching it means that it never comes.
-	waitTimeout = 90 * time.Second
-	tick        = 20 * time.Millisecond
-)
 
 // fixture is an outbox with a streamer that delivers from it.
 type fixture struct {
@@ -49,7 +44,7 @@ func (f *fixture) stream() (stop func()) {
 		Messages: f.messages, Shard: f.part, StartLSN: f.start,
 		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, SenderTimeout: 10 * time.Second,
 		Tables: f.tables, Limits: batch.Limits{Rows: 20_000, Bytes: 4 << 20},
-		FlushInterval: 20 * time.Millisecond, InsertTimeout: time.Minute, DrainTimeout: waitTimeout,
+		FlushInterval: 20 * time.Millisecond, InsertTimeout: time.Minute, DrainTimeout: await.Limit,
 	}, f.ClickHouse, f.log(), nil)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(f.t.Context()))
 	done := make(chan error, 1)
@@ -63,7 +58,7 @@ func (f *fixture) stream() (stop func()) {
 		stopped = true
 	}
 	f.t.Cleanup(stop)
-	f.eventually(func() bool { return p.Progress().State() == pipeline.Streaming }, "the streamer streams")
+	await.True(f.t, func() bool { return p.Progress().State() == pipeline.Streaming }, "the streamer streams")
 	return stop
 }
 
@@ -79,19 +74,6 @@ func (f *fixture) config() Config {
 	return Config{
 		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, Shard: f.part, ClickHouse: f.ClickHouse,
 		Tables: f.tables, Limits: batch.Limits{Rows: 100, Bytes: 1 << 20}, InsertTimeout: time.Minute, Log: f.log(),
-	}
-}
-
-func (f *fixture) eventually(condition func() bool, what string) {
-	f.t.Helper()
-	ticker, deadline := time.NewTicker(tick), time.After(waitTimeout)
-	defer ticker.Stop()
-	for !condition() {
-		select {
-		case <-ticker.C:
-		case <-deadline:
-			require.Fail(f.t, "gave up waiting: "+what)
-		}
 	}
 }
 
@@ -126,9 +108,9 @@ func (f *fixture) lsn(query string, args ...any) pglogrepl.LSN {
 // confirmed waits until the streamer has confirmed lsn.
 func (f *fixture) confirmed(lsn pglogrepl.LSN) {
 	f.t.Helper()
-	f.eventually(func() bool {
+	await.True(f.t, func() bool {
 		return f.lsn("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", f.Slot) >= lsn
-	}, "the streamer confirms "+lsn.String())
+	}, "the streamer confirms %s", lsn)
 }
 
 // command runs a statement on ClickHouse and waits for its mutations.

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/streamer/replication"
 )
 
@@ -75,7 +76,7 @@ func TestADroppedSlotIsCuredByTheTable(t *testing.T) {
 		assert.NoError(t, err)
 		done <- report
 	}()
-	f.eventually(func() bool {
+	await.True(f.t, func() bool {
 		var waits bool
 		err := f.Pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name = 'diehard-streamer-replay' AND state = 'idle in transaction')`).Scan(&waits)
@@ -263,11 +264,11 @@ func TestADetachedPartitionIsReplayed(t *testing.T) {
 	}
 	retire := func(wanted string) {
 		t.Helper()
-		f.eventually(func() bool {
+		await.True(f.t, func() bool {
 			f.exec(`SELECT outbox_retire_partitions('30 days')`)
 			f.confirmed(f.walEnd())
 			return state() == wanted
-		}, "the partition is "+wanted)
+		}, "the partition is %s", wanted)
 	}
 	f.exec(`SELECT outbox_retire_partitions('30 days')`)
 	f.confirmed(f.walEnd())

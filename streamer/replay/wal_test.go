@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 func TestDeletedRowsComeBackFromTheWAL(t *testing.T) {
@@ -91,7 +93,7 @@ func TestAReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 		_, err := FromWAL(ctx, c, Range{Bookmark: "b"}, Mode{})
 		done <- err
 	}()
-	f.eventually(func() bool { return interrupting(ctx) }, "300 rows are filled")
+	await.True(f.t, func() bool { return interrupting(ctx) }, "300 rows are filled")
 	cancel()
 	if err := <-done; err != nil {
 		require.ErrorIs(t, err, context.Canceled)
@@ -107,7 +109,7 @@ func TestAReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 // replaySlots are the copies that replays make.
 func (f *fixture) replaySlots() []string {
 	var names []string
-	f.eventually(func() bool {
+	await.True(f.t, func() bool {
 		err := f.Pool.QueryRow(f.t.Context(), `SELECT coalesce(array_agg(slot_name::text), '{}') FROM pg_replication_slots
 			WHERE database = current_database() AND slot_name LIKE 'diehard_replay_%'`).Scan(&names)
 		require.NoError(f.t, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/failure"
 )
 
@@ -60,7 +61,7 @@ func TestWhatFollowsTheHandshakeIsReceived(t *testing.T) {
 	s := newServer(t)
 	s.answer = bytes.Join([][]byte{copyBoth(), dataMessage("one"), keepaliveMessage(42, 1), dataMessage("two")[:9]}, nil)
 	c, theirs := begin(t, s)
-	require.Eventually(t, c.Buffered, 20*time.Second, time.Millisecond)
+	await.True(t, c.Buffered, "the message is buffered")
 	m, err := c.Receive(soon())
 	require.NoError(t, err)
 	assert.Equal(t, Message{Kind: Data, Data: []byte("one"), Size: 3}, m)
@@ -231,7 +232,7 @@ func TestWakeEndsAWait(t *testing.T) {
 		_, err := conn.Receive(soon())
 		result <- err
 	}()
-	require.Eventually(t, func() bool { // one that is about to wait may miss it
+	await.True(t, func() bool { // one that is about to wait may miss it
 		conn.Wake()
 		select {
 		case err := <-result:
@@ -239,7 +240,7 @@ func TestWakeEndsAWait(t *testing.T) {
 		default:
 			return false
 		}
-	}, 20*time.Second, time.Millisecond)
+	}, "the receiver wakes")
 }
 
 func TestCloseEndsAWait(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
 )
@@ -35,14 +36,12 @@ func execute(t *testing.T, env *testenv.Env, sql string, args ...any) {
 // stream starts a session on the slot.
 func stream(t *testing.T, env *testenv.Env, name string) *Conn {
 	t.Helper()
-	conn, err := Connect(t.Context(), env.PostgresURL, name, waitTimeout, nil)
+	conn, err := Connect(t.Context(), env.PostgresURL, name, await.Limit, nil)
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
 	require.NoError(t, conn.Start(t.Context(), env.Slot, env.Publication, Wanted{}, 0))
 	return conn
 }
-
-const waitTimeout = 30 * time.Second
 
 func TestTheLifeOfASlot(t *testing.T) {
 	t.Parallel()
@@ -75,12 +74,12 @@ func TestTheLifeOfASlot(t *testing.T) {
 	slot, err = c.Slot(t.Context())
 	require.NoError(t, err)
 	assert.True(t, slot.Active)
-	second, err := Connect(t.Context(), env.PostgresURL, "second", waitTimeout, nil)
+	second, err := Connect(t.Context(), env.PostgresURL, "second", await.Limit, nil)
 	require.NoError(t, err)
 	defer second.Close()
 	require.ErrorIs(t, second.Start(t.Context(), env.Slot, env.Publication, Wanted{}, 0), ErrSlotActive)
 	conn.Close()
-	require.Eventually(t, func() bool { return c.DropSlot(t.Context()) == nil }, waitTimeout, 20*time.Millisecond)
+	await.True(t, func() bool { return c.DropSlot(t.Context()) == nil }, "the slot is free")
 
 	_, err = c.Preflight(t.Context(), true)
 	require.ErrorContains(t, err, "streamer slot create")
@@ -187,7 +186,7 @@ func TestASessionWithARealServer(t *testing.T) {
 
 	kinds := ""
 	for !strings.HasSuffix(kinds, "IC") {
-		m, err := conn.Receive(time.Now().Add(waitTimeout))
+		m, err := conn.Receive(time.Now().Add(await.Limit))
 		require.NoError(t, err)
 		if m.Kind == Data {
 			kinds += string(m.Data[:1])
@@ -196,17 +195,17 @@ func TestASessionWithARealServer(t *testing.T) {
 	// PostgreSQL 14 sends the transactions without published rows too.
 	assert.Equal(t, "BRRIC", strings.ReplaceAll(kinds, "BC", ""), "the root and its partition are announced")
 
-	require.NoError(t, conn.Confirm(slot.ConfirmedFlush, true, waitTimeout))
+	require.NoError(t, conn.Confirm(slot.ConfirmedFlush, true, await.Limit))
 	var end pglogrepl.LSN
 	for end == 0 { // the answer that was asked for
-		m, err := conn.Receive(time.Now().Add(waitTimeout))
+		m, err := conn.Receive(time.Now().Add(await.Limit))
 		require.NoError(t, err)
 		if m.Kind == Keepalive {
 			end = m.WALEnd
 		}
 	}
-	require.NoError(t, conn.Confirm(end, false, waitTimeout))
-	require.NoError(t, conn.Finish(time.Now().Add(waitTimeout)))
+	require.NoError(t, conn.Confirm(end, false, await.Limit))
+	require.NoError(t, conn.Finish(time.Now().Add(await.Limit)))
 	conn.Close()
 	slot, err = c.Slot(t.Context())
 	require.NoError(t, err)
@@ -216,7 +215,7 @@ func TestASessionWithARealServer(t *testing.T) {
 func TestIdentifyAndHistory(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
-	conn, err := Connect(t.Context(), env.PostgresURL, "tester", waitTimeout, nil)
+	conn, err := Connect(t.Context(), env.PostgresURL, "tester", await.Limit, nil)
 	require.NoError(t, err)
 	defer conn.Close()
 	sys, err := conn.Identify(t.Context())
@@ -263,7 +262,7 @@ func TestASlotCopyIsOfThisSession(t *testing.T) {
 	c := control(t, env)
 	_, err := c.EnsureSlot(t.Context())
 	require.NoError(t, err)
-	conn, err := Connect(t.Context(), env.PostgresURL, "tester", waitTimeout, nil)
+	conn, err := Connect(t.Context(), env.PostgresURL, "tester", await.Limit, nil)
 	require.NoError(t, err)
 	defer conn.Close()
 	err = conn.CopySlot(t.Context(), "no_such_slot", env.Slot+"_copy")
@@ -276,7 +275,7 @@ func TestASlotCopyIsOfThisSession(t *testing.T) {
 	}
 	assert.Equal(t, 1, count())
 	conn.Close()
-	require.Eventually(t, func() bool { return count() == 0 }, waitTimeout, 20*time.Millisecond)
+	await.True(t, func() bool { return count() == 0 }, "the sessions are gone")
 }
 
 // A record that says "being created" is no leave to drop what another database or program has under that name.
@@ -334,7 +333,7 @@ func TestASlotWhoseCreationWasInterruptedIsCreatedOnceMore(t *testing.T) {
 				var err error
 				slot, err = c.EnsureSlot(t.Context())
 				return err == nil
-			}, waitTimeout, 20*time.Millisecond)
+			}, await.Limit, 20*time.Millisecond)
 			both <- slot
 		}()
 	}

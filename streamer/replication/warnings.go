@@ -17,7 +17,7 @@ type facts struct {
 	syncStandbys string   // synchronous_standby_names
 	waitsFor     []string // slots of synchronized_standby_slots that are missing or inactive
 	hidden       []string // tables of the outbox's schema whose rows policies hide from us
-	readOnly     []string // whose sessions are read-only by default
+	readOnly     []string // producers whose sessions are read-only by default
 	prepared     []string // transactions that hold the creation of a slot back
 	subscribed   bool     // a subscription writes the outbox
 }
@@ -35,6 +35,7 @@ const factsQuery = `
 	       ARRAY (SELECT coalesce('role ' || r.rolname, 'all roles') || coalesce(' in database ' || d.datname, '')
 	              FROM pg_catalog.pg_db_role_setting s LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
 	              WHERE (s.setdatabase = 0 OR d.datname = current_database())
+	                AND (s.setrole = 0 OR has_any_column_privilege(s.setrole, to_regclass($3), 'INSERT'))
 	                AND EXISTS (SELECT FROM unnest(s.setconfig) AS c WHERE c IN ('default_transaction_read_only=on', 'default_transaction_read_only=true'))
 	              UNION ALL SELECT 'the server' FROM pg_catalog.pg_settings
 	              WHERE name = 'default_transaction_read_only' AND reset_val = 'on' AND source NOT IN ('client', 'user', 'database', 'database user', 'session')),

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"diehard/shared/dev/await"
 	"diehard/streamer/replication/coalesce"
 )
 
@@ -26,7 +27,7 @@ func message(typ byte, body []byte) []byte {
 }
 
 // soon is a deadline that a test which works never reaches.
-func soon() time.Time { return time.Now().Add(20 * time.Second) }
+func soon() time.Time { return time.Now().Add(await.Limit) }
 
 // tcpPair returns both ends of a connection over the loopback interface.
 func tcpPair(t testing.TB) (ours, theirs net.Conn) {
@@ -168,10 +169,10 @@ func TestWhatIsBufferedNeedsNoWaiting(t *testing.T) {
 	assert.False(t, w.buffered())
 	write(t, theirs, bytes.Join([][]byte{message('d', []byte("one")), message('d', []byte("two")), message('d', []byte("three"))[:7]}, nil))
 	past := time.Now().Add(-time.Hour)
-	require.Eventually(t, func() bool { // until the kernel has passed it on
+	await.True(t, func() bool { // until the kernel has passed it on
 		_, body, err := w.whole(time.Now().Add(time.Millisecond))
 		return err == nil && string(body) == "one"
-	}, 20*time.Second, time.Millisecond)
+	}, "the whole message is there")
 	require.True(t, w.buffered())
 	_, body, err := w.whole(past)
 	require.NoError(t, err, "no deadline matters")

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
 	"diehard/streamer/retention"
@@ -279,10 +280,10 @@ func TestProducersGoOnAtFullSpeed(t *testing.T) {
 	}
 	load := produce(t, a.Pool)
 	for _, old := range olds {
-		require.Eventually(t, func() bool {
+		await.True(t, func() bool {
 			a.confirm()
 			return a.step(old) == "dropped"
-		}, 30*time.Second, 10*time.Millisecond, "%s stays", old)
+		}, "%s stays", old)
 	}
 	rows, slowest := load.stop()
 	t.Logf("%d inserts, the slowest took %s", rows, slowest)

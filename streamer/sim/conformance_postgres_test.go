@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
 	"diehard/streamer/sim/simnet"
@@ -285,7 +286,7 @@ func TestModelConfirmsWhatPostgresConfirms(t *testing.T) {
 			before := p.confirmed(p.slot)
 			s.confirm(lsn, false)
 			if lsn > before {
-				require.Eventually(t, func() bool { return p.confirmed(p.slot) == lsn }, 20*time.Second, time.Millisecond)
+				await.True(t, func() bool { return p.confirmed(p.slot) == lsn }, "the slot confirms")
 			} else {
 				s.confirm(lsn, true) // its answer comes behind the first one's effect
 				for {

@@ -45,7 +45,7 @@ func (w *world) commit(n int, contexts ...string) []simpg.Event {
 func (w *world) kill(s *streamer) {
 	s.host.Kill(false)
 	s.stop()
-	_ = await(s)
+	_ = ended(s)
 	w.streamers = nil
 }
 

@@ -234,7 +234,7 @@ func (w *world) operate() {
 	for _, s := range w.streamers {
 		s.host.Kill(false)
 		s.stop()
-		_ = await(s)
+		_ = ended(s)
 	}
 	w.streamers = nil
 	w.slots++
@@ -247,7 +247,7 @@ func (w *world) close() {
 		s.host.Thaw()
 		s.host.Kill(true)
 		s.stop()
-		_ = await(s)
+		_ = ended(s)
 	}
 	for _, h := range w.chHosts {
 		h.Thaw()
@@ -259,8 +259,8 @@ func (w *world) close() {
 	pause(10 * time.Minute) // timers of connections that were given up
 }
 
-// await waits until a streamer that was killed is over; what it says does not matter.
-func await(s *streamer) error {
+// ended waits until a streamer that was killed is over; what it says does not matter.
+func ended(s *streamer) error {
 	select {
 	case err := <-s.over:
 		return err

@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 // hung starts an insert that stands between registration and data, as that of a
@@ -68,9 +70,9 @@ func TestTheFenceWaitsForAnInsertThatRuns(t *testing.T) {
 	a := f.attempt()
 	result := make(chan error, 1)
 	go func() { result <- f.Insert(t.Context(), sample(1, 3), 0, 3, a) }()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		return f.count("system.processes WHERE query_id = '"+a.QueryID+"'") == 1
-	}, 20*time.Second, 5*time.Millisecond)
+	}, "the insert runs")
 	require.NoError(t, f.Fence(t.Context(), f.source.QueryPrefix(), func(uint64) {}))
 	assert.Zero(t, f.count("system.processes WHERE query_id = '"+a.QueryID+"'"))
 	written := f.count("event_log")

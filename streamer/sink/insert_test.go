@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
 )
@@ -60,9 +61,9 @@ func TestNothingIsInsertedWhenVerifyFails(t *testing.T) {
 	other.Verify = a.Verify
 	require.ErrorIs(t, f.PutDeadLetters(t.Context(), []decode.Reject{{Position: at(1, 1)}}, other), fenced)
 
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		return f.count("system.processes WHERE startsWith(query_id, '"+f.source.QueryPrefix()+"')") == 0
-	}, 20*time.Second, 10*time.Millisecond, "the query ends with its connection")
+	}, "the query ends with its connection")
 	assert.Zero(t, f.count("event_log"))
 	assert.Zero(t, f.count("event_dead_letter"))
 	require.NoError(t, f.insert(rows, 0, 2), "the token was not used up")

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 )
@@ -36,7 +36,7 @@ func install(t *testing.T) *installation {
 	require.NoError(t, err)
 	engines, err := embedded.EnginesDir()
 	require.NoError(t, err)
-	i := &installation{bin: t.TempDir(), api: freeAddress(t)}
+	i := &installation{bin: t.TempDir(), api: testenv.FreeAddress(t)}
 	i.dev, err = embedded.PrivateDir()
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, embedded.RemovePrivate(i.dev)) })
@@ -48,21 +48,14 @@ func install(t *testing.T) *installation {
 		"DIEHARD_DEV_DIR=" + i.dev, "DIEHARD_ENGINES_DIR=" + engines,
 		"EMBEDDED_POSTGRES_VERSION=" + embedded.PostgresVersion(),
 		"EMBEDDED_POSTGRES_PORT=" + freePort(t), "EMBEDDED_CLICKHOUSE_PORT=" + freePort(t),
-		"API_ADDR=" + i.api, "STREAMER_ADDR=" + freeAddress(t),
+		"API_ADDR=" + i.api, "STREAMER_ADDR=" + testenv.FreeAddress(t),
 	}
 	return i
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	port, err := embedded.FreePort()
-	require.NoError(t, err)
-	return net.JoinHostPort(embedded.Host, strconv.Itoa(port))
-}
-
 func freePort(t *testing.T) string {
 	t.Helper()
-	_, port, err := net.SplitHostPort(freeAddress(t))
+	_, port, err := net.SplitHostPort(testenv.FreeAddress(t))
 	require.NoError(t, err)
 	return port
 }
@@ -111,7 +104,7 @@ func (s *session) text() string {
 
 func (s *session) waitFor(t *testing.T, text string) {
 	t.Helper()
-	if !assert.Eventually(t, func() bool { return strings.Contains(s.text(), text) }, 2*time.Minute, 20*time.Millisecond) {
+	if !assert.Eventually(t, func() bool { return strings.Contains(s.text(), text) }, await.Limit, 20*time.Millisecond) {
 		t.Fatalf("%q is not in:\n%s", text, s.text())
 	}
 }
@@ -143,10 +136,10 @@ func (i *installation) postUser(t *testing.T, email string) (status int, content
 
 func (i *installation) requireEvents(t *testing.T, want string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		out, err := i.command(t, "query", "SELECT count() AS events FROM event_log").CombinedOutput()
 		return err == nil && strings.Contains(string(out), "\n"+want+"\n")
-	}, 10*time.Second, 50*time.Millisecond)
+	}, "the events are in ClickHouse")
 }
 
 // requireEnv evaluates the output of make env in a shell. It suffices for psql and
@@ -255,10 +248,10 @@ func TestRun(t *testing.T) {
 // awaitUser creates a user as soon as the api can.
 func (i *installation) awaitUser(t *testing.T, email string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		status, _ := i.postUser(t, email)
 		return status == http.StatusCreated
-	}, time.Minute, 50*time.Millisecond)
+	}, "the api takes users again")
 }
 
 // killProgram kills a program of a run, found in the run's own records.

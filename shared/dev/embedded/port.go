@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -17,11 +18,17 @@ import (
 // listeners without a port, so that none of them takes the port meanwhile.
 const firstFreePort, freePorts = 12000, 18000
 
-// FreePort returns a port on Host that no program listens on.
+// given holds the ports that FreePort has returned: a program may not listen on its one yet.
+var given sync.Map
+
+// FreePort returns a port on Host that no program listens on, and never the same one twice.
 func FreePort() (int, error) {
-	var failure error
+	failure := errors.New("all that were tried are taken")
 	for range 100 {
 		port := firstFreePort + rand.IntN(freePorts) //nolint:gosec // any free one will do
+		if _, taken := given.LoadOrStore(port, true); taken {
+			continue
+		}
 		listener, err := net.Listen("tcp", net.JoinHostPort(Host, strconv.Itoa(port)))
 		if err == nil {
 			return port, listener.Close()

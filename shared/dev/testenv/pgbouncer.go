@@ -11,10 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 )
 
@@ -80,13 +80,13 @@ func PgBouncer(t testing.TB, postgresURL string, settings ...string) string {
 		_ = log.Close()
 	})
 	here := "127.0.0.1:" + port
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", here)
 		if err == nil {
 			_ = conn.Close()
 		}
 		return err == nil
-	}, 10*time.Second, 10*time.Millisecond, "PgBouncer does not listen")
+	}, "PgBouncer does not listen")
 	address.Host = here
 	return address.String()
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 )
 
@@ -34,9 +35,9 @@ func ServeTLS(t testing.TB, engine *embedded.Postgres, certificate Certificate) 
 		_, err = conn.Exec(ctx, statement)
 		require.NoError(t, err)
 	}
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		return conn.QueryRow(ctx, "SELECT pg_conf_load_time()").Scan(&again) == nil && again.After(loaded)
-	}, 20*time.Second, 10*time.Millisecond, "PostgreSQL does not read its configuration")
+	}, "PostgreSQL does not read its configuration")
 }
 
 // writeAs gives a file to the owner of another one, which may be the unprivileged

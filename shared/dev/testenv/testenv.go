@@ -20,7 +20,6 @@ import (
 	"net/url"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -28,13 +27,11 @@ import (
 	"go.uber.org/goleak"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/await"
 )
 
 // Publication is created by the migrations in every database.
 const Publication = "outbox_pub"
-
-// cleanupTime bounds dropping what a test made.
-const cleanupTime = 30 * time.Second
 
 // Env is what one test has for itself. All of it is migrated, and dropped when
 // the test ends.
@@ -115,7 +112,7 @@ func randomName() string {
 
 // cleanupContext is for use in t.Cleanup, where t.Context() is over.
 func cleanupContext() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), cleanupTime)
+	return context.WithTimeout(context.Background(), await.Limit)
 }
 
 // AllowOutOfRange drops the constraint of the outbox, so that a test can publish

@@ -12,21 +12,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-const (
-	// runClients is set by make test-clients.
-	runClients  = "TEST_CLIENTS"
-	waitTimeout = 2 * time.Minute
-)
+// runClients is set by make test-clients.
+const runClients = "TEST_CLIENTS"
 
 // program returns the code of a page: all of its blocks behind the line
 // <!-- run: NAME -->, in order.
@@ -115,12 +112,12 @@ func stream(t *testing.T, env *testenv.Env) {
 			t.Log(log.String())
 		}
 	})
-	require.Eventually(t, func() bool { // a slot that is being created is active, too, and may begin later
+	await.True(t, func() bool { // a slot that is being created is active, too, and may begin later
 		var streams bool
 		err := env.Pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_replication_slots AS s JOIN pg_stat_replication AS r ON r.pid = s.active_pid
 			WHERE s.slot_name = $1 AND r.state IN ('catchup', 'streaming'))`, env.Slot).Scan(&streams)
 		return err == nil && streams
-	}, waitTimeout, 20*time.Millisecond, "the streamer does not start")
+	}, "the streamer does not start")
 }
 
 var listening = regexp.MustCompile(`127\.0\.0\.1:[1-9][0-9]*`)
@@ -151,10 +148,10 @@ func serve(t *testing.T, env *testenv.Env) string {
 func arrived(t *testing.T, env *testenv.Env, want []string) {
 	t.Helper()
 	var got []string
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		got = events(t, env)
 		return len(got) >= len(want)
-	}, waitTimeout, 50*time.Millisecond, "not all events arrived")
+	}, "not all events arrived")
 	assert.Equal(t, want, got)
 	var rows int
 	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT count(*) FROM outbox").Scan(&rows))

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/event"
 )
 
@@ -24,11 +24,11 @@ func awaitReader(t *testing.T, w *environment) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), w.url)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
+	await.True(t, func() bool {
 		var reads bool
 		err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM diehard_slot WHERE messages)").Scan(&reads)
 		return err == nil && reads
-	}, time.Minute, 10*time.Millisecond, "no streamer reads messages")
+	}, "no streamer reads messages")
 	require.NoError(t, conn.Close(t.Context()))
 }
 

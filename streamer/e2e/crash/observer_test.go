@@ -10,7 +10,8 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
-	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 const (
@@ -44,7 +45,7 @@ func startObserver(t *testing.T, w *environment) *observer {
 	o := &observer{w: w, stopping: cancel}
 	o.over.Go(func() { o.run(ctx) })
 	// What is written before the slot exists is not the streamer's.
-	require.Eventually(t, func() bool { return o.rounds.Load() > 0 }, time.Minute, 10*time.Millisecond, "no streamer makes the slot")
+	await.True(t, func() bool { return o.rounds.Load() > 0 }, "no streamer makes the slot")
 	return o
 }
 

@@ -14,8 +14,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/event"
 )
 
@@ -82,7 +82,7 @@ func startProducers(t *testing.T, w *environment) *producerGroup {
 		c.members = append(c.members, p)
 		c.over.Go(func() { p.run(ctx) })
 	}
-	require.Eventually(t, func() bool { return c.events() > 1000 }, time.Minute, 10*time.Millisecond, "nothing is produced")
+	await.True(t, func() bool { return c.events() > 1000 }, "nothing is produced")
 	return c
 }
 

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 // readBuffer is larger than any window, as the buffer of package replication is.
@@ -65,7 +67,7 @@ func write(t testing.TB, c net.Conn, b []byte) {
 }
 
 // soon is a deadline that a test which works never reaches.
-func soon() time.Time { return time.Now().Add(20 * time.Second) }
+func soon() time.Time { return time.Now().Add(await.Limit) }
 
 // tcpPair returns both ends of a connection over the loopback interface, ours dialed.
 func tcpPair(t testing.TB) (ours, theirs net.Conn) {

@@ -11,6 +11,8 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 func TestInsertColumns(t *testing.T) {
@@ -115,7 +117,7 @@ func TestClientGoesAwayInTheMiddleOfAnInsert(t *testing.T) {
 	require.NoError(t, batch.Flush()) // sends a whole block
 	require.Equal(t, uint64(1), runningQueries(t, conn, id))
 	require.NoError(t, batch.Abort()) // closes the connection
-	require.Eventually(t, func() bool { return runningQueries(t, conn, id) == 0 }, 5*time.Second, 10*time.Millisecond)
+	await.True(t, func() bool { return runningQueries(t, conn, id) == 0 }, "the query ends")
 	require.Zero(t, count(t, conn, "g"))
 }
 

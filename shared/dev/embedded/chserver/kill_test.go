@@ -9,6 +9,8 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 // An INSERT that waits for its rows when it is killed inserts nothing, is gone
@@ -41,7 +43,7 @@ func TestKillSelect(t *testing.T) {
 			ctx := clickhouse.Context(context.Background(), clickhouse.WithQueryID(id))
 			ended <- conn.Exec(ctx, "SELECT sleepEachRow(0.1) FROM numbers(6000) SETTINGS max_block_size = 1")
 		}()
-		require.Eventually(t, func() bool { return runningQueries(t, conn, id) == 1 }, 5*time.Second, 10*time.Millisecond)
+		await.True(t, func() bool { return runningQueries(t, conn, id) == 1 }, "the query runs")
 		require.Len(t, kill(t, conn, "query_id = '"+id+"' "+mode), 1)
 		if mode == "SYNC" {
 			require.Zero(t, runningQueries(t, conn, id))
@@ -65,7 +67,7 @@ func TestKillWaitsForRunningInsert(t *testing.T) {
 	go func() {
 		sent <- insertNumber(clickhouse.Context(context.Background(), clickhouse.WithQueryID(id)), conn, "w", 1)
 	}()
-	require.Eventually(t, func() bool { return runningQueries(t, conn, id) == 1 }, 5*time.Second, time.Millisecond)
+	await.True(t, func() bool { return runningQueries(t, conn, id) == 1 }, "the query runs")
 	kill(t, conn, "query_id = '"+id+"' SYNC")
 	require.Zero(t, runningQueries(t, conn, id))
 	if err := <-sent; err != nil { // killed before its rows were complete

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded/chserver"
 )
 
@@ -55,7 +56,7 @@ func TestTerminationIsPrompt(t *testing.T) {
 		ctx := clickhouse.Context(context.Background(), clickhouse.WithQueryID(id))
 		query <- conn.Exec(ctx, "SELECT sleepEachRow(1) FROM numbers(600) SETTINGS max_block_size = 1")
 	}()
-	require.Eventually(t, func() bool { return runningQueries(t, conn, id) == 1 }, 5*time.Second, 10*time.Millisecond)
+	await.True(t, func() bool { return runningQueries(t, conn, id) == 1 }, "the query runs")
 
 	require.NoError(t, s.cmd.Process.Signal(syscall.SIGTERM))
 	ended := make(chan error, 1)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 func TestExceptionsKeepTheirCodes(t *testing.T) {
@@ -196,8 +198,8 @@ func TestQueryStopsWithItsClient(t *testing.T) {
 	ctx, cancel := context.WithCancel(clickhouse.Context(t.Context(), clickhouse.WithQueryID(marker)))
 	done := make(chan error, 1)
 	go func() { done <- conn.Exec(ctx, "SELECT sleepEachRow(1) FROM numbers(600) SETTINGS max_block_size = 1") }()
-	require.Eventually(t, func() bool { return runningQueries(t, conn, marker) == 1 }, 5*time.Second, 10*time.Millisecond)
+	await.True(t, func() bool { return runningQueries(t, conn, marker) == 1 }, "the query runs")
 	cancel()
 	require.ErrorIs(t, <-done, context.Canceled)
-	require.Eventually(t, func() bool { return runningQueries(t, conn, marker) == 0 }, 5*time.Second, 10*time.Millisecond)
+	await.True(t, func() bool { return runningQueries(t, conn, marker) == 0 }, "the query ends")
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/embedded/chserver"
 )
@@ -179,7 +180,7 @@ func (s *instance) start() {
 	conn, err := clickhouse.Open(s.options(nil))
 	require.NoError(s.t, err)
 	defer conn.Close()
-	require.Eventually(s.t, func() bool { return conn.Ping(s.t.Context()) == nil }, 30*time.Second, 20*time.Millisecond)
+	await.True(s.t, func() bool { return conn.Ping(s.t.Context()) == nil }, "the server answers")
 }
 
 func (s *instance) launch() {

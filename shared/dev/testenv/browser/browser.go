@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
@@ -20,10 +19,9 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-)
 
-// pageTimeout bounds one action in a page, and the wait for a condition.
-const pageTimeout = 30 * time.Second
+	"diehard/shared/dev/await"
+)
 
 // Page is open in a headless Chromium.
 type Page struct {
@@ -88,7 +86,7 @@ func (p *Page) Problems() []string {
 // Do runs an action in the page and returns its result.
 func Do[T any](p *Page, action chromedp.Action[T]) T {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, pageTimeout)
+	ctx, cancel := context.WithTimeout(p.ctx, await.Limit)
 	defer cancel()
 	result, err := chromedp.Run(ctx, action)
 	require.NoError(p.t, err)
@@ -110,7 +108,7 @@ func (p *Page) Text(selector string) string {
 // Await waits until a condition in JavaScript holds.
 func (p *Page) Await(condition string) {
 	p.t.Helper()
-	require.Eventually(p.t, func() bool { return Do(p, chromedp.Evaluate[bool](condition)) }, pageTimeout, 20*time.Millisecond, condition)
+	await.True(p.t, func() bool { return Do(p, chromedp.Evaluate[bool](condition)) }, "%s", condition)
 }
 
 // RequireFits gives the page windows of several widths in both colour schemes,
