@@ -3,12 +3,10 @@ package migrations
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 
 	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"diehard/shared/postgres"
 )
@@ -69,7 +67,7 @@ func (s Set) prepareNames(ctx context.Context, db *sql.DB) error {
 func (s Set) createSchema(ctx context.Context, db *sql.DB) error {
 	schema := s.schema.Quoted()
 	_, err := db.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS "+schema)
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == pgerrcode.InsufficientPrivilege {
+	if postgres.IsCode(err, pgerrcode.InsufficientPrivilege) {
 		var user string
 		if err := db.QueryRowContext(ctx, "SELECT pg_catalog.quote_ident(current_user)").Scan(&user); err != nil {
 			return err

@@ -26,6 +26,12 @@ var transientCodes = []string{
 	pgerrcode.LockNotAvailable,       // lock not available, by lock_timeout
 }
 
+// IsCode reports whether err is the server's error with the given SQLSTATE.
+func IsCode(err error, code string) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pgErr.Code == code
+}
+
 // IsUnavailable reports whether err means that the server could not be reached or
 // could not execute, as opposed to an error in the statement. The statement may
 // have been executed nevertheless.

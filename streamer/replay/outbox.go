@@ -3,7 +3,6 @@ package replay
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"diehard/shared/event"
+	"diehard/shared/postgres"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 )
@@ -59,7 +59,7 @@ func (o *outbox) each(ctx context.Context, do func(ctx context.Context, rows *de
 	b := batch.New(o.limits)
 	for _, table := range detached {
 		err := o.one(ctx, b, table, days[0], days[len(days)-1], do)
-		if err != nil && !isDropped(err) {
+		if err != nil && !postgres.IsCode(err, pgerrcode.UndefinedTable) { // dropped: it was delivered
 			return err
 		}
 	}
@@ -100,12 +100,6 @@ func (o *outbox) detached(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("read the outbox's detached partitions: %w", err)
 	}
 	return tables, nil
-}
-
-// isDropped reports that retention has dropped the table meanwhile: then it was delivered.
-func isDropped(err error) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pg.Code == pgerrcode.UndefinedTable
 }
 
 // days cuts the span where partitions begin and end. The default partition has a

@@ -154,7 +154,7 @@ func (c *Control) DropSlot(ctx context.Context) error {
 
 func (c *Control) dropSlot(ctx context.Context) error {
 	_, err := c.conn.Exec(ctx, `SELECT pg_catalog.pg_drop_replication_slot($1)`, c.slot)
-	if isCode(err, pgerrcode.UndefinedObject) {
+	if postgres.IsCode(err, pgerrcode.UndefinedObject) {
 		return ErrNoSlot
 	}
 	if err != nil {

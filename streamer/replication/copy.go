@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgerrcode"
 
 	"diehard/shared/failure"
+	"diehard/shared/postgres"
 )
 
 // CopySlot makes the slot to, a copy of the logical slot from that belongs to
@@ -19,11 +20,11 @@ func (c *Conn) CopySlot(ctx context.Context, from, to string) error {
 	switch {
 	case err == nil:
 		return nil
-	case isCode(err, pgerrcode.UndefinedObject):
+	case postgres.IsCode(err, pgerrcode.UndefinedObject):
 		return refuse("slot %s does not exist any more: %w", from, err)
-	case isCode(err, pgerrcode.ObjectNotInPrerequisiteState):
+	case postgres.IsCode(err, pgerrcode.ObjectNotInPrerequisiteState):
 		return refuse("slot %s is lost: PostgreSQL has removed WAL it needed: %w", from, err)
-	case isCode(err, pgerrcode.ConfigurationLimitExceeded):
+	case postgres.IsCode(err, pgerrcode.ConfigurationLimitExceeded):
 		return refuse("copy slot %s: %w (raise max_replication_slots, or drop a slot that is not needed)", from, err)
 	default:
 		return failure.Wrap(failure.Of(err), fmt.Errorf("copy slot %s: %w", from, err))

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"diehard/shared/postgres"
 	"errors"
 	"fmt"
 	"time"
@@ -61,7 +62,7 @@ func (c *Control) createSlot(ctx context.Context) error {
 	var begin pglogrepl.LSN
 	if err := c.conn.QueryRow(ctx, "SELECT lsn FROM pg_catalog."+call, c.slot).Scan(&begin); err != nil {
 		err = classify(fmt.Errorf("create slot %s: %w", c.slot, err))
-		if isCode(err, pgerrcode.DuplicateObject) { // another program was faster: it is not ours
+		if postgres.IsCode(err, pgerrcode.DuplicateObject) { // another program was faster: it is not ours
 			err = errors.Join(err, c.deleteIntent(ctx))
 		}
 		return err

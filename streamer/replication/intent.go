@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"diehard/shared/failure"
+	"diehard/shared/postgres"
 )
 
 // Position is a row's place in the stream: the LSN of its commit and its number in
@@ -252,7 +253,7 @@ func (c *Control) PublishedSince(ctx context.Context, since time.Time, page func
 			}
 			read[table], more = true, true
 			err := c.publishedIn(ctx, table, since, page)
-			if isCode(err, pgerrcode.UndefinedTable) { // dropped: it was delivered
+			if postgres.IsCode(err, pgerrcode.UndefinedTable) { // dropped: it was delivered
 				continue
 			}
 			if err != nil {

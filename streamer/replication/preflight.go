@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"diehard/shared/event"
 	"diehard/shared/failure"
@@ -16,11 +15,6 @@ import (
 
 func refuse(format string, args ...any) error {
 	return failure.Wrap(failure.Fatal, fmt.Errorf(format, args...))
-}
-
-func isCode(err error, code string) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pg.Code == code
 }
 
 // ErrPublicationChanged means that the publication is not as it was at Preflight. It is

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgerrcode"
 
 	"diehard/shared/failure"
+	"diehard/shared/postgres"
 )
 
 // Shard is one of Count parts of the outbox, counted from 1. It holds the events
@@ -165,7 +166,7 @@ func (c *Control) CreatePublications(ctx context.Context) error {
 	for _, s := range c.shard.All() {
 		_, err := c.conn.Exec(ctx, fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WHERE %s WITH (publish = 'insert', publish_via_partition_root = true)",
 			quoteIdent(s.Name(whole)), c.table(), s.Filter()))
-		if err != nil && !isCode(err, pgerrcode.DuplicateObject) {
+		if err != nil && !postgres.IsCode(err, pgerrcode.DuplicateObject) {
 			return failure.Wrap(failure.Of(err), fmt.Errorf("create publication %s: %w", s.Name(whole), err))
 		}
 	}

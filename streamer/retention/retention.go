@@ -96,7 +96,7 @@ func (m *Maintainer) Step(ctx context.Context) (more bool, err error) {
 	for created := 1; created > 0; { // each in a transaction of its own
 		err := m.Postgres.QueryRow(ctx, m.Schema.SQL("SELECT {outbox}.outbox_create_partitions($1::int, 1), clock_timestamp()"), daysAhead).Scan(&created, &now)
 		switch {
-		case isBusy(err):
+		case postgres.IsCode(err, pgerrcode.LockNotAvailable):
 			return true, nil // long transactions write to the partition: producers must not wait with us
 		case err != nil:
 			return false, explain("create partitions of the outbox", err)
@@ -127,11 +127,6 @@ func (m *Maintainer) deleteKeys(ctx context.Context) (more bool, err error) {
 	var deleted int64
 	err = m.Postgres.QueryRow(ctx, m.Schema.SQL("SELECT {outbox}.diehard_delete_keys()")).Scan(&deleted)
 	return deleted >= keysPerCall, explain("delete old idempotency keys", err)
-}
-
-func isBusy(err error) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pg.Code == pgerrcode.LockNotAvailable
 }
 
 func explain(op string, err error) error {

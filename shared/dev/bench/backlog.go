@@ -2,13 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
+	"diehard/shared/postgres"
 	"fmt"
 	"net/url"
 	"time"
 
 	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // The event of every benchmark: a context of about 230 bytes, as an audit event has.
@@ -68,7 +67,7 @@ func (b *testbed) copySlot(ctx context.Context, name string) error {
 func (b *testbed) dropSlot(ctx context.Context, name string) error {
 	for until := time.Now().Add(10 * time.Second); ; sleepFor(ctx, 50*time.Millisecond) {
 		_, err := b.pool.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, name)
-		if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != pgerrcode.ObjectInUse || time.Now().After(until) {
+		if !postgres.IsCode(err, pgerrcode.ObjectInUse) || time.Now().After(until) {
 			return err
 		}
 	}
