@@ -2,13 +2,14 @@ package replication
 
 import (
 	"context"
-	"diehard/shared/postgres"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pglogrepl"
+
+	"diehard/shared/postgres"
 )
 
 // CreateSlot makes the slot; on PostgreSQL 17 and newer one that follows a

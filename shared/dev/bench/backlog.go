@@ -2,12 +2,13 @@ package main
 
 import (
 	"context"
-	"diehard/shared/postgres"
 	"fmt"
 	"net/url"
 	"time"
 
 	"github.com/jackc/pgerrcode"
+
+	"diehard/shared/postgres"
 )
 
 // The event of every benchmark: a context of about 230 bytes, as an audit event has.
