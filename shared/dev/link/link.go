@@ -1,0 +1,114 @@
+// Package link joins two network namespaces with a link that has a round trip and an
+// MTU, as a server that is some way off has. Tests and benchmarks share it. Nothing
+// outside of the two namespaces changes, and they end with the process at the latest.
+package link
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// End is one of the two ends of a link.
+type End int
+
+// The ends are alike. By convention the server is at Far.
+const (
+	Near End = iota
+	Far
+)
+
+// addresses of the ends, for documentation (RFC 5737): no network has them.
+var addresses = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
+
+// Options of a link.
+type Options struct {
+	RTT time.Duration // what the link adds to a round trip
+	MTU int           // 0 means 1,500
+}
+
+// ErrUnavailable says why this machine cannot have a link.
+var ErrUnavailable = errors.New("no delayed link here")
+
+// Link is open until Close.
+type Link struct {
+	spaces  [2]*os.File // network namespaces
+	tunnels [2]*os.File
+	pumps   sync.WaitGroup
+}
+
+// New opens a link for a test, which is skipped where there can be none.
+func New(t testing.TB, o Options) *Link {
+	t.Helper()
+	l, err := Open(o)
+	if errors.Is(err, ErrUnavailable) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+// Address of an end, which only the two namespaces know.
+func (l *Link) Address(end End) netip.Addr { return addresses[end] }
+
+// Listen listens at an end on a free port.
+func (l *Link) Listen(end End) (listener net.Listener, err error) {
+	err = l.Within(end, func() error {
+		listener, err = net.Listen("tcp", netip.AddrPortFrom(addresses[end], 0).String())
+		return err
+	})
+	return listener, err
+}
+
+// Start starts a command at an end.
+func (l *Link) Start(end End, cmd *exec.Cmd) error {
+	return l.Within(end, cmd.Start)
+}
+
+// DialFunc is what net.Dialer.DialContext is.
+type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Dialer returns dial, to be used at an end. Addresses are literal ones.
+func (l *Link) Dialer(end End, dial DialFunc) DialFunc {
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		err = l.Within(end, func() error {
+			conn, err = dial(ctx, network, address)
+			return err
+		})
+		return conn, err
+	}
+}
+
+// Close ends the link. Connections over it are not closed: they lose their packets.
+func (l *Link) Close() {
+	for _, f := range l.tunnels {
+		if f != nil {
+			_ = f.Close() // nothing is kept in it
+		}
+	}
+	l.pumps.Wait()
+	for _, f := range l.spaces {
+		if f != nil {
+			_ = f.Close() // the namespace goes with its last user
+		}
+	}
+}
+
+// run runs a program to its end.
+func run(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput() //nolint:noctx // it does not wait
+	if err != nil {
+		return errors.New(name + " " + strings.Join(args, " ") + ": " + err.Error() + ": " + strings.TrimSpace(string(out)))
+	}
+	return nil
+}
