@@ -18,15 +18,8 @@ import (
 func running(t *testing.T, env *testenv.Env) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	cmd := root()
-	cmd.SetArgs([]string{"run"})
-	done := make(chan error, 1)
-	go func() { done <- cmd.ExecuteContext(ctx) }()
-	await.True(t, func() bool { // a slot that is still being made is active, too
-		var active bool
-		err := env.Pool.QueryRow(t.Context(), "SELECT coalesce(bool_or(active AND confirmed_flush_lsn IS NOT NULL), false) FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
-		return err == nil && active
-	}, "the streamer holds the slot")
+	done := runStreamer(ctx)
+	await.True(t, func() bool { return holdsSlot(t, env) }, "the streamer holds the slot")
 	return func() {
 		cancel()
 		require.NoError(t, <-done)

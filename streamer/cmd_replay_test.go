@@ -24,21 +24,12 @@ func streamUntilEnd(t *testing.T, env *testenv.Env) {
 	t.Setenv("CLICKHOUSE_FLUSH_INTERVAL", "20ms")
 	t.Setenv("LOG_LEVEL", "error")
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	done := make(chan error, 1)
-	go func() {
-		cmd := root()
-		cmd.SetArgs([]string{"run"})
-		done <- cmd.ExecuteContext(ctx)
-	}()
+	done := runStreamer(ctx)
 	t.Cleanup(func() {
 		cancel()
 		require.NoError(t, <-done)
 	})
-	await.True(t, func() bool {
-		var active bool
-		err := env.Pool.QueryRow(t.Context(), "SELECT active AND confirmed_flush_lsn IS NOT NULL FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
-		return err == nil && active
-	}, "the streamer takes the slot")
+	await.True(t, func() bool { return holdsSlot(t, env) }, "the streamer takes the slot")
 }
 
 // deliver publishes n events and waits until the streamer has confirmed them.

@@ -14,54 +14,29 @@ import (
 
 func slotCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "slot", Short: "Create, drop, accept or finish the replication slot"}
-	cmd.AddCommand(&cobra.Command{
-		Use:   "create",
-		Short: "Create the slot at the present end of the WAL; earlier events need `replay --from-table`",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
-				s, err := c.ReplaceSlot(ctx)
-				if err != nil {
-					return err
-				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s starts at %s\n", slot, s.ConfirmedFlush)
-				return err
-			})
-		},
-	}, dropSlotCommand(), acceptSlotCommand(), finishSlotCommand())
+	cmd.AddCommand(
+		slotVerb("create", "Create the slot at the present end of the WAL; earlier events need `replay --from-table`",
+			(*replication.Control).ReplaceSlot, "slot %s starts at %s\n"),
+		dropSlotCommand(),
+		slotVerb("accept", "Go on with a slot that may not have sent every event, which `replay --from-table` then finds; it keeps what waits in the slot",
+			(*replication.Control).AcceptSlot, "slot %s goes on behind %s; run `streamer replay --from-table`, retention waits for it\n"),
+		slotVerb("finish", "Confirm the end of the WAL, when everything is delivered and the streamer is stopped, as pg_upgrade wants it",
+			(*replication.Control).FinishSlot, "slot %s has delivered everything and stands at %s; stop the server before anything is published\n"),
+	)
 	return cmd
 }
 
-func finishSlotCommand() *cobra.Command {
+// slotVerb does something to the slot. result is printed with its name and position.
+func slotVerb(use, short string, do func(*replication.Control, context.Context) (replication.Slot, error), result string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "finish",
-		Short: "Confirm the end of the WAL, when everything is delivered and the streamer is stopped, as pg_upgrade wants it",
-		Args:  cobra.NoArgs,
+		Use: use, Short: short, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
-				s, err := c.FinishSlot(ctx)
+				s, err := do(c, ctx)
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s has delivered everything and stands at %s; stop the server before anything is published\n", slot, s.ConfirmedFlush)
-				return err
-			})
-		},
-	}
-}
-
-func acceptSlotCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "accept",
-		Short: "Go on with a slot that may not have sent every event, which `replay --from-table` then finds; it keeps what waits in the slot",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
-				s, err := c.AcceptSlot(ctx)
-				if err != nil {
-					return err
-				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "slot %s goes on behind %s; run `streamer replay --from-table`, retention waits for it\n", slot, s.ConfirmedFlush)
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), result, slot, s.ConfirmedFlush)
 				return err
 			})
 		},

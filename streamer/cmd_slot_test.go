@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"io"
 	"os"
 	"testing"
 	"time"
@@ -76,11 +75,7 @@ func TestAStreamerThatCannotRunStaysUpAndRecovers(t *testing.T) {
 	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	t.Setenv("LOG_LEVEL", "error")
 	ctx, stop := context.WithCancel(t.Context())
-	cmd := root()
-	cmd.SetArgs([]string{"run"})
-	cmd.SetErr(io.Discard)
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	ended := runStreamer(ctx)
 	status := func() ops.Status {
 		s, _ := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR")) // not up yet: the zero Status
 		return s

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -45,6 +46,32 @@ func command(t *testing.T, args ...string) (out string, err error) {
 	return buffer.String(), err
 }
 
+// runStreamer runs `streamer run` on STREAMER_ADDR until ctx ends.
+func runStreamer(ctx context.Context) (done <-chan error) {
+	ended := make(chan error, 1)
+	go func() {
+		cmd := root()
+		cmd.SetArgs([]string{"run"})
+		cmd.SetErr(io.Discard)
+		ended <- cmd.ExecuteContext(ctx)
+	}()
+	return ended
+}
+
+// isReady asks the streamer of STREAMER_ADDR.
+func isReady(ctx context.Context) bool {
+	s, err := ops.AskStreamer(ctx, os.Getenv("STREAMER_ADDR"))
+	return err == nil && s.Ready
+}
+
+// holdsSlot reports that a streamer reads the slot. One that is still being created is
+// active, too.
+func holdsSlot(t *testing.T, env *testenv.Env) (active bool) {
+	t.Helper()
+	err := env.Pool.QueryRow(t.Context(), "SELECT coalesce(bool_or(active AND confirmed_flush_lsn IS NOT NULL), false) FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
+	return err == nil && active
+}
+
 // The whole program: its address, its metrics, its Sentry, its end.
 func TestRunIsWatched(t *testing.T) {
 	env := testenv.New(t)
@@ -53,15 +80,9 @@ func TestRunIsWatched(t *testing.T) {
 	t.Setenv("SENTRY_CONFIG_DSN", sentry.DSN)
 	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
-	cmd := root()
-	cmd.SetArgs([]string{"run"})
-	done := make(chan error, 1)
-	go func() { done <- cmd.ExecuteContext(ctx) }()
+	done := runStreamer(ctx)
 
-	await.True(t, func() bool {
-		s, err := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
-		return err == nil && s.Ready
-	}, "the streamer is never ready")
+	await.True(t, func() bool { return isReady(t.Context()) }, "the streamer is ready")
 	_, err := env.Pool.Exec(t.Context(), "INSERT INTO outbox (event_type, event_context) SELECT 't', '{}' FROM generate_series(1, 12)")
 	require.NoError(t, err)
 	var out string

@@ -16,7 +16,6 @@ import (
 
 	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
-	"diehard/streamer/ops"
 )
 
 // hostile are settings of a role or a database that change what statements return, or
@@ -71,14 +70,8 @@ func streaming(t *testing.T) (stop func()) {
 	t.Helper()
 	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
-	cmd := root()
-	cmd.SetArgs([]string{"run"})
-	done := make(chan error, 1)
-	go func() { done <- cmd.ExecuteContext(ctx) }()
-	await.True(t, func() bool {
-		s, err := ops.AskStreamer(t.Context(), os.Getenv("STREAMER_ADDR"))
-		return err == nil && s.Ready
-	}, "the streamer is never ready")
+	done := runStreamer(ctx)
+	await.True(t, func() bool { return isReady(t.Context()) }, "the streamer is ready")
 	return func() {
 		cancel()
 		require.NoError(t, <-done)

@@ -109,12 +109,7 @@ func (s *stranger) runsBefore(t *testing.T, objects map[string]string) {
 	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	done := make(chan error, 1)
-	go func() {
-		cmd := root()
-		cmd.SetArgs([]string{"run"})
-		done <- cmd.ExecuteContext(ctx)
-	}()
+	done := runStreamer(ctx)
 	pool, err := postgres.NewProducerPool(postgres.Config{URL: s.url, Schema: event.Schema(s.schema)}, "api")
 	require.NoError(t, err)
 	defer pool.Close()

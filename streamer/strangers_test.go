@@ -320,10 +320,7 @@ func (s *stranger) deliver(t *testing.T, meanwhile func()) {
 	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	cmd := root()
-	cmd.SetArgs([]string{"run"})
-	done := make(chan error, 1)
-	go func() { done <- cmd.ExecuteContext(ctx) }()
+	done := runStreamer(ctx)
 	await.True(t, func() bool {
 		status, err := ops.AskStreamer(ctx, os.Getenv("STREAMER_ADDR"))
 		return err == nil && status.Totals.Flushed > 0

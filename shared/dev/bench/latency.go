@@ -4,18 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
-	"slices"
 	"syscall"
-	"time"
-
-	"golang.org/x/sync/errgroup"
-)
-
-const (
-	steadyRate    = 1000 // events per second
-	steadyTime    = 20 * time.Second
-	steadyWriters = 4
-	idleTime      = 10 * time.Second
 )
 
 // route is a program that carries events to ClickHouse, and the table it reads.
@@ -74,181 +63,57 @@ func latencyOnce(ctx context.Context, env *environment, rt route) ([]float64, er
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait() // its rows were counted
 	}()
-	s := &steady{testbed: b, table: rt.table}
-	if _, err := s.measureOne(ctx); err != nil { // warm-up: the program runs and its caches are filled
+	s := steadyOn(b, rt.table)
+	if _, err := s.one(ctx); err != nil { // warm-up: the program runs and its caches are filled
 		return nil, err
 	}
 	stop, err := b.meter(ctx, "outbox%")
 	if err != nil {
 		return nil, err
 	}
-	if err := s.run(ctx); err != nil {
+	waits, err := s.run(ctx)
+	if err != nil {
 		return nil, err
 	}
 	c, err := stop()
 	if err != nil {
 		return nil, err
 	}
-	waits, err := s.waits(ctx)
-	if err != nil {
-		return nil, err
-	}
-	inserts, err := s.inserts(ctx)
+	inserts, err := insertsASecond(ctx, b)
 	if err != nil {
 		return nil, err
 	}
 	sleepFor(ctx, idleTime)
-	idle, err := s.measureOne(ctx)
+	idle, err := s.one(ctx)
 	if err != nil {
 		return nil, err
 	}
 	n := float64(len(waits))
-	at := func(q float64) float64 { return milliseconds(waits[int(q*(n-1))]) }
 	return []float64{
-		at(0.5), at(0.99), at(1), inserts, milliseconds(idle),
+		quantile(waits, 0.5), quantile(waits, 0.99), quantile(waits, 1), inserts, milliseconds(idle),
 		milliseconds(c.cpu) / steadyTime.Seconds(), float64(c.wal) / n, float64(c.dead),
 	}, nil
 }
 
-// steady produces single-event transactions at a fixed rate and records when
-// ClickHouse has how many of them.
-type steady struct {
-	testbed   *testbed
-	table     string
-	seen      int // rows before the run
-	committed [][]time.Time
-	visible   []visibleCount
-}
-
-type visibleCount struct {
-	rows int
-	at   time.Time
-}
-
-func (s *steady) insert(ctx context.Context, writer, n int) error {
-	_, err := s.testbed.pool.Exec(ctx, `INSERT INTO `+s.table+` (event_type, environment, event_context)
-		VALUES ('tick', 'Bench', json_build_object('w', $1::int, 'n', $2::int, 'note', repeat('x', 200)))`, writer, n)
-	return err
-}
-
-// measureOne writes an event and returns the time until it is visible.
-func (s *steady) measureOne(ctx context.Context) (time.Duration, error) {
-	if err := s.insert(ctx, -1, 0); err != nil {
-		return 0, err
-	}
-	began := time.Now()
-	for want := s.seen + 1; s.seen < want; {
-		if err := s.countRows(ctx); err != nil {
-			return 0, err
-		}
-		if time.Since(began) > time.Minute {
-			return 0, fmt.Errorf("an event did not arrive within a minute")
-		}
-	}
-	return time.Since(began), nil
-}
-
-// countRows counts the rows in ClickHouse.
-func (s *steady) countRows(ctx context.Context) error {
-	var n uint64
-	if err := s.testbed.ch.QueryRow(ctx, "SELECT count() FROM event_log").Scan(&n); err != nil {
-		return err
-	}
-	s.seen = int(n)
-	return nil
-}
-
-func (s *steady) run(ctx context.Context) error {
-	g, work := errgroup.WithContext(ctx)
-	perWriter := int(steadyTime.Seconds()) * steadyRate / steadyWriters
-	s.committed = make([][]time.Time, steadyWriters)
-	before := s.seen
-	for w := range steadyWriters {
-		s.committed[w] = make([]time.Time, perWriter)
-		g.Go(func() error { return s.write(work, w, perWriter) })
-	}
-	g.Go(func() error { return s.observe(work, before, before+perWriter*steadyWriters) })
-	return g.Wait()
-}
-
-func (s *steady) write(ctx context.Context, writer, count int) error {
-	tick := time.NewTicker(time.Second * steadyWriters / steadyRate)
-	defer tick.Stop()
-	for n := range count {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		if err := s.insert(ctx, writer, n); err != nil {
+func steadyOn(b *testbed, table string) *steady {
+	return &steady{
+		insert: func(ctx context.Context, writer, n int) error {
+			_, err := b.pool.Exec(ctx, `INSERT INTO `+table+` (event_type, environment, event_context)
+				VALUES ('tick', 'Bench', json_build_object('w', $1::int, 'n', $2::int, 'note', repeat('x', 200)))`, writer, n)
 			return err
-		}
-		s.committed[writer][n] = time.Now()
+		},
+		count: func(ctx context.Context) (int, error) {
+			var n uint64
+			err := b.ch.QueryRow(ctx, "SELECT count() FROM event_log").Scan(&n)
+			return int(n), err
+		},
 	}
-	return nil
 }
 
-func (s *steady) observe(ctx context.Context, before, until int) error {
-	tick := time.NewTicker(3 * time.Millisecond)
-	defer tick.Stop()
-	for last := before; last < until; {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		if err := s.countRows(ctx); err != nil {
-			return err
-		}
-		if s.seen > last {
-			s.visible = append(s.visible, visibleCount{s.seen - before, time.Now()})
-			last = s.seen
-		}
-	}
-	return nil
-}
-
-// waits returns the sorted times from commit to visibility. Rows become visible
-// in commit order, so that the nth row was visible when n rows were.
-func (s *steady) waits(ctx context.Context) (waits []time.Duration, err error) {
-	rows, err := s.testbed.ch.Query(ctx, `
-		SELECT JSONExtractInt(event_context, 'w'), JSONExtractInt(event_context, 'n') FROM event_log
-		WHERE JSONExtractInt(event_context, 'w') >= 0 ORDER BY ingested_at, commit_lsn, commit_seq`)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	next := 0
-	for n := 1; rows.Next(); n++ {
-		var writer, number int64
-		if err := rows.Scan(&writer, &number); err != nil {
-			return nil, err
-		}
-		for s.visible[next].rows < n {
-			next++
-		}
-		waits = append(waits, max(0, s.visible[next].at.Sub(s.committed[writer][number])))
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	slices.Sort(waits)
-	return waits, nil
-}
-
-// inserts returns the inserts per second between the first and the last of the run.
-func (s *steady) inserts(ctx context.Context) (rate float64, err error) {
-	err = s.testbed.ch.QueryRow(ctx, `
+// insertsASecond counts those between the first and the last of a run.
+func insertsASecond(ctx context.Context, b *testbed) (rate float64, err error) {
+	err = b.ch.QueryRow(ctx, `
 		SELECT 1000 * (uniqExact(ingested_at) - 1) / (max(toUnixTimestamp64Milli(ingested_at)) - min(toUnixTimestamp64Milli(ingested_at)))
 		FROM event_log WHERE JSONExtractInt(event_context, 'w') >= 0`).Scan(&rate)
 	return rate, err
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-func sleepFor(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }
