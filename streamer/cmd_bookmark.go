@@ -46,7 +46,7 @@ func bookmarkAdd() *cobra.Command {
 
 func describeBookmark(out io.Writer, m replay.Bookmark) error {
 	_, err := fmt.Fprintf(out, "bookmark %s: replay is possible from %s on; it keeps %s of WAL on the server, which grows until it is moved or dropped\n",
-		m.Name, m.LSN, humanize.IBytes(uint64(max(0, m.Retained))))
+		m.Name, m.Slot.ConfirmedFlush, humanize.IBytes(uint64(m.Slot.RetainedBytes))) //nolint:gosec // never negative
 	return err
 }
 
@@ -76,10 +76,14 @@ func printBookmarks(out io.Writer, list []replay.Bookmark) error {
 	_, _ = fmt.Fprintln(w, "NAME\tREPLAY FROM\tKEEPS WAL\tADDED OR MOVED\tSTATE")
 	for _, m := range list {
 		since := "-"
-		if !m.Since.IsZero() {
-			since = m.Since.UTC().Format(time.DateTime)
+		if at := m.Slot.InactiveSince; at != nil {
+			since = at.UTC().Format(time.DateTime)
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, m.LSN, humanize.IBytes(uint64(max(0, m.Retained))), since, m.State)
+		state := m.Slot.WALStatus
+		if m.Slot.InvalidationReason != "" {
+			state = "lost: " + m.Slot.InvalidationReason
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Name, m.Slot.ConfirmedFlush, humanize.IBytes(uint64(m.Slot.RetainedBytes)), since, state) //nolint:gosec // never negative
 	}
 	return w.Flush()
 }

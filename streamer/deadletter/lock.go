@@ -37,9 +37,9 @@ func confirmed(ctx context.Context, g *replication.AdvisoryLock, systemID, slot 
 	if systemID != g.SystemID {
 		return 0, nil
 	}
-	lsn, err := replication.Confirmed(ctx, g.Conn, slot)
+	s, err := replication.ReadSlot(ctx, g.Conn, slot)
 	if errors.Is(err, replication.ErrNoSlot) {
 		return 0, nil
 	}
-	return lsn, err
+	return s.ConfirmedFlush, err
 }

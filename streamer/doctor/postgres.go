@@ -259,7 +259,7 @@ func checkFailover(f *postgresFacts) result {
 	switch {
 	case f.number < failoverSlots || f.slot == nil || f.standbys == 0:
 		return notApplicable()
-	case f.slotFailover == nil || !*f.slotFailover:
+	case !f.slot.Failover:
 		return warn("there are standbys, and the slot is not synchronized to them", "failover = true",
 			fmt.Sprintf("ALTER_REPLICATION_SLOT %s (FAILOVER true); -- on a replication connection, the streamer being stopped", f.slotName))
 	case f.settings["synchronized_standby_slots"] == "":

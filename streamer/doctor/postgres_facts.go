@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -41,7 +40,6 @@ type postgresFacts struct {
 	openPublic       bool     // PUBLIC may create in the outbox's schema
 	missing          []string // privileges
 	openMessages     string   // statements that close them; empty where messages are not read, or closed
-	slotFailover     *bool    // nil before PostgreSQL 17
 	oldestTx         time.Duration
 	oldestPrepared   time.Duration
 	columns          map[string]string // of the outbox
@@ -63,7 +61,7 @@ func readPostgres(ctx context.Context, p Target) (*postgresFacts, error) {
 		skew: answer.Skew(), unmet: map[string]error{}, settings: map[string]string{}, columns: map[string]string{},
 	}
 	for _, ask := range []func(context.Context, *ops.Probe) error{
-		f.readSettings, f.readServer, f.readPrivileges, f.readSlot, f.readTransactions, f.readColumns,
+		f.readSettings, f.readServer, f.readPrivileges, f.readTransactions, f.readColumns,
 	} {
 		if err := ask(ctx, p.Probe); err != nil {
 			return nil, fmt.Errorf("examine PostgreSQL: %w", postgres.Redact(err))
@@ -155,15 +153,6 @@ func (f *postgresFacts) readPreconditions(ctx context.Context, p Target) error {
 	}
 	f.replicationErr = err
 	return nil
-}
-
-func (f *postgresFacts) readSlot(ctx context.Context, p *ops.Probe) error {
-	err := p.Postgres.QueryRow(ctx, `
-		SELECT (to_jsonb(s)->>'failover')::boolean FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1`, p.Slot).Scan(&f.slotFailover)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
-	}
-	return err
 }
 
 // readTransactions sees what the user may see of other sessions.

@@ -171,3 +171,11 @@ func walHeadroom(slot *Slot, r rate) WALHeadroom {
 	}
 	return w
 }
+
+// behind is how many bytes of WAL lie between lsn and end; 0 for an unknown lsn.
+func behind(end, lsn pglogrepl.LSN) int64 {
+	if lsn == 0 || lsn >= end {
+		return 0
+	}
+	return int64(end - lsn) //nolint:gosec // a distance within one WAL
+}

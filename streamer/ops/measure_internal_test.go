@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/streamer/replication"
 )
 
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -48,7 +50,7 @@ func TestTimelineIsBounded(t *testing.T) {
 
 func TestRunwayEndsAtThePresentGrowth(t *testing.T) {
 	safe := int64(600_000)
-	slot := &Slot{SafeBytes: &safe}
+	slot := &Slot{Slot: replication.Slot{SafeBytes: &safe}}
 	var g growth
 	assert.Nil(t, walHeadroom(slot, g.rate(false)).Seconds, "one look is no rate")
 	for i := range 120 { // the first minute is forgotten

@@ -202,7 +202,7 @@ func (s *sampler) now() time.Time {
 func (s *sampler) measure(p *Postgres) Lag {
 	at := positions{}
 	if slot := p.Slot(s.probe.Slot); slot != nil {
-		at.confirmed, at.retained = slot.confirmed, slot.restart
+		at.confirmed, at.retained = slot.ConfirmedFlush, slot.RestartLSN
 	}
 	if c := s.last.clickhouse.last; c != nil {
 		at.flushed = c.lastLSN

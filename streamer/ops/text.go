@@ -137,7 +137,7 @@ func (s Slot) bookmarkText() string {
 	if s.Lost() {
 		return s.Bookmark + " is lost: PostgreSQL has removed its WAL"
 	}
-	return fmt.Sprintf("%s at %s, retains %s", s.Bookmark, s.ConfirmedLSN, size(s.RetainedBytes))
+	return fmt.Sprintf("%s at %s, retains %s", s.Bookmark, s.Confirmed, size(s.RetainedBytes))
 }
 
 func (s Slot) activity(now time.Time) string {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/streamer/replication"
 )
 
 // written is what people see of s.
@@ -54,9 +56,9 @@ func TestOneIsNotSeveral(t *testing.T) {
 func TestBookmarksAreNotOtherSlots(t *testing.T) {
 	t.Parallel()
 	s := Status{Time: time.Now(), State: NotRunning, SlotName: "s", Postgres: PostgresEndpoint{Postgres: &Postgres{Slots: []Slot{
-		{Name: "s_bm_noon", Bookmark: "noon", ConfirmedLSN: "0/5", RetainedBytes: 1 << 20},
-		{Name: "s_bm_old", Bookmark: "old", WALStatus: "lost"},
-		{Name: "elsewhere", RetainedBytes: 1 << 20},
+		{Slot: replication.Slot{Name: "s_bm_noon", RetainedBytes: 1 << 20}, Bookmark: "noon", Confirmed: "0/5"},
+		{Slot: replication.Slot{Name: "s_bm_old", WALStatus: "lost"}, Bookmark: "old"},
+		{Slot: replication.Slot{Name: "elsewhere", RetainedBytes: 1 << 20}},
 	}}}}
 	text := written(t, s)
 	assert.Contains(t, text, "bookmark      noon at 0/5, retains 1.0 MiB\n")

@@ -1,10 +1,12 @@
 package replay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,14 +22,10 @@ import (
 // Bookmark is a position in the WAL from which replay is possible: a copy of the
 // streamer's slot that is never active. It keeps all WAL since then on the server.
 type Bookmark struct {
-	Name     string
-	LSN      pglogrepl.LSN // replay can begin here or later
-	Retained int64         // bytes of WAL kept on the server
-	Since    time.Time     // when it was added or last moved; zero before PostgreSQL 17, which does not record it
-	State    string        // PostgreSQL's wal_status, with the reason when it is lost
-	Lost     bool          // PostgreSQL has removed WAL it needs
-
-	slot string
+	Name string
+	// Slot is the copy. Replay can begin at its ConfirmedFlush or later; it is inactive since
+	// the bookmark was added or last moved, which PostgreSQL records from version 17 on.
+	Slot replication.Slot
 }
 
 // Bookmarks are those of one slot. Not safe for concurrent use.
@@ -118,41 +116,22 @@ func (b *Bookmarks) explain(err error) error {
 
 // List returns the bookmarks of the slot, oldest position first.
 func (b *Bookmarks) List(ctx context.Context) ([]Bookmark, error) {
-	rows, err := b.conn.Query(ctx, `
-		SELECT slot_name, coalesce(confirmed_flush_lsn, '0/0')::text,
-		       coalesce(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn), 0)::bigint,
-		       (to_jsonb(s)->>'inactive_since')::timestamptz, coalesce(wal_status, ''), coalesce(to_jsonb(s)->>'invalidation_reason', '')
-		FROM pg_catalog.pg_replication_slots s
-		WHERE slot_type = 'logical' AND database = current_database() AND starts_with(slot_name, $1)
-		ORDER BY confirmed_flush_lsn, slot_name`, b.slot+infix)
+	rows, err := b.conn.Query(ctx, replication.LogicalSlots)
 	if err != nil {
 		return nil, fmt.Errorf("list bookmarks: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, b.scan)
+	slots, err := pgx.CollectRows(rows, replication.ScanSlot)
 	if err != nil {
 		return nil, fmt.Errorf("list bookmarks: %w", err)
 	}
+	var list []Bookmark
+	for _, s := range slots {
+		if name := BookmarkOf(b.slot, s.Name); name != "" {
+			list = append(list, Bookmark{Name: name, Slot: s})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Bookmark) int { return cmp.Compare(a.Slot.ConfirmedFlush, b.Slot.ConfirmedFlush) })
 	return list, nil
-}
-
-func (b *Bookmarks) scan(row pgx.CollectableRow) (Bookmark, error) {
-	var m Bookmark
-	var lsn, reason string
-	var since *time.Time
-	if err := row.Scan(&m.slot, &lsn, &m.Retained, &since, &m.State, &reason); err != nil {
-		return m, err
-	}
-	m.Name = BookmarkOf(b.slot, m.slot)
-	m.Lost = m.State == "lost" || reason != ""
-	if reason != "" {
-		m.State = "lost: " + reason
-	}
-	if since != nil {
-		m.Since = *since
-	}
-	var err error
-	m.LSN, err = pglogrepl.ParseLSN(lsn)
-	return m, err
 }
 
 // ErrNoBookmark means that there is no bookmark of that name.
@@ -184,8 +163,8 @@ func describe(list []Bookmark) string {
 	}
 	texts := make([]string, len(list))
 	for i, m := range list {
-		texts[i] = fmt.Sprintf("%s at %s", m.Name, m.LSN)
-		if m.Lost {
+		texts[i] = fmt.Sprintf("%s at %s", m.Name, m.Slot.ConfirmedFlush)
+		if m.Slot.Lost() {
 			texts[i] = m.Name + " (lost)"
 		}
 	}
@@ -209,13 +188,14 @@ func (b *Bookmarks) Move(ctx context.Context, name string, to pglogrepl.LSN) (Bo
 	case to > confirmed:
 		return m, fmt.Errorf("move bookmark %s: the streamer has confirmed %s only, and %s lies behind that", name, confirmed, to)
 	}
-	if to < m.LSN {
-		return m, fmt.Errorf("move bookmark %s: it is at %s and can only move forward, not to %s", name, m.LSN, to)
+	at := m.Slot.ConfirmedFlush
+	if to < at {
+		return m, fmt.Errorf("move bookmark %s: it is at %s and can only move forward, not to %s", name, at, to)
 	}
-	if to == m.LSN {
+	if to == at {
 		return m, nil
 	}
-	if _, err := b.conn.Exec(ctx, `SELECT pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn)`, m.slot, to.String()); err != nil {
+	if _, err := b.conn.Exec(ctx, `SELECT pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn)`, m.Slot.Name, to.String()); err != nil {
 		return m, fmt.Errorf("move bookmark %s: %w", name, b.explain(err))
 	}
 	return b.Get(ctx, name)
@@ -227,7 +207,7 @@ func (b *Bookmarks) Drop(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.conn.Exec(ctx, `SELECT pg_catalog.pg_drop_replication_slot($1)`, m.slot); err != nil {
+	if _, err := b.conn.Exec(ctx, `SELECT pg_catalog.pg_drop_replication_slot($1)`, m.Slot.Name); err != nil {
 		return fmt.Errorf("drop bookmark %s: %w", name, b.explain(err))
 	}
 	return nil
@@ -235,9 +215,9 @@ func (b *Bookmarks) Drop(ctx context.Context, name string) error {
 
 // confirmedFlush is what the streamer of a slot has confirmed.
 func confirmedFlush(ctx context.Context, conn *pgx.Conn, slot string) (pglogrepl.LSN, error) {
-	confirmed, err := replication.Confirmed(ctx, conn, slot)
+	s, err := replication.ReadSlot(ctx, conn, slot)
 	if errors.Is(err, replication.ErrNoSlot) {
 		return 0, fmt.Errorf("slot %s does not exist: run `streamer slot create` and start the streamer first", slot)
 	}
-	return confirmed, err
+	return s.ConfirmedFlush, err
 }

@@ -213,7 +213,7 @@ func (s *session) wal(ctx context.Context, r Range) (*wal, error) {
 	if err != nil {
 		return nil, err
 	}
-	from, to := max(r.From, mark.LSN), s.confirmed
+	from, to := max(r.From, mark.Slot.ConfirmedFlush), s.confirmed
 	switch {
 	case r.To != 0 && r.To < from:
 		return nil, fmt.Errorf("--to-lsn %s lies before the start, %s", r.To, from)
@@ -222,7 +222,7 @@ func (s *session) wal(ctx context.Context, r Range) (*wal, error) {
 	case r.To != 0:
 		to = min(to, r.To)
 	}
-	w := &wal{url: s.PostgresURL, publication: s.Publication, slot: mark.slot, from: from, to: to, limits: s.Limits, messages: s.messages, localOnly: s.LocalOnly}
+	w := &wal{url: s.PostgresURL, publication: s.Publication, slot: mark.Slot.Name, from: from, to: to, limits: s.Limits, messages: s.messages, localOnly: s.LocalOnly}
 	w.progress = func(done uint64) { s.Progress(done, uint64(to-from)) }
 	return w, nil
 }
@@ -235,7 +235,7 @@ func (b *Bookmarks) serve(ctx context.Context, r Range) (Bookmark, error) {
 	}
 	var best *Bookmark
 	for i, m := range list {
-		if m.Lost && m.Name != r.Bookmark || r.Bookmark != "" && m.Name != r.Bookmark || r.From != 0 && m.LSN > r.From {
+		if m.Slot.Lost() && m.Name != r.Bookmark || r.Bookmark != "" && m.Name != r.Bookmark || r.From != 0 && m.Slot.ConfirmedFlush > r.From {
 			continue
 		}
 		best = &list[i]
@@ -246,7 +246,7 @@ func (b *Bookmarks) serve(ctx context.Context, r Range) (Bookmark, error) {
 		return Bookmark{}, fmt.Errorf("%w: %s; %s. %s", ErrNoBookmark, r.Bookmark, describe(list), table)
 	case best == nil:
 		return Bookmark{}, fmt.Errorf("PostgreSQL cannot send WAL from %s again: no bookmark lies at or before it; %s. %s", r.From, describe(list), table)
-	case best.Lost:
+	case best.Slot.Lost():
 		return Bookmark{}, fmt.Errorf("bookmark %s is lost: PostgreSQL has removed WAL it needed (max_slot_wal_keep_size); %s. %s", best.Name, describe(list), table)
 	}
 	return *best, nil

@@ -91,7 +91,7 @@ func TestAShardsReplayFillsWhatIsMissingFromBefore(t *testing.T) {
 		for _, s := range shards {
 			mark, err := s.bookmarks().Get(t.Context(), "b")
 			require.NoError(t, err)
-			report, err := FromWAL(t.Context(), s.config(), Range{From: mark.LSN}, Mode{})
+			report, err := FromWAL(t.Context(), s.config(), Range{From: mark.Slot.ConfirmedFlush}, Mode{})
 			require.NoError(t, err)
 			filled += report.Filled
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
 	"diehard/shared/postgres"
@@ -82,20 +81,4 @@ func (g *AdvisoryLock) Verify(ctx context.Context) error {
 		return fmt.Errorf("%w: the advisory lock is not held", ErrSession)
 	}
 	return nil
-}
-
-// Confirmed is how far the streamer of a slot has confirmed: every row of a commit
-// before that is in event_log or in the dead-letter table, or was.
-//
-// Errors: ErrNoSlot.
-func Confirmed(ctx context.Context, conn *pgx.Conn, slot string) (pglogrepl.LSN, error) {
-	var lsn pglogrepl.LSN
-	err := conn.QueryRow(ctx, `SELECT coalesce(confirmed_flush_lsn, '0/0') FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`, slot).Scan(&lsn)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return 0, ErrNoSlot
-	case err != nil:
-		return 0, fmt.Errorf("read slot %s: %w", slot, err)
-	}
-	return lsn, nil
 }

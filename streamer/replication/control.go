@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -54,42 +53,6 @@ func OpenControl(ctx context.Context, url, application string, from Origin) (*Co
 
 // Close ends the connection.
 func (c *Control) Close(ctx context.Context) { _ = c.conn.Close(ctx) } // it is gone either way
-
-// Slot is a row of pg_replication_slots.
-type Slot struct {
-	Name               string
-	Plugin             string
-	Database           string
-	Active             bool
-	WALStatus          string
-	InvalidationReason string // PostgreSQL 17 and newer
-	RestartLSN         pglogrepl.LSN
-	ConfirmedFlush     pglogrepl.LSN
-	// MissedEvents is set by CreateInitialSlot: the outbox already had events, which the slot may not deliver.
-	MissedEvents bool
-}
-
-// ErrNoSlot means that the slot does not exist.
-var ErrNoSlot = errors.New("the replication slot does not exist")
-
-// Slot reads the slot's state.
-//
-// Errors: ErrNoSlot.
-func (c *Control) Slot(ctx context.Context) (Slot, error) {
-	s := Slot{Name: c.slot}
-	err := c.conn.QueryRow(ctx, `
-		SELECT coalesce(plugin, ''), coalesce(database, ''), active, coalesce(wal_status, ''),
-		       coalesce(to_jsonb(s)->>'invalidation_reason', ''), coalesce(restart_lsn, '0/0'), coalesce(confirmed_flush_lsn, '0/0')
-		FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1`, c.slot).
-		Scan(&s.Plugin, &s.Database, &s.Active, &s.WALStatus, &s.InvalidationReason, &s.RestartLSN, &s.ConfirmedFlush)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return s, ErrNoSlot
-	}
-	if err != nil {
-		return s, classify(fmt.Errorf("read slot %s: %w", c.slot, err))
-	}
-	return s, nil
-}
 
 // ReplaceSlot makes the slot anew, at the present end of the WAL. It is the operator's
 // word that what lies between is dealt with otherwise; until then retention keeps it.

@@ -241,7 +241,7 @@ func (c *Control) checkSlot(ctx context.Context, written bool) (Slot, error) {
 	if _, err := c.checkRecord(ctx); err != nil {
 		return s, err
 	}
-	if s.WALStatus == "lost" || s.InvalidationReason != "" {
+	if s.Lost() {
 		return s, unmet(recoverSlot+"; then raise max_slot_wal_keep_size", "slot %s is lost (%s %s): PostgreSQL has removed WAL it needed",
 			s.Name, s.WALStatus, s.InvalidationReason)
 	}

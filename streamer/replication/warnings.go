@@ -26,8 +26,7 @@ type facts struct {
 // that row_security_active would apply, whatever the session says.
 const factsQuery = `
 	SELECT current_setting('synchronous_standby_names'),
-	       ARRAY (SELECT trim(n, ' "') FROM unnest(string_to_array(nullif(current_setting('synchronized_standby_slots', true), ''), ',')) AS n
-	              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = trim(n, ' "') AND s.active)),
+	       ` + missingStandbys + `,
 	       ARRAY (SELECT c.relname::text FROM pg_catalog.pg_class c
 	              WHERE c.relnamespace = to_regnamespace($1) AND c.relrowsecurity AND (c.relname = 'outbox' OR starts_with(c.relname, 'diehard_'))
 	                AND NOT (SELECT r.rolbypassrls OR r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)

@@ -101,7 +101,7 @@ var profiles = []profile{
 	},
 	{
 		name: "small window", kind: simch.Shared, nodes: 2, window: 100, windowAge: time.Hour, lag: time.Second, streamers: 2, rows: 40,
-		insertTimeout: 20 * time.Second, actions: 150, weights: with(map[string]int{"other writers": 20, "flood": 60}), poison: true,
+		insertTimeout: 20 * time.Second, actions: 150, weights: with(map[string]int{"other writers": 20, "flood": 60}), poison: true, bounded: true,
 		holds: true,
 	},
 }

@@ -25,14 +25,15 @@ var statements = []statement{
 		run: func(*query) ([][]any, error) { return one("10", nil, nil), nil },
 	},
 	{
-		has:    "SELECT coalesce(plugin, ''), coalesce(database, ''), active",
-		params: oids{tText}, columns: oids{tText, tText, tBool, tText, tText, tLSN, tLSN},
+		has:    "SELECT s.slot_name, coalesce(s.plugin, ''), coalesce(s.database, ''), s.active",
+		params: oids{tText}, columns: oids{tText, tText, tText, tBool, tText, tText, tText, tLSN, tLSN, tInt8, tInt8, tInt8, tTime, tBool, tTexts},
 		run: func(q *query) ([][]any, error) {
 			slot := q.server.slots[q.text(0)]
 			if slot == nil {
 				return nil, nil
 			}
-			return one("pgoutput", "sim", slot.active != nil, "reserved", "", slot.confirmed-8, slot.confirmed), nil
+			lag := int64(q.server.end - slot.confirmed)
+			return one(slot.name, "pgoutput", "sim", slot.active != nil, "", "reserved", "", slot.confirmed-8, slot.confirmed, lag, lag+8, nil, nil, true, nil), nil
 		},
 	},
 	{
