@@ -183,6 +183,10 @@ var bothChecks = []check[both]{
 		if written != 0 && errors.Is(f.postgres.unmet["slot"], replication.ErrNoSlot) {
 			return failed("events of slot "+f.postgres.slotName+" are in ClickHouse, and the slot does not exist", "the slot exists", recoverSlot)
 		}
+		if others := f.clickhouse.otherServers; written == 0 && len(others) > 0 {
+			return warn("event_log has events of slot "+f.postgres.slotName+" from another PostgreSQL server ("+strings.Join(others, ", ")+"), and none from this one", "events of this server",
+				"if the data of that server were lost, restore PostgreSQL from a backup; if this one was made from it on purpose, start the streamer, then streamer replay --from-table")
+		}
 		return ok(fmt.Sprintf("written up to %s of %s", written, end))
 	}},
 }

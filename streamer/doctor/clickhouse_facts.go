@@ -25,8 +25,9 @@ type clickhouseFacts struct {
 	pendingMigration     int
 	skew                 time.Duration
 	doubleEncoded        uint64
-	doubleEncodedTypes   string // of some of them
-	further              string // another table with later rows of our source, if any
+	doubleEncodedTypes   string   // of some of them
+	further              string   // another table with later rows of our source, if any
+	otherServers         []string // sources of our slot on other servers
 }
 
 // table is event_log or the dead-letter table.
@@ -66,6 +67,9 @@ func readClickHouse(ctx context.Context, p Target, pg *postgresFacts) (*clickhou
 				return nil, err
 			}
 			f.skew = f.ClickHouse.Skew()
+			if f.otherServers, err = sink.OtherServers(ctx, p.Probe.ClickHouse, sink.Quote(p.Probe.EventLog), source); err != nil {
+				return nil, err
+			}
 			if err := f.readOthers(ctx, p.Probe, source); err != nil {
 				return nil, err
 			}

@@ -242,6 +242,16 @@ func TestEventsWrittenMeanwhileAreNotDivergedHistory(t *testing.T) {
 	assert.Contains(t, f.Fix, "REPLICATION_SLOT")
 }
 
+func TestEventsOfAServerThatIsGoneAreReported(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	p := target(t, env, env.PostgresURL)
+	execute(t, env, "clickhouse", "INSERT INTO event_log (source, commit_lsn, commit_seq) VALUES ('1/"+env.Slot+"', 1, 1)")
+	f := finding(t, p, "both", "history")
+	assert.Equal(t, doctor.Warning, f.Level)
+	assert.Contains(t, f.Actual, "from another PostgreSQL server (1/"+env.Slot+")")
+}
+
 func TestRolesAreChecked(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)

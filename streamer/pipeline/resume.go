@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -216,6 +217,11 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 	if err != nil {
 		return nil, err
 	}
+	if end.LSN == 0 {
+		if err := s.warnOfOtherServers(ctx); err != nil {
+			return nil, err
+		}
+	}
 	confirmed := s.slot.ConfirmedFlush
 	next := replication.IntentRecord{
 		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: confirmed, UnprovedSince: rec.UnprovedSince,
@@ -224,6 +230,22 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 		next.UnprovedSince = &rec.WrittenAt
 	}
 	return s.continueFrom(ctx, next, later(end, s.firstPosition()))
+}
+
+// warnOfOtherServers reports, before the first event of this server, events of the same
+// slot on a server that this one does not descend from: its data may have been lost.
+func (s *session) warnOfOtherServers(ctx context.Context) error {
+	return s.untilAnswered(ctx, "other servers", func(ctx context.Context) error {
+		sources, err := s.sink.OtherServers(ctx)
+		predecessor := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Slot}.String() // upgraded, or restored from a dump
+		sources = slices.DeleteFunc(sources, func(source string) bool { return source == predecessor })
+		if len(sources) > 0 {
+			s.log.Error("event_log has events of this slot from another PostgreSQL server, and this one knows nothing of it: was its data lost, or does DATABASE_URL lead elsewhere? "+
+				"The streamer goes on with a source of its own", "slot", s.cfg.Slot, "known", s.source.String(), "unknown", sources,
+				"fix", "if data was lost, restore PostgreSQL from a backup; if this server is meant, nothing")
+		}
+		return err
+	})
 }
 
 // oldInsertsPoll is the time between two looks at the inserts of another timeline.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
@@ -58,6 +59,36 @@ func (s *Sink) commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
 		return nil, fmt.Errorf("read positions of other slots: %w", classify(err))
 	}
 	return commits, nil
+}
+
+// OtherServers returns the sources in event_log that are of our slot's name on another
+// PostgreSQL server.
+func (s *Sink) OtherServers(ctx context.Context) ([]string, error) {
+	return OtherServers(ctx, s.conn, s.table, s.source)
+}
+
+// OtherServers returns the sources in table, which is quoted, that are of the slot's name
+// on another PostgreSQL server.
+func OtherServers(ctx context.Context, conn driver.Conn, table string, ours Source) ([]string, error) {
+	rows, err := conn.Query(reading(ctx, 0), `
+		SELECT source FROM `+table+` WHERE endsWith(source, {slot:String}) AND source != {source:String}
+		GROUP BY source ORDER BY source`, clickhouse.Named("slot", Source{Slot: ours.Slot}.String()), clickhouse.Named("source", ours.String()))
+	if err != nil {
+		return nil, fmt.Errorf("look for other servers: %w", classify(err))
+	}
+	defer func() { _ = rows.Close() }()
+	var sources []string
+	for rows.Next() {
+		var source string
+		if err := rows.Scan(&source); err != nil {
+			return nil, fmt.Errorf("look for other servers: %w", err)
+		}
+		sources = append(sources, source)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("look for other servers: %w", classify(err))
+	}
+	return sources, nil
 }
 
 // Range are the rows behind After, up to and including Through.

@@ -91,6 +91,7 @@ var queries = []handler{
 	{"SELECT event_id FROM", (*query).events},
 	{"SELECT toUInt64(bitShiftRight(last, 64))", (*query).end},
 	{"SELECT source, toUInt64(bitShiftRight(max(", (*query).commits},
+	{"SELECT source FROM", (*query).otherServers},
 	{"SELECT count() FROM system.processes WHERE startsWith(query_id, {prefix:String})", (*query).running},
 }
 
@@ -164,6 +165,25 @@ func (q *query) commits() (proto.Input, error) {
 		lsns.Append(lsn)
 	}
 	return proto.Input{{Name: "source", Data: &sources}, {Name: "lsn", Data: &lsns}}, nil
+}
+
+// otherServers are the sources of the same slot on another server.
+func (q *query) otherServers() (proto.Input, error) {
+	seen := make(map[string]bool)
+	_, err := q.node.cluster.visible(q.node.number, q.table, q.consistent, func(r *Row) bool {
+		if strings.HasSuffix(r.Source, q.params["slot"]) && r.Source != q.params["source"] {
+			seen[r.Source] = true
+		}
+		return false
+	})
+	if err != nil {
+		return nil, err
+	}
+	var sources proto.ColStr
+	for source := range seen {
+		sources.Append(source)
+	}
+	return proto.Input{{Name: "source", Data: &sources}}, nil
 }
 
 // positions are those of the rows behind one position, up to another.
