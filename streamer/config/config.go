@@ -2,10 +2,16 @@
 package config
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"diehard/migrations"
 	"diehard/shared/clickhouse"
+	"diehard/shared/failure"
 	"diehard/shared/postgres"
 	"diehard/shared/settings"
 	"diehard/shared/telemetry"
@@ -77,6 +83,7 @@ func (c Config) Pipeline() pipeline.Config {
 		Slot:          from.Slot,
 		Publication:   from.Publication,
 		Schema:        from.Schema,
+		Migrated:      c.migrated,
 		Shard:         from.Shard,
 		Messages:      from.Messages,
 		LocalOnly:     from.LocalOnly,
@@ -87,6 +94,17 @@ func (c Config) Pipeline() pipeline.Config {
 		InsertTimeout: c.Batch.InsertTimeout,
 		DrainTimeout:  c.ShutdownTimeout,
 	}
+}
+
+// migrated reports whether the outbox has the tables of this version.
+//
+// Errors: failure.Fatal, if they are older.
+func (c Config) migrated(ctx context.Context, db *pgx.Conn) error {
+	err := migrations.Outbox(c.Postgres.Schema, "").Check(ctx, db)
+	if _, pending := errors.AsType[*migrations.PendingError](err); pending {
+		return failure.Wrap(failure.Fatal, failure.Because(failure.Schema, err))
+	}
+	return err
 }
 
 // Tables are those that a sink writes to.

@@ -22,6 +22,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"diehard/shared/event"
@@ -31,13 +32,15 @@ import (
 	"diehard/streamer/sink"
 )
 
-// Config of a Pipeline. All fields but Shard, Messages, LocalOnly, StartLSN, Reader and Dial are required.
+// Config of a Pipeline. All fields but Migrated, Shard, Messages, LocalOnly, StartLSN, Reader and Dial are required.
 type Config struct {
 	PostgresURL string
 	Slot        string // of the shard, if there are shards
 	Publication string
 	Schema      event.Schema // of the outbox
-	Shard       replication.Shard
+	// Migrated reports whether PostgreSQL has the tables of this version; nil asks nothing.
+	Migrated func(context.Context, *pgx.Conn) error
+	Shard    replication.Shard
 	// Messages makes messages with our prefix events.
 	Messages bool
 	// LocalOnly skips what a subscription wrote.

@@ -46,6 +46,9 @@ func (s *session) acquireSlot(ctx context.Context) error {
 		if walEnd, err = s.connect(ctx); err != nil {
 			return err
 		}
+		if err = s.control.CheckMigrated(ctx, s.cfg.Migrated); err != nil {
+			return err
+		}
 		if err = s.control.CheckResharding(ctx); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"diehard/shared/event"
+	"diehard/shared/failure"
 	"diehard/shared/postgres"
 )
 
@@ -49,6 +50,20 @@ func OpenControl(ctx context.Context, url, application string, from Origin) (*Co
 		return nil, classify(err)
 	}
 	return &Control{conn: conn, slot: from.Slot, publication: from.Publication, shard: from.Shard, messages: from.Messages, localOnly: from.LocalOnly, schema: from.Schema}, nil
+}
+
+// CheckMigrated asks migrated, which may be nil, with this connection.
+//
+// Errors: those of migrated; failure.Fatal where the tables do not exist.
+func (c *Control) CheckMigrated(ctx context.Context, migrated func(context.Context, *pgx.Conn) error) error {
+	if migrated == nil {
+		return nil
+	}
+	err := migrated(ctx, c.conn)
+	if postgres.IsCode(err, pgerrcode.UndefinedTable) {
+		return fatal(failure.Schema, fmt.Errorf("there are no tables of the outbox: run `streamer migrate up`: %w", err))
+	}
+	return classify(err)
 }
 
 // Close ends the connection.
