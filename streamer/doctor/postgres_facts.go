@@ -31,7 +31,7 @@ type postgresFacts struct {
 	user     string
 
 	senders, slots   int              // in use
-	standbys         int              // physical ones that are connected
+	standbys         int              // physical ones that are connected; a logical session has a database
 	unmet            map[string]error // preconditions of the streamer, by name
 	replicationErr   error            // of a replication connection
 	warnings         []replication.Warning
@@ -102,8 +102,8 @@ func (f *postgresFacts) readServer(ctx context.Context, p *ops.Probe) error {
 		       coalesce((SELECT has_schema_privilege('public', oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = $1), false),
 		       (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walsender'),
 		       (SELECT count(*) FROM pg_catalog.pg_replication_slots),
-		       (SELECT count(*) FROM pg_catalog.pg_stat_replication r WHERE NOT EXISTS (
-		           SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))`, p.Schema.Name(), postgres.SessionSettings()).
+		       (SELECT count(*) FROM pg_catalog.pg_stat_replication r JOIN pg_catalog.pg_stat_activity a USING (pid)
+		        WHERE a.datid IS NULL)`, p.Schema.Name(), postgres.SessionSettings()).
 		Scan(&f.number, &f.database, &f.user, &f.overridden, &f.openPublic, &f.senders, &f.slots, &f.standbys)
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -132,4 +133,34 @@ func TestWarningsOfAServer(t *testing.T) {
 		await.True(t, func() bool { f = warned(t, p, "synchronized_standby_slots"); return f != nil }, "the doctor warns")
 		assert.Contains(t, f.Actual, "standby, away")
 	}
+}
+
+// A streamer that waits for the slot is no standby of PostgreSQL's.
+func TestAStreamerThatWaitsIsNoStandbyOfTheServer(t *testing.T) {
+	t.Parallel()
+	env := *testenv.New(t)
+	if env.Major(t) < 17 {
+		t.Skip("no slots that follow a failover")
+	}
+	engine := testenv.StartPostgres(t, embedded.PostgresOptions{Database: "diehard"})
+	env.PostgresURL = engine.URL("diehard")
+	require.NoError(t, migrations.Outbox("", "").Up(t.Context(), postgres.Config{URL: env.PostgresURL}, slog.New(slog.DiscardHandler)))
+	env.Pool = testenv.Pool(t, env.PostgresURL, 2)
+	execute(t, &env, "postgresql", named("SELECT pg_create_logical_replication_slot('SLOT', 'pgoutput', false, false, true)", &env))
+	p := target(t, &env, env.PostgresURL)
+	replicate(t, &env, "database")
+	assert.Nil(t, warned(t, p, "failover"), "it does not apply")
+	replicate(t, &env, "true")
+	assert.Equal(t, doctor.Warning, finding(t, p, "postgresql", "failover").Level)
+}
+
+// replicate opens a replication session that streams nothing.
+func replicate(t *testing.T, env *testenv.Env, kind string) {
+	t.Helper()
+	cfg, err := pgconn.ParseConfig(env.PostgresURL)
+	require.NoError(t, err)
+	cfg.RuntimeParams["replication"] = kind
+	conn, err := pgconn.ConnectConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
 }
