@@ -1,8 +1,12 @@
 package clickhouse_test
 
 import (
+	"cmp"
 	"encoding/xml"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -24,6 +28,41 @@ func readContainerUsers(t *testing.T, name string) (users containerUsers, text s
 	require.NoError(t, err)
 	require.NoError(t, xml.Unmarshal(content, &users))
 	return users, string(content)
+}
+
+// openTables are those of the database system that a server shows to every user
+// (select_from_system_db_requires_grant, which the image sets).
+var openTables = []string{"columns", "databases", "settings", "tables"}
+
+var (
+	fromSystem   = regexp.MustCompile(`(?:FROM|JOIN) system\.(\w+)`)
+	fromReplicas = regexp.MustCompile(`system, (\w+)\) GROUP BY`) // of clusterAllReplicas
+)
+
+// A table of the server that a program asks is granted to its user: the embedded engine
+// grants everything, a server in a container what is written there.
+func TestUsersOfTheContainersMayReadWhatTheProgramsAsk(t *testing.T) {
+	t.Parallel()
+	node, _ := readContainerUsers(t, "users.xml")
+	for folder, granted := range map[string][]string{"streamer": node.Streamer, "migrations": node.Migrator} {
+		asked := 0
+		require.NoError(t, filepath.WalkDir("../../"+folder, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() && entry.Name() == "sim" {
+				return cmp.Or(err, fs.SkipDir)
+			}
+			if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return nil
+			}
+			content, err := os.ReadFile(path)
+			for _, table := range slices.Concat(fromSystem.FindAllSubmatch(content, -1), fromReplicas.FindAllSubmatch(content, -1)) {
+				asked++
+				name := string(table[1])
+				assert.True(t, slices.Contains(openTables, name) || slices.Contains(granted, "GRANT SELECT ON system."+name), "%s asks system.%s", path, name)
+			}
+			return err
+		}))
+		assert.Positive(t, asked, folder)
+	}
 }
 
 // The embedded engine knows the language in which users are given their rights.
