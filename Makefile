@@ -14,6 +14,7 @@ FUZZ_TIME ?= 30s
 CRASH_KILLS ?= 100
 VERSION ?= $(shell git describe --tags --always --dirty 2> /dev/null)
 COMMIT ?= $(shell git rev-parse HEAD 2> /dev/null)
+COMMIT_DATE = $(shell git log -1 --format=%cI 2> /dev/null)
 
 ##@ Try it
 
@@ -118,18 +119,17 @@ test-containers: ## All tests on servers in Docker (POSTGRES_VERSIONS="14 15 16 
 images: ## Build the container images diehard-api and diehard-streamer
 	@for target in api streamer; do \
 	  DOCKER_BUILDKIT=1 docker build --file docker/Dockerfile --target $$target --tag diehard-$$target \
-	    --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) $(BUILD_FLAGS) .; \
+	    --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --build-arg DATE=$(COMMIT_DATE) $(BUILD_FLAGS) .; \
 	done
 
 RELEASE_PLATFORMS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 CYCLONEDX := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
-RELEASE_DATE = $(shell git log -1 --format=%cI)
-RELEASE_LDFLAGS = -s -w $(foreach v,version=$(VERSION) commit=$(COMMIT) date=$(RELEASE_DATE),-X diehard/shared/telemetry.$(v))
+RELEASE_LDFLAGS = -s -w $(foreach v,version=$(VERSION) commit=$(COMMIT) date=$(COMMIT_DATE),-X $(shell go list -m)/shared/telemetry.$(v))
 
 # The same commit and Go version give the same bytes: no paths, no times but the
 # commit's, files in order and owned by root.
 .PHONY: release
-release: ## Archives, checksums and SBOMs of both programs in dist: make release VERSION=v1.2.3
+release: ## Archives, changes, checksums and SBOMs of both programs in dist: make release VERSION=v1.2.3
 	@[[ "$(VERSION)" =~ ^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?$$ ]] || { echo "VERSION=$(VERSION) is not a version such as v1.2.3" >&2; exit 1; }
 	@[ -z "$$(git status --porcelain)" ] || { echo "there are changes that are not committed: a release is a commit" >&2; exit 1; }
 	@rm -rf dist && mkdir -p dist
@@ -138,15 +138,31 @@ release: ## Archives, checksums and SBOMs of both programs in dist: make release
 	  CGO_ENABLED=0 GOOS=$${platform%/*} GOARCH=$${platform#*/} \
 	    go build -trimpath -buildvcs=false -ldflags '$(RELEASE_LDFLAGS)' -o dist/$$name/ ./api ./streamer; \
 	  cp README.md LICENSE .env.example dist/$$name/; \
-	  tar --create --directory dist --sort=name --mtime='$(RELEASE_DATE)' --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw $$name \
+	  tar --create --directory dist --sort=name --mtime='$(COMMIT_DATE)' --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw $$name \
 	    | gzip --no-name --best > dist/$$name.tar.gz; \
 	  rm -r dist/$$name; \
 	done
 	@for program in api streamer; do \
 	  go run $(CYCLONEDX) app -json -licenses -noserial -main $$program -output dist/$$program.cdx.json . 2> dist/sbom.log \
 	    || { cat dist/sbom.log >&2; exit 1; }; \
-	done; rm dist/sbom.log; sed -i 's/"timestamp": "[^"]*"/"timestamp": "$(RELEASE_DATE)"/' dist/*.cdx.json
+	done; rm dist/sbom.log; sed -i 's/"timestamp": "[^"]*"/"timestamp": "$(COMMIT_DATE)"/' dist/*.cdx.json
+	@last=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' --exclude '$(VERSION)' 2> /dev/null) || last=; \
+	  { echo "# $(VERSION)"; echo; \
+	    if [ -n "$$last" ]; then echo "Changes since $$last:"; echo; git log --no-merges --format='- %s' "$$last..HEAD"; else echo "The first release."; fi; \
+	  } > dist/CHANGELOG.md
 	@cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+# The path is in go.mod and, as Go wants it, in every import; the address of the sources
+# is in what Docker, Prometheus and Kubernetes read.
+.PHONY: module
+module: ## Give the module a path that go get finds, once: make module NAME=github.com/you/diehard
+	@[[ "$(NAME)" =~ ^[a-z0-9.-]+\.[a-z]+(/[A-Za-z0-9._~-]+)+$$ ]] || { echo "NAME=$(NAME) is not a path such as github.com/you/diehard" >&2; exit 1; }
+	@old=$$(go list -m); folders='(api|streamer|shared|migrations)\b'; \
+	find . \( -name '.?*' -o -name dist -o -name bin \) -prune -o \( -name '*.go' -o -name go.mod -o -name '*.md' \) -print | xargs sed -i -E \
+	  -e "s#\"$$old/$$folders#\"$(NAME)/\1#g; s#^module $$old(/|\$$)#module $(NAME)\1#; s#^(replace |\t)$$old (=>|v0)#\1$(NAME) \2#"; \
+	sed -i -E "s#((pkg|module-path): )$$old(/|\$$)#\1$(NAME)\3#" .golangci.yml; \
+	grep -rlF https://github.com/diehard/diehard docker-compose.yml .env.example docker shared/dev/policy | xargs -r sed -i 's#https://github.com/diehard/diehard\b#https://$(NAME)#g'
+	@go build ./... && echo "The module is $(NAME). Next: make format, and what README.md says of it under In your application."
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)

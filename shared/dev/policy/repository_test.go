@@ -13,8 +13,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// module is the module's path and the prefix of its packages.
-const module = "diehard"
+// module is the module's path and the prefix of its packages; see make module.
+var module = func() string {
+	content, err := os.ReadFile("../../../go.mod")
+	if err != nil {
+		panic(err)
+	}
+	first, _, _ := strings.Cut(string(content), "\n")
+	return strings.TrimPrefix(first, "module ")
+}()
 
 // goPackage is what `go list -json` says about a package.
 type goPackage struct {
