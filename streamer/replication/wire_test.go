@@ -35,7 +35,7 @@ func tcpPair(t testing.TB) (ours, theirs net.Conn) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer listener.Close()
-	client, err := coalesce.Dialer{MaxLowLatencyRTT: time.Hour}.DialContext(t.Context(), "tcp", listener.Addr().String())
+	client, err := coalesce.Dialer{}.DialContext(t.Context(), "tcp", listener.Addr().String())
 	require.NoError(t, err)
 	server, err := listener.Accept()
 	require.NoError(t, err)
@@ -238,7 +238,7 @@ func TestTheBufferFollowsWhatArrives(t *testing.T) {
 	assert.Equal(t, "small", string(body))
 	_, _, err = w.whole(time.Now().Add(time.Millisecond))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	assert.Len(t, w.buf, largestBuffer, "kept for the next large one")
+	assert.Contains(t, []int{largestBuffer / 2, largestBuffer}, len(w.buf), "kept for the next large one; how large depends on the pieces")
 }
 
 // A message that is too large is read past, whatever pieces it comes in and however often

@@ -7,35 +7,19 @@
 // change did. As soon as the window is full, the kernel of the sender coalesces
 // them, and they cross in large segments when the receiver reads again.
 //
-// So on a busy stream a connection is read until little is left, and then left
-// alone for a delay. The window is kept small for that where the server is near
-// (Dialer). On a quiet stream every message wakes the reader at once.
+// So on a busy stream a connection is read in chunks, so that the window stays nearly full,
+// and left alone for a pause when the sender has no more (coalescer). On a quiet stream every message
+// wakes the reader at once.
 package coalesce
 
 import (
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
-const (
-	// lowWaterMark bytes are read without a delay. The socket of a busy stream has it
-	// as SO_RCVLOWAT: the kernel does not signal less.
-	lowWaterMark = 32 << 10
-	// coalesceDelay is what the walsender needs to fill the window several times over, and
-	// little beside the flush interval.
-	coalesceDelay = 4 * time.Millisecond
-
-	// busySample reads that came faster than busyInterval each make a stream busy: more
-	// than 20,000 per second.
-	busySample   = 64
-	busyInterval = 50 * time.Microsecond
-	// quietThreshold is the number of bytes per read below which a delay does not pay.
-	quietThreshold = 4 << 10
-	// readAhead is for a caller that reads in small pieces, as TLS does.
-	readAhead = 64 << 10
-)
+// readAhead is for a caller that reads in small pieces, as TLS does.
+const readAhead = 64 << 10
 
 // coalescedConn is a TCP connection whose reads are coalesced. TLS goes on top of it.
 type coalescedConn struct {
@@ -54,13 +38,12 @@ func coalesced(conn net.Conn) net.Conn {
 	if raw == nil || !setLowWater(raw, 1) {
 		return conn
 	}
-	rtt, _ := roundTrip(raw)
-	return &coalescedConn{Conn: conn, co: &coalescer{raw: raw, roundTrip: min(rtt, maxLowLatencyRTT), minCoalesced: coalescedSegment(raw)}}
+	return &coalescedConn{Conn: conn, co: newCoalescer(raw)}
 }
 
 func (c *coalescedConn) Read(p []byte) (int, error) {
 	if len(c.ahead) == 0 {
-		if len(p) >= lowWaterMark {
+		if len(p) >= readAhead/2 {
 			return c.readCoalesced(p)
 		}
 		if c.buf == nil {
@@ -77,11 +60,10 @@ func (c *coalescedConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// readCoalesced reads once from the socket, after a delay on a busy stream.
+// readCoalesced reads once from the socket, after a pause on a busy stream.
 func (c *coalescedConn) readCoalesced(p []byte) (int, error) {
 	now := time.Now()
-	c.co.wait(now, c.deadline.Load())
-	n, err := c.Conn.Read(p)
+	n, err := c.Conn.Read(p[:c.co.limit(c.deadline.Load(), len(p))])
 	c.co.observe(now, n)
 	return n, err
 }
@@ -102,62 +84,4 @@ func (c *coalescedConn) note(t time.Time) {
 		return
 	}
 	c.deadline.Store(&t)
-}
-
-// coalescer knows when to read one socket.
-type coalescer struct {
-	raw          syscall.RawConn
-	roundTrip    time.Duration // until more is here after the window has been opened
-	minCoalesced int           // least size of a coalesced segment
-	busy         bool
-
-	reads, bytes int
-	since        time.Time
-}
-
-// wait waits on a busy stream until it is worth reading, if deadline leaves time
-// for that. When nothing came within the delay, the stream is quiet again: a read that
-// finds nothing is never left to wait for the mark.
-func (c *coalescer) wait(now time.Time, deadline *time.Time) {
-	if !c.busy || unread(c.raw) >= lowWaterMark {
-		return
-	}
-	end := now.Add(c.roundTrip + coalesceDelay)
-	if deadline != nil && deadline.Before(end) {
-		return
-	}
-	before := segments(c.raw)
-	awaitReadable(c.raw, c.roundTrip)
-	// Coalesced segments follow. Single changes may come as fast: then the window must fill first.
-	if n := unread(c.raw); n >= lowWaterMark && (segments(c.raw)-before)*c.minCoalesced <= n {
-		return
-	}
-	time.Sleep(time.Until(end)) //nolint:forbidigo // milliseconds, and there is time for them
-	if unread(c.raw) == 0 {
-		c.quiet()
-	}
-}
-
-func (c *coalescer) quiet() {
-	setLowWater(c.raw, 1)
-	c.busy, c.reads, c.bytes = false, 0, 0
-}
-
-// observe learns from a read that began at start and brought n bytes.
-func (c *coalescer) observe(start time.Time, n int) {
-	if c.reads == 0 {
-		c.since = start
-	}
-	c.reads++
-	c.bytes += n
-	if c.reads < busySample {
-		return
-	}
-	switch {
-	case !c.busy && start.Sub(c.since) < (busySample-1)*busyInterval:
-		c.busy = setLowWater(c.raw, lowWaterMark)
-	case c.busy && c.bytes < busySample*quietThreshold:
-		c.quiet()
-	}
-	c.reads, c.bytes = 0, 0
 }

@@ -42,7 +42,10 @@ func serverTLS(t testing.TB) *tls.Config {
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}
+	return &tls.Config{
+		Certificates:                []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}},
+		DynamicRecordSizingDisabled: true, // one record for each write, as PostgreSQL makes
+	}
 }
 
 // unixPair returns both ends of a connection over a unix socket.
@@ -89,47 +92,14 @@ func coalescerOf(w *reader) *coalescer {
 	return nil
 }
 
-// makeBusy lets the coalescer see a sample of quick reads.
-func (c *coalescer) makeBusy() {
-	c.quiet() // what a handshake brought does not count
-	start := time.Now()
-	for i := range busySample {
-		c.observe(start.Add(time.Duration(i)*time.Microsecond), 400)
-	}
-}
+// makeBusy is what a sample of quick reads does.
+func (c *coalescer) makeBusy() { c.begin(busyRate) }
 
 func needsMark(t *testing.T) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("the low-water mark is for Linux")
 	}
-}
-
-func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
-	needsMark(t)
-	t.Parallel()
-	w, _ := taken(t)
-	co := coalescerOf(w)
-	assert.Equal(t, 1, markOf(t, co))
-	co.makeBusy()
-	assert.True(t, co.busy)
-	assert.Equal(t, lowWaterMark, markOf(t, co))
-
-	start := time.Now()
-	for range busySample { // reads that bring enough keep it up
-		co.observe(start, lowWaterMark)
-	}
-	assert.True(t, co.busy)
-	for range busySample {
-		co.observe(start, quietThreshold-1)
-	}
-	assert.False(t, co.busy)
-	assert.Equal(t, 1, markOf(t, co))
-
-	for i := range busySample { // reads at leisure do not bring it up again
-		co.observe(start.Add(time.Duration(i)*busyInterval), 400)
-	}
-	assert.False(t, co.busy)
 }
 
 func TestOnlyTCPIsCoalesced(t *testing.T) {
@@ -179,8 +149,8 @@ func TestANearDeadlineLeavesNoDelay(t *testing.T) {
 	readers(t, func(t *testing.T, w *reader, theirs net.Conn) {
 		t.Helper()
 		if co := coalescerOf(w); co != nil {
-			co.roundTrip = time.Hour
 			co.makeBusy()
+			co.pause = time.Hour
 		}
 		write(t, theirs, message('d', []byte("here")))
 		_, body, err := w.next(soon())
@@ -275,7 +245,7 @@ func TestEverythingArrivesInEveryRhythm(t *testing.T) {
 	readers(t, func(t *testing.T, w *reader, theirs net.Conn) {
 		t.Helper()
 		const bursts = 6
-		sizes := []int{10, 400, 5_000, lowWaterMark - 10, lowWaterMark + 10, 3 * readBuffer}
+		sizes := []int{10, 400, 5_000, smallWindow - 10, smallWindow + 10, 3 * readBuffer}
 		go func() {
 			for i := range bursts {
 				for j := range 100 {
@@ -288,7 +258,7 @@ func TestEverythingArrivesInEveryRhythm(t *testing.T) {
 					}
 				}
 				if i%2 == 0 { // a reader that has caught up finds nothing for a while
-					<-time.After(3 * coalesceDelay)
+					<-time.After(3 * firstPause)
 				}
 			}
 			theirs.Close()
@@ -303,46 +273,4 @@ func TestEverythingArrivesInEveryRhythm(t *testing.T) {
 		_, _, err := w.next(soon())
 		require.Error(t, err)
 	})
-}
-
-// A stream of small messages crosses in few segments and is read in few reads
-// once it is busy. A machine that is busy with other things may spoil a try, hardly ten of them.
-func TestABusyStreamComesInLargePieces(t *testing.T) {
-	needsMark(t)
-	t.Parallel()
-	const n, few = 20_000, 2_500
-	reads, pieces := n, n
-	for try := 0; try < 10 && (reads > few || pieces > few); try++ {
-		w, theirs := taken(t)
-		counted := &countingConn{Conn: w.conn}
-		w.src = counted
-		co := coalescerOf(w)
-		co.makeBusy()
-		go func() {
-			m := message('d', bytes.Repeat([]byte("x"), 395))
-			for range n { // each a system call of its own, as the walsender sends
-				if _, err := theirs.Write(m); err != nil {
-					return
-				}
-			}
-		}()
-		for range n {
-			_, _, err := w.next(soon())
-			require.NoError(t, err)
-		}
-		reads, pieces = counted.reads, segments(co.raw)
-		t.Logf("%d messages: %d segments, %d reads", n, pieces, reads)
-	}
-	assert.LessOrEqual(t, reads, few, "reads for %d messages", n)
-	assert.LessOrEqual(t, pieces, few, "segments for %d messages", n)
-}
-
-type countingConn struct {
-	net.Conn
-	reads int
-}
-
-func (c *countingConn) Read(p []byte) (int, error) {
-	c.reads++
-	return c.Conn.Read(p)
 }

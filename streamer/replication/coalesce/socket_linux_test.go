@@ -1,7 +1,6 @@
 package coalesce
 
 import (
-	"net"
 	"syscall"
 	"testing"
 
@@ -15,10 +14,10 @@ func markOf(t testing.TB, c *coalescer) int {
 	return option(t, c.raw, unix.SOL_SOCKET, unix.SO_RCVLOWAT)
 }
 
-// windowOf asks the kernel for the bound on a socket's receive window.
-func windowOf(t testing.TB, c net.Conn) int {
+// lockOf asks the kernel whether the buffers of a socket have fixed sizes.
+func lockOf(t testing.TB, c *coalescer) int {
 	t.Helper()
-	return option(t, c.(*coalescedConn).co.raw, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
+	return option(t, c.raw, unix.SOL_SOCKET, unix.SO_BUF_LOCK)
 }
 
 func option(t testing.TB, raw syscall.RawConn, level, name int) (value int) {
@@ -29,10 +28,4 @@ func option(t testing.TB, raw syscall.RawConn, level, name int) (value int) {
 	}))
 	require.NoError(t, err)
 	return value
-}
-
-// bufferOf asks the kernel for the size of a socket's receive buffer.
-func bufferOf(t testing.TB, c net.Conn) int {
-	t.Helper()
-	return option(t, socketOf(c), unix.SOL_SOCKET, unix.SO_RCVBUF)
 }

@@ -11,14 +11,16 @@ import (
 // connections are read as they come, and the others have nothing to do.
 func setLowWater(syscall.RawConn, int) bool { return false }
 
-func clampWindow(string, string, syscall.RawConn) error { return nil }
+func limitSegment(string, string, syscall.RawConn) error { return nil }
 
-func roundTrip(syscall.RawConn) (time.Duration, bool) { return 0, true }
+func setWindow(syscall.RawConn, int, bool) {}
+
+func releaseWindow(syscall.RawConn) {}
 
 func unread(syscall.RawConn) int { return 0 }
 
-func segments(syscall.RawConn) int { return 0 }
+func acknowledge(syscall.RawConn) {}
 
-func coalescedSegment(syscall.RawConn) int { return 0 }
+func look(syscall.RawConn) (path, traffic) { return path{}, traffic{} }
 
-func awaitReadable(syscall.RawConn, time.Duration) {}
+func sleep(time.Duration) {}

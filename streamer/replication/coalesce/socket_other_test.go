@@ -2,13 +2,8 @@
 
 package coalesce
 
-import (
-	"net"
-	"testing"
-)
+import "testing"
 
 func markOf(testing.TB, *coalescer) int { return 0 }
 
-func windowOf(testing.TB, net.Conn) int { return 0 }
-
-func bufferOf(testing.TB, net.Conn) int { return 0 }
+func lockOf(testing.TB, *coalescer) int { return 0 }

@@ -1,0 +1,140 @@
+package coalesce
+
+import (
+	"net"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
+)
+
+func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, _ := taken(t)
+	co := coalescerOf(w)
+	assert.Equal(t, 1, markOf(t, co))
+
+	start := time.Now()
+	reads := func(interval time.Duration, bytes int) {
+		for i := range busySample {
+			co.observe(start.Add(time.Duration(i)*interval), bytes)
+		}
+	}
+	reads(time.Millisecond, 400) // 1,000 events per second
+	assert.False(t, co.busy)
+	reads(busyInterval/2, 400)
+	assert.True(t, co.busy)
+	assert.Equal(t, co.window, markOf(t, co))
+	co.quiet()
+	assert.Equal(t, 1, markOf(t, co))
+	reads(time.Millisecond, 4*busyRate/1000) // few reads that bring much
+	assert.True(t, co.busy)
+}
+
+// cycle lets the coalescer judge what came in a pause of its own length.
+func (c *coalescer) cycle(bytes, segments int) {
+	now := c.grant
+	now.at = now.at.Add(c.pause)
+	now.bytes += bytes
+	now.segments += segments
+	c.judge(now)
+}
+
+// What comes decides about pause, chunk and window, whatever they began with.
+func TestPauseChunkAndWindowFollowWhatComes(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, theirs := taken(t)
+	write(t, theirs, make([]byte, 1000)) // something that waits in the socket
+	co := coalescerOf(w)
+	await.True(t, func() bool { return unread(co.raw) == 1000 }, "what was sent")
+	co.makeBusy()
+	for range 100 {
+		co.cycle(smallWindow, smallWindow/250)
+	}
+	assert.Equal(t, maxPause, co.pause, "small segments, and few of them")
+	assert.Equal(t, co.least(), co.chunk)
+	for range 100 {
+		co.cycle(8*smallWindow, 8*smallWindow/250)
+	}
+	assert.Equal(t, minPause, co.pause, "small segments, but several windows full in each pause")
+	assert.Equal(t, smallWindow, co.window)
+	co.pause = maxPause
+	for range 200 {
+		co.cycle(smallWindow, 4)
+	}
+	assert.Equal(t, minPause, co.pause, "whole segments")
+	assert.Equal(t, nearWindow, co.window)
+	for range 100 {
+		co.cycle(smallWindow, smallWindow/250)
+	}
+	assert.Equal(t, smallWindow, co.window, "small segments again")
+}
+
+// The socket of a stream that thins out is read empty, and after some pauses read at once.
+func TestAStreamThatThinsOut(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, theirs := taken(t)
+	co := coalescerOf(w)
+	go stream(theirs, 10_000, 395, 0)
+	receive(t, w, 10_000)
+	co.makeBusy()
+	n := 0
+	for ; co.busy; n++ {
+		require.Less(t, n, 1000, "messages one by one, and the stream is still busy")
+		write(t, theirs, message('d', []byte("one")))
+		receive(t, w, 1)
+		assert.Zero(t, unread(co.raw))
+	}
+	assert.Equal(t, 1, markOf(t, co))
+}
+
+// The receiver's buffer stays the kernel's. One of a fixed size overruns when the window
+// fills with small segments: then acknowledgements are ignored with what they came on, so that
+// a session whose reader waits for ClickHouse dies.
+func TestAReaderThatDoesNotReadIsStillHeard(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, theirs := taken(t)
+	co := coalescerOf(w)
+	go stream(theirs, 1_000_000, 195, 0)
+	co.makeBusy()
+	receive(t, w, 50_000)
+	co.open()
+	assert.Zero(t, lockOf(t, co), "the buffer is locked")
+	for range 20 { // nothing is read between them
+		write(t, w.conn, []byte("status"))
+		require.NoError(t, theirs.SetReadDeadline(soon()))
+		n, err := theirs.Read(make([]byte, 6))
+		require.NoError(t, err)
+		require.Equal(t, 6, n)
+	}
+}
+
+// stream sends n messages, each with a system call of its own as the walsender does, and
+// computes between them.
+func stream(to net.Conn, n, size int, computing time.Duration) {
+	m := message('d', make([]byte, size))
+	for range n {
+		for until := time.Now().Add(computing); time.Now().Before(until); {
+			runtime.KeepAlive(m)
+		}
+		if _, err := to.Write(m); err != nil {
+			return
+		}
+	}
+}
+
+func receive(t *testing.T, w *reader, n int) {
+	t.Helper()
+	for range n {
+		_, _, err := w.next(soon())
+		require.NoError(t, err)
+	}
+}
