@@ -131,8 +131,9 @@ func (r *Retrier) retryGroup(ctx context.Context, records []Record, report func(
 			g.decode(d)
 		}
 	}
-	if g.rows.Len() > 0 {
-		if err := r.insert(ctx, g, 0, g.rows.Len()); err != nil {
+	if n := g.rows.Len(); n > 0 {
+		all := sink.Block{Rows: &g.rows, Range: sink.Range{Through: g.rows.Position(n - 1)}}
+		if err := g.sink.Write(ctx, all, &groupWriter{r, g}); err != nil {
 			return err
 		}
 	}
@@ -152,7 +153,7 @@ type group struct {
 	bounds bounds
 
 	rows     decode.Rows
-	waiting  []Record // one for each of rows
+	waiting  map[decode.Position]Record // of rows
 	written  []Record
 	outcomes []Outcome
 }
@@ -163,7 +164,7 @@ func (r *Retrier) begin(ctx context.Context, records []Record) (*group, error) {
 	if !ok {
 		return nil, fmt.Errorf("dead letter %s/%d has the source %q, which names no slot", records[0].LSN, records[0].Seq, records[0].Source)
 	}
-	g := &group{source: sink.Source{SystemID: system, Slot: slot}}
+	g := &group{source: sink.Source{SystemID: system, Slot: slot}, waiting: make(map[decode.Position]Record, len(records))}
 	g.sink = sink.New(r.records.conn, r.tables, g.source, records[0].Timeline)
 	if !r.fenced[g.source] {
 		if err := g.sink.Fence(ctx, queryPrefix(g.source), func(uint64) {}); err != nil {
@@ -218,7 +219,7 @@ func (g *group) decode(d Record) {
 		g.keep(d, Refused, err.Error(), 0)
 		return
 	}
-	g.waiting = append(g.waiting, d)
+	g.waiting[d.Position] = d
 }
 
 func (g *group) tooEarly() string {
@@ -230,20 +231,30 @@ func (g *group) tooEarly() string {
 		g.bounds.confirmed)
 }
 
-// insert writes rows [from, to) as one block. When ClickHouse refuses the data,
-// the halves are tried, until each refused row is alone.
-func (r *Retrier) insert(ctx context.Context, g *group, from, to int) error {
+// groupWriter writes the rows of a group as sink.Write asks for it.
+type groupWriter struct {
+	r *Retrier
+	g *group
+}
+
+// Insert implements sink.Writer.
+func (w *groupWriter) Insert(ctx context.Context, b sink.Block) error {
+	r, g := w.r, w.g
 	r.inserts++
 	id := fmt.Sprintf("%s%s-%d", queryPrefix(g.source), r.nonce, r.inserts)
 	began := time.Now()
-	refusal := g.sink.Insert(ctx, &g.rows, from, to, sink.InsertRequest{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
+	from, to := b.Bounds()
+	refusal := g.sink.Insert(ctx, b.Rows, from, to, sink.InsertRequest{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
 	// A refused record stays a dead letter, so an unknown code may be taken for a refusal at once.
 	if refusal != nil && failure.Of(refusal) != failure.Poison && sink.Unknown(refusal) == 0 {
 		return fmt.Errorf("retry dead letters: %w; try again: what was written is recognized", refusal)
 	}
 	// The table decides: a failing materialized view reports an error although the
 	// rows were written.
-	records := g.waiting[from:to]
+	records := make([]Record, 0, to-from)
+	for i := from; i < to; i++ {
+		records = append(records, g.waiting[b.Rows.Position(i)])
+	}
 	present, err := r.log.written(ctx, records, began)
 	switch {
 	case err != nil:
@@ -255,15 +266,24 @@ func (r *Retrier) insert(ctx context.Context, g *group, from, to int) error {
 		return nil
 	case refusal == nil || len(present) > 0:
 		return errIncomplete
-	case len(records) == 1:
-		g.keep(records[0], Refused, sink.Reason(refusal), sink.Code(refusal))
-		return nil
 	}
-	middle := from + (to-from)/2
-	if err := r.insert(ctx, g, from, middle); err != nil {
-		return err
+	return failure.Wrap(failure.Poison, refusal)
+}
+
+// Refuse implements sink.Writer.
+func (w *groupWriter) Refuse(_ context.Context, _ sink.Block, refused []decode.Reject) error {
+	for _, x := range refused {
+		w.g.keep(w.g.waiting[x.Position], Refused, x.Reason, x.Code)
 	}
-	return r.insert(ctx, g, middle, to)
+	return nil
+}
+
+// Halve implements sink.Writer.
+func (w *groupWriter) Halve(context.Context, sink.Block, error) error { return nil }
+
+// Ask implements sink.Writer.
+func (w *groupWriter) Ask(ctx context.Context, query func(context.Context) error) error {
+	return query(ctx)
 }
 
 var errIncomplete = errors.New("retry dead letters: not all rows were written; try again: what was written is recognized")

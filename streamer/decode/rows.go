@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"slices"
@@ -20,6 +21,11 @@ type Position struct {
 // After reports whether p lies behind q in the stream.
 func (p Position) After(q Position) bool {
 	return p.LSN > q.LSN || p.LSN == q.LSN && p.Seq > q.Seq
+}
+
+// Compare orders positions as the stream does.
+func (p Position) Compare(q Position) int {
+	return cmp.Or(cmp.Compare(p.LSN, q.LSN), cmp.Compare(p.Seq, q.Seq))
 }
 
 // Rows are outbox rows as columns, laid out as ClickHouse's format Native wants
@@ -161,11 +167,7 @@ func (r *Rows) Cut(lsn pglogrepl.LSN) {
 	for n > 0 && r.LSN[n-1] == uint64(lsn) {
 		n--
 	}
-	r.ID, r.DateTime, r.MetadataVersion = r.ID[:16*n], r.DateTime[:n], r.MetadataVersion[:n]
-	r.Context, r.ContextEnd = r.Context[:r.ContextStart(n)], r.ContextEnd[:n]
-	r.LSN, r.Seq, r.CommitTime = r.LSN[:n], r.Seq[:n], r.CommitTime[:n]
-	r.Type.Keys, r.Environment.Keys, r.PublishedBy.Keys = r.Type.Keys[:n], r.Environment.Keys[:n], r.PublishedBy.Keys[:n]
-	r.TraceID = r.TraceID[:16*n]
+	r.truncate(n)
 	k := len(r.Rejects)
 	for k > 0 && r.Rejects[k-1].LSN == lsn {
 		k--

@@ -135,8 +135,8 @@ var errOwner = errors.New("cannot verify the slot")
 
 // verify proves that the slot is ours and makes p's intent durable.
 func (w *writer) verify(ctx context.Context, p *part) error {
-	rec := w.s.record
-	rec.Intent = &p.intent
+	rec, intent := w.s.record, p.intent // a copy: the record is what was written
+	rec.Intent = &intent
 	if err := w.writeRecord(ctx, rec); err != nil {
 		return err
 	}

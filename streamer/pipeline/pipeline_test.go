@@ -207,7 +207,7 @@ func TestAPoisonRowBecomesADeadLetter(t *testing.T) {
 	b := batch.New(roomy)
 	e := decode.Event{ID: [16]byte{1}, Type: []byte("bad"), Environment: []byte("Test"), Context: []byte(`{"a":1}`), MetadataVersion: 2, DateTime: 3}
 	b.Append(decode.Position{LSN: 7, Seq: 8}, 9, &e)
-	r := poison(b, 0, errors.New("refused"))
+	r := b.RejectAt(0, "refused", 469)
 	assert.Equal(t, decode.Position{LSN: 7, Seq: 8}, r.Position)
 	assert.Equal(t, int64(9), r.CommitTime)
 	assert.Equal(t, "bad", r.Type)

@@ -10,7 +10,6 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
-	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/failpoint"
@@ -27,6 +26,8 @@ import (
 //     then its intent is durable, written with the proof that the slot is ours.
 //   - A block is sent again with the same rows and the same token, after a look whether it
 //     is written. A range gets new tokens only when every attempt under the old one is over.
+//   - Rows that ClickHouse refuses are named in the intent before their dead letters are sent. The
+//     rest of the block goes under its old token: of two blocks, with them and without, one is written.
 //   - Dead letters are written before the rows that came with them.
 //   - The record says that a position may be confirmed when everything before it is durable,
 //     and no position is confirmed before the record says so: so a slot that stands beyond the
@@ -45,12 +46,13 @@ type writer struct {
 	window   window
 	durable  pglogrepl.LSN // may be recorded, and confirmed then
 
-	blocks         int       // tokens of this session
-	retries        int       // of the current batch
-	attemptsOver   time.Time // attempts at the current range that had no answer are over then
-	anyWritten     bool      // rows of the current batch are written
-	unknownCode    bool      // the current batch is halved for a code that no list has
-	unknownRejects int       // dead letters for such codes since any row was written
+	blocks         int             // tokens of this session
+	retries        int             // of the current batch
+	attemptsOver   time.Time       // attempts at the current range that had no answer are over then
+	refused        []decode.Reject // of the current batch, by ClickHouse, in stream order
+	anyWritten     bool            // rows of the current batch are written
+	unknownCode    bool            // the current batch is halved for a code that no list has
+	unknownRejects int             // dead letters for such codes since any row was written
 }
 
 func newWriter(s *session, c *confirmed, ready <-chan *batch.Batch, free chan<- *batch.Batch, waiting *atomic.Int32, at *beginning) *writer {
@@ -69,13 +71,14 @@ func (w *writer) run(ctx context.Context) error {
 		return err
 	}
 	for b := range w.ready {
+		held := measure(b)
 		if err := w.write(ctx, b); err != nil {
 			return err
 		}
 		if err := w.s.ifOurs(ctx, w.checkUnproved(ctx, w.durable)); err != nil {
 			return err
 		}
-		w.s.progress.done(measure(b))
+		w.s.progress.done(held)
 		b.Reset(w.s.cfg.Limits)
 		w.free <- b
 		if w.waiting.Load() == waitsReading {
@@ -133,7 +136,7 @@ func (w *writer) confirm(ctx context.Context) error {
 // flush makes the rows of b durable, however long it takes.
 func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 	began := time.Now()
-	w.retries, w.anyWritten, w.unknownCode = 0, false, false
+	w.retries, w.anyWritten, w.unknownCode, w.refused = 0, false, false, nil
 	w.s.observer.FlushStarted(b)
 	err := w.store(ctx, b)
 	f := Flush{
@@ -152,10 +155,12 @@ func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 
 // store writes b under one intent: a new one, or the one that is repeated.
 func (w *writer) store(ctx context.Context, b *batch.Batch) error {
-	part := &part{b: b, to: b.Len(), repeated: w.repeat != nil}
+	part := &part{b: b, repeated: w.repeat != nil}
+	decoded := slices.Clone(b.Rejects)
 	if part.repeated {
 		part.intent, w.repeat = *w.repeat, nil
 		part.intent.InsertTimeout = w.s.insertTimeout().Milliseconds()
+		w.refuseAgain(part)
 	} else {
 		w.attemptsOver = time.Time{}
 		if err := w.awaitWindow(ctx); err != nil {
@@ -163,24 +168,25 @@ func (w *writer) store(ctx context.Context, b *batch.Batch) error {
 		}
 		part.intent = w.newIntent(w.written, b.Last(), time.Now().UnixMilli())
 	}
-	if err := w.writeRejects(ctx, part); err != nil {
+	if err := w.writeRejects(ctx, part, "dead", decoded); err != nil {
 		return err
 	}
-	if b.Len() > 0 {
-		if err := w.writeRows(ctx, part); err != nil {
-			return err
-		}
+	if err := w.writeRejects(ctx, part, part.refusedToken(), w.refused); err != nil {
+		return err
+	}
+	if err := w.writeRows(ctx, part); err != nil {
+		return err
 	}
 	w.written = b.Last()
 	return nil
 }
 
-// writeRejects writes what the decoder refused of p's range into the dead-letter table, but
-// for what is there already: a predecessor that wrote the rows of a larger range in halves
-// has written the dead letters of all of it first. A block is written whole, so that what
-// is not there is the same for every streamer that writes p.
-func (w *writer) writeRejects(ctx context.Context, p *part) error {
-	if len(p.b.Rejects) == 0 {
+// writeRejects writes rejects of p's range into the dead-letter table, but for what is there
+// already: a predecessor that wrote the rows of a larger range in halves has written the
+// dead letters of all of it first. A block is written whole, so that what is not there is the same
+// for every streamer that writes p.
+func (w *writer) writeRejects(ctx context.Context, p *part, token string, rejects []decode.Reject) error {
+	if len(rejects) == 0 {
 		return nil
 	}
 	var there map[decode.Position]bool
@@ -191,17 +197,16 @@ func (w *writer) writeRejects(ctx context.Context, p *part) error {
 	if err != nil {
 		return err
 	}
-	missing := slices.DeleteFunc(slices.Clone(p.b.Rejects), func(r decode.Reject) bool { return there[r.Position] })
+	missing := slices.DeleteFunc(slices.Clone(rejects), func(r decode.Reject) bool { return there[r.Position] })
 	if len(missing) == 0 {
 		return nil
 	}
-	return w.writeDeadLetters(ctx, p, "dead", missing)
+	return w.writeDeadLetters(ctx, p, token, missing)
 }
 
-// part are rows [from, to) of a batch, which are written under one intent.
+// part are the rows of a batch that are written under one intent.
 type part struct {
 	b        *batch.Batch
-	from, to int
 	intent   replication.Intent
 	repeated bool // it may be written: look first
 }
@@ -220,40 +225,6 @@ func (w *writer) newIntent(after, through decode.Position, ingestedAt int64) rep
 		IngestedAt: ingestedAt, InsertTimeout: w.s.insertTimeout().Milliseconds(), Blocks: w.window.add(time.Now()),
 		Tables: []replication.IntentTable{{Name: w.s.cfg.Tables.EventLog}}, LocalOnly: w.s.cfg.LocalOnly,
 	}
-}
-
-// writeRows writes p as one block. When ClickHouse refuses the data, the halves are
-// tried in order, under intents of their own, until the rows that it refuses stand alone.
-func (w *writer) writeRows(ctx context.Context, p *part) error {
-	err := w.insertRows(ctx, p)
-	if failure.Of(err) != failure.Poison {
-		return err
-	}
-	w.unknownCode = sink.Unknown(err) != 0
-	if p.to-p.from == 1 {
-		if w.unknownCode {
-			w.unknownRejects++
-		}
-		return w.writeDeadLetters(ctx, p, "refused", []decode.Reject{poison(p.b, p.from, err)})
-	}
-	failpoint.Hit("bisecting")
-	if err := w.untilAttemptsAreOver(ctx, p); err != nil {
-		return err
-	}
-	if err := w.awaitWindow(ctx); err != nil {
-		return err
-	}
-	middle := p.from + (p.to-p.from)/2
-	cut := p.b.Position(middle - 1)
-	left := &part{b: p.b, from: p.from, to: middle, intent: w.newIntent(decode.Position(p.intent.After), cut, p.intent.IngestedAt)}
-	if err := w.writeRows(ctx, left); err != nil {
-		return err
-	}
-	if err := w.awaitWindow(ctx); err != nil {
-		return err
-	}
-	right := &part{b: p.b, from: middle, to: p.to, intent: w.newIntent(cut, decode.Position(p.intent.Through), p.intent.IngestedAt)}
-	return w.writeRows(ctx, right)
 }
 
 // untilAttemptsAreOver waits until no attempt under p's token can be written any more: one
@@ -283,22 +254,13 @@ func (w *writer) untilAttemptsAreOver(ctx context.Context, p *part) error {
 // errWrittenLate ends the session: the next one finds the rows.
 var errWrittenLate = errors.New("an insert without an answer was written after all; starting again")
 
-// poison describes row i, which ClickHouse refused, as a dead letter.
-func poison(b *batch.Batch, i int, err error) decode.Reject {
-	return decode.Reject{
-		Position: b.Position(i), CommitTime: b.CommitTime[i],
-		ID: b.IDAt(i), Type: b.Type.Values[b.Type.Keys[i]],
-		Raw: b.TupleAt(i).Encode(), Reason: sink.Reason(err), Code: sink.Code(err),
-	}
-}
-
-// insertRows writes p as one block.
-func (w *writer) insertRows(ctx context.Context, p *part) error {
-	unknown := sink.UnknownErrors{Limit: w.retryBudget(p.to - p.from)}
+// insertRows writes rows [from, to), those of p, as one block.
+func (w *writer) insertRows(ctx context.Context, p *part, from, to int) error {
+	unknown := sink.UnknownErrors{Limit: w.retryBudget(to - from)}
 	_, err := w.insertUntilDurable(ctx, p, insertion{
 		what: "rows", token: p.intent.Token,
 		insert: func(ctx context.Context, r sink.InsertRequest) error {
-			return unknown.Classify(w.s.sink.Insert(ctx, &p.b.Rows, p.from, p.to, r))
+			return unknown.Classify(w.s.sink.Insert(ctx, &p.b.Rows, from, to, r))
 		},
 		written: w.rowsWritten(p),
 	})
@@ -312,12 +274,7 @@ func (w *writer) insertRows(ctx context.Context, p *part) error {
 // were dead letters may have come there by `streamer deadletter retry`.
 func (w *writer) rowsWritten(p *part) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
-		there, err := w.s.sink.HasRows(ctx, p.rangeOf(), positions(p.b.Rejects))
-		if err != nil || there || p.to-p.from > 1 {
-			return there, err
-		}
-		// A row alone may have been refused, and be a dead letter.
-		return w.s.sink.HasDeadLetters(ctx, p.rangeOf(), map[decode.Position]bool{p.b.Position(p.from): true})
+		return w.s.sink.HasRows(ctx, p.rangeOf(), positions(p.b.Rejects))
 	}
 }
 
@@ -357,10 +314,18 @@ func (w *writer) writeDeadLetters(ctx context.Context, p *part, token string, re
 		return err
 	}
 	failpoint.Hit("after-dead-letter")
-	for _, r := range rejects {
+	for i, r := range rejects {
 		w.s.observer.DeadLetter(r)
-		w.s.log.Error("row written to the dead-letter table", "event_id", r.ID, "event_type", r.Type,
-			"commit_lsn", r.LSN.String(), "commit_seq", r.Seq, "reason", sink.RedactedReason(r.Reason, r.Code))
+		if i < maxLoggedDeadLetters {
+			w.s.log.Error("row written to the dead-letter table", "event_id", r.ID, "event_type", r.Type,
+				"commit_lsn", r.LSN.String(), "commit_seq", r.Seq, "reason", sink.RedactedReason(r.Reason, r.Code))
+		}
+	}
+	if more := len(rejects) - maxLoggedDeadLetters; more > 0 {
+		w.s.log.Error("more rows written to the dead-letter table, see `streamer deadletter list`", "rows", more, "of_batch", p.b.Len()+len(p.b.Rejects))
 	}
 	return nil
 }
+
+// maxLoggedDeadLetters is how many rows of one batch have log entries of their own.
+const maxLoggedDeadLetters = 10

@@ -124,8 +124,9 @@ func (p *chunkFill) try(ctx context.Context) error {
 		return err
 	}
 	p.gather(g.rows)
-	if p.f.subset.Len() > 0 {
-		if err := p.insert(ctx, 0, p.f.subset.Len()); err != nil {
+	if n := p.f.subset.Len(); n > 0 {
+		all := sink.Block{Rows: &p.f.subset, Range: sink.Range{Through: p.f.subset.Position(n - 1)}}
+		if err := p.f.sink.Write(ctx, all, p); err != nil {
 			return err
 		}
 	}
@@ -186,33 +187,45 @@ func (p *chunkFill) within(ctx context.Context, insert func(context.Context) err
 	return insert(ctx)
 }
 
-// insert writes rows [from, to) of the subset as one block. When ClickHouse
-// refuses the data, the halves are tried, until each refused row is alone.
-func (p *chunkFill) insert(ctx context.Context, from, to int) error {
-	answer := p.within(ctx, func(ctx context.Context) error { return p.f.sink.Insert(ctx, &p.f.subset, from, to, p.next()) })
+// Insert implements sink.Writer.
+func (p *chunkFill) Insert(ctx context.Context, b sink.Block) error {
+	from, to := b.Bounds()
+	answer := p.within(ctx, func(ctx context.Context) error { return p.f.sink.Insert(ctx, b.Rows, from, to, p.next()) })
 	p.anyWritten = p.anyWritten || answer == nil
 	refusal := p.classify(answer)
 	if failure.Of(refusal) != failure.Poison {
 		return refusal
 	}
-	written, err := p.isWritten(ctx, from, to)
+	written, err := p.isWritten(ctx, b.Rows.Position(to-1))
 	switch {
 	case err != nil:
 		return err
 	case written:
 		p.f.logger.Warn("materialized view failed: the rows are written, but ClickHouse reported an error", "error", refusal)
 		return nil
-	case to-from > 1:
-		middle := from + (to-from)/2
-		if err := p.insert(ctx, from, middle); err != nil {
-			return err
-		}
-		return p.insert(ctx, middle, to)
-	case p.unknownCode && !p.anyWritten && p.wait():
+	case to-from == 1 && p.unknownCode && !p.anyWritten && p.wait():
 		return answer // nothing is written yet: the server may be the cause
 	default:
-		return p.refuse(ctx, from, refusal)
+		return refusal
 	}
+}
+
+// Refuse implements sink.Writer.
+func (p *chunkFill) Refuse(ctx context.Context, _ sink.Block, refused []decode.Reject) error {
+	return p.writeDeadLetters(ctx, refused)
+}
+
+// Halve implements sink.Writer.
+func (p *chunkFill) Halve(_ context.Context, b sink.Block, cause error) error {
+	if cause != nil {
+		p.f.logger.Warn("writing refused rows in halves, until each row that is refused stands alone", "rows", b.Len(), "error", cause)
+	}
+	return nil
+}
+
+// Ask implements sink.Writer. An error ends this try.
+func (p *chunkFill) Ask(ctx context.Context, query func(context.Context) error) error {
+	return p.within(ctx, query)
 }
 
 // classify takes an unknown code for a refusal after three attempts.
@@ -234,9 +247,8 @@ func (p *chunkFill) wait() bool {
 	return p.fronts < 6+2*int(p.refused)
 }
 
-// isWritten reports whether rows [from, to) of the subset are in the table. A block is written as a whole or not at all.
-func (p *chunkFill) isWritten(ctx context.Context, _, to int) (bool, error) {
-	last := p.f.subset.Position(to - 1)
+// isWritten reports whether a block is in the table whose last row is at last. It is written as a whole or not at all.
+func (p *chunkFill) isWritten(ctx context.Context, last decode.Position) (bool, error) {
 	present := false
 	err := p.f.log.positions(ctx, p.f.source.String(), chunk{after: previous(last), upTo: last},
 		func(decode.Position) { present = true })
@@ -246,15 +258,6 @@ func (p *chunkFill) isWritten(ctx context.Context, _, to int) (bool, error) {
 func previous(p decode.Position) decode.Position {
 	p.Seq--
 	return p
-}
-
-// refuse sets row i of the subin the dead-letter table.
-func (p *chunkFill) refuse(ctx context.Context, i int, cause error) error {
-	s := &p.f.subset
-	return p.writeDeadLetters(ctx, []decode.Reject{{
-		Position: s.Position(i), CommitTime: s.CommitTime[i], ID: s.IDAt(i), Type: s.Type.Values[s.Type.Keys[i]],
-		Raw: s.TupleAt(i).Encode(), Reason: sink.Reason(cause), Code: sink.Code(cause),
-	}})
 }
 
 func (p *chunkFill) writeDecodeRejects(ctx context.Context, indexes []int) error {

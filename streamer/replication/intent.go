@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
@@ -75,11 +76,47 @@ type IntentTable struct {
 	Rejected []Rejected `json:"rejected,omitempty"`
 }
 
-// Rejected are rows that ClickHouse refuses with one error code. Rows are numbers in
-// the range, from 0, without those that cannot be decoded.
+// Rejected are rows that ClickHouse refuses with one error code. They are named by position: a
+// session that repeats the range may be sent its end alone, if the rest is confirmed.
 type Rejected struct {
-	Code int32 `json:"code"`
-	Rows []int `json:"rows"`
+	Code    int32            `json:"code"`
+	Commits []RejectedCommit `json:"commits"`
+}
+
+// RejectedCommit are rows of one transaction, by their numbers in it.
+type RejectedCommit struct {
+	LSN  pglogrepl.LSN `json:"lsn"`
+	Seqs []uint32      `json:"seqs"`
+}
+
+// Add adds a row, behind those that were added before.
+func (r *Rejected) Add(p Position) {
+	if n := len(r.Commits); n == 0 || r.Commits[n-1].LSN != p.LSN {
+		r.Commits = append(r.Commits, RejectedCommit{LSN: p.LSN})
+	}
+	last := &r.Commits[len(r.Commits)-1]
+	last.Seqs = append(last.Seqs, p.Seq)
+}
+
+// Positions are those of the rows.
+func (r *Rejected) Positions() iter.Seq[Position] {
+	return func(yield func(Position) bool) {
+		for _, c := range r.Commits {
+			for _, seq := range c.Seqs {
+				if !yield(Position{c.LSN, seq}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Len is the number of rows.
+func (r *Rejected) Len() (n int) {
+	for _, c := range r.Commits {
+		n += len(c.Seqs)
+	}
+	return n
 }
 
 // Empty reports that there is nothing to write.

@@ -81,7 +81,7 @@ var mutants = []mutant{
 	},
 	{
 		"an intent confirms rows that are not written", "pipeline/insert.go",
-		"rec.Intent = &p.intent", "rec.Intent, rec.Confirm = &p.intent, max(rec.Confirm, p.b.Confirm)", "foreign reader",
+		"rec.Intent = &intent", "rec.Intent, rec.Confirm = &intent, max(rec.Confirm, p.b.Confirm)", "foreign reader",
 	},
 	{
 		"a change of timeline is not noticed", "pipeline/session_start.go",
@@ -116,12 +116,26 @@ var mutants = []mutant{
 		"if r.repeat == nil && r.open.Full(r.s.cfg.Limits) || r.repeated() {", "if r.repeated() {", "one node",
 	},
 	{
-		"halves while an attempt may still be written", "pipeline/write.go",
-		"if err := w.untilAttemptsAreOver(ctx, p); err != nil {", "if err := error(nil); err != nil {", "TestAnInsertIsWrittenLateAndRefusedInBetween",
+		"halves while an attempt may still be written", "pipeline/refuse.go",
+		"return i.w.untilAttemptsAreOver(ctx, i.part)", "return nil", "TestAnInsertIsWrittenLateAndRefusedInBetween",
+	},
+	{
+		"the rest of a refused block goes under a new token", "pipeline/refuse.go",
+		"return i.w.writeRejects(ctx, i.part, i.part.refusedToken(), refused)",
+		"err := i.w.writeRejects(ctx, i.part, i.part.refusedToken(), refused)\n\ti.part.intent.Token += \"x\"\n\treturn err", "TestAFrozenStreamerHoldsABlockThatIsRefused",
+	},
+	{
+		"the intent does not name refused rows", "pipeline/refuse.go",
+		"rejected[at].Add(replication.Position(x.Position))", "", "TestATakeoverKeepsWhatWasRefused",
+	},
+	{
+		"dead letters of refused rows come after the rows", "sink/write.go",
+		"if err := w.Refuse(ctx, b, refused); err != nil {\n\t\t\treturn err\n\t\t}",
+		"defer func() { _ = w.Refuse(ctx, b, refused) }()", "two listeners",
 	},
 	{
 		"inserts of the old timeline are not waited for", "pipeline/resume.go",
-		"if err := s.waitForOldInserts(ctx); err != nil {", "if err := error(nil); err != nil {", "failover",
+		"err = s.waitForOldInserts(ctx)", "err = nil", "failover",
 	},
 	{
 		"nothing is registered before the intent is written", "sink/sink.go",

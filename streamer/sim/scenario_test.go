@@ -150,29 +150,6 @@ func TestAFailoverLosesTheIntentOfAFrozenStreamer(t *testing.T) {
 	})
 }
 
-// Rows are not tried one by one while an insert of all of them may still be written.
-func TestAnInsertIsWrittenLateAndRefusedInBetween(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, profiles[1])
-		w.storm.Store(false)
-		w.start()
-		pause(time.Second)
-		w.fixedFate.Store(&simch.Fate{Work: 25 * time.Second, Silent: true})
-		w.commit(3, `{"poison":1}`)
-		pause(time.Second)
-		w.fixedFate.Store(nil)
-		for _, h := range w.chHosts {
-			h.Cut(true)
-		}
-		w.ch.SetConstraint(eventLog, true)
-		pause(10 * time.Second)
-		w.ch.SetConstraint(eventLog, false)
-		pause(5 * time.Minute)
-		assert.Empty(t, w.check.missing(), w.trace.String())
-		w.finish(t)
-	})
-}
-
 // A primary whose WAL uses the positions of lost events a second time is refused.
 func TestAFailoverThatLostWhatIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -156,6 +156,7 @@ func (w *world) fate(r *rand.Rand) simch.Fate {
 // publish commits a transaction of the application.
 func (w *world) publish(r *rand.Rand) {
 	n := 1 + r.IntN(4)
+	poisonous := r.IntN(10) == 0
 	switch r.IntN(30) {
 	case 0:
 		n = 60 + r.IntN(80) // several batches
@@ -174,7 +175,11 @@ func (w *world) publish(r *rand.Rand) {
 			size = 20_000 // compressed in the WAL
 		}
 		e.Context = fmt.Sprintf(`{"n":%d,"t":"%s"}`, r.IntN(1000), strings.Repeat("x", size))
-		if w.poison && r.IntN(300) == 0 {
+		switch n := r.IntN(600); {
+		case !w.poison:
+		case n < 1:
+			e.Context = `{"toxic":1}`
+		case n < 4, poisonous && n < 200:
 			e.Context = `{"poison":1}`
 		}
 		e.WAL = 100 + min(size, 150)

@@ -126,6 +126,7 @@ func newWorld(t *testing.T, seed uint64, p profile) *world {
 	}
 	if p.poison {
 		w.ch.SetConstraint(eventLog, true)
+		w.ch.SetIndex(eventLog, true)
 	}
 	return w
 }
@@ -271,4 +272,7 @@ func ended(s *streamer) error {
 
 func pause(d time.Duration) { <-time.After(d) }
 
-func isPoison(context string) bool { return strings.Contains(context, "poison") }
+// isPoison reports what ClickHouse refuses: for a constraint, or for an index.
+func isPoison(context string) bool {
+	return strings.Contains(context, "poison") || strings.Contains(context, "toxic")
+}

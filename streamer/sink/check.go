@@ -44,11 +44,9 @@ func (s *Sink) CheckTables(ctx context.Context) error {
 }
 
 func (s *Sink) readTextIndexes(ctx context.Context) error {
-	var definition string
-	err := s.conn.QueryRow(reading(ctx, 0), "SELECT any(create_table_query) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}",
-		clickhouse.Named("table", s.tables.EventLog)).Scan(&definition)
+	definition, err := s.definition(ctx)
 	if err != nil {
-		return fmt.Errorf("read the indexes of %s: %w", s.table, classify(err))
+		return err
 	}
 	s.textIndexes = textIndexesOf(definition)
 	return nil

@@ -2,7 +2,7 @@
 // machine in the same run. Compare contestants of one run, not figures of different
 // machines. See README.md in this folder.
 //
-//	bench [drain|growth|latency|producer|api|peers|questions|indexes|all]
+//	bench [drain|badrows|growth|latency|producer|api|peers|questions|indexes|all]
 package main
 
 import (
@@ -23,6 +23,7 @@ var benchmarks = []struct {
 	{"latency", latency},
 	{"producer", producer},
 	{"api", api},
+	{"badrows", badRowsDrain},
 	{"growth", growth},
 	{"questions", questions},
 	{"indexes", indexes},

@@ -53,7 +53,7 @@ var places = []choice[place]{
 	{3, place{name: "before-confirm", hits: 12, stops: true}},
 	{2, place{name: "confirmed", hits: 12}},
 	{3, place{name: "after-dead-letter", hits: 1, stops: true}},
-	{3, place{name: "bisecting", hits: 5}},
+	{3, place{name: "refused", hits: 1}},
 	{2, place{name: "draining", hits: 1, drains: true}},
 	{2, place{name: "drained", hits: 1, drains: true}},
 }

@@ -87,6 +87,7 @@ type table struct {
 	name       string
 	null       bool // ENGINE = Null
 	constraint bool // event_context must not be poison
+	index      bool // nor toxic, for which there is no constraint
 	failure    int32
 	parts      []*Part
 	window     []remembered // one for all partitions
@@ -165,6 +166,13 @@ func (c *Cluster) SetConstraint(name string, on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tables[name].constraint = on
+}
+
+// SetIndex makes the table refuse what is toxic, as an index does that cannot be computed from it, or take it.
+func (c *Cluster) SetIndex(name string, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tables[name].index = on
 }
 
 // AddView gives the table a materialized view that copies its rows.
@@ -246,7 +254,7 @@ func (c *Cluster) Registered(token string) bool {
 }
 
 // attempt is the part that a query id has before its attempt's number and name.
-var attempt = regexp.MustCompile(`^(.*?)(-dead|-refused)?-\d+-[0-9a-f]+$`)
+var attempt = regexp.MustCompile(`^(.*?)(-dead|-refused\d+)?-\d+-[0-9a-f]+$`)
 
 // lags reports whether a node lacks parts that others have.
 func (c *Cluster) lags(node int) bool {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -130,6 +131,9 @@ func (s *session) write(q *running, t *table, rows []Row, fate Fate) error {
 				return &exception{proto.ErrViolatedConstraint, "VIOLATED_CONSTRAINT", fmt.Sprintf("Constraint `c` for table %s is violated at row %d", t.name, i+1)}
 			}
 		}
+	}
+	if t.index && slices.ContainsFunc(rows, func(r Row) bool { return strings.Contains(r.Context, "toxic") }) {
+		return &exception{proto.ErrFunctionThrowIfValueIsNonZero, "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO", "an index cannot be computed"}
 	}
 	copies := int(q.limit("insert_quorum", 0) / time.Second)
 	if copies > 1 && c.options.Kind == Replicated && q.settings["insert_quorum_parallel"] == "0" {

@@ -20,6 +20,7 @@ type query struct {
 	table  string
 	// consistent asks for select_sequential_consistency.
 	consistent bool
+	external   []Row
 }
 
 type handler struct {
@@ -39,7 +40,7 @@ func (c *Cluster) stranger(sql string) error {
 
 var fromTable = regexp.MustCompile("(?:FROM|TABLE) (?:`?\\w+`?\\.)?`(\\w+)`")
 
-func (n *Node) answer(q *running, sql string, params map[string]string) (proto.Input, error) {
+func (n *Node) answer(q *running, sql string, params map[string]string, external []Row) (proto.Input, error) {
 	c := n.cluster
 	i := slices.IndexFunc(queries, func(h handler) bool { return strings.Contains(sql, h.has) })
 	if i < 0 {
@@ -47,7 +48,7 @@ func (n *Node) answer(q *running, sql string, params map[string]string) (proto.I
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	question := &query{node: n, sql: sql, params: params, consistent: q.settings["select_sequential_consistency"] == "1"}
+	question := &query{node: n, sql: sql, params: params, external: external, consistent: q.settings["select_sequential_consistency"] == "1"}
 	if m := fromTable.FindStringSubmatch(sql); m != nil {
 		question.table = m[1]
 		if c.tables[m[1]] == nil {
@@ -84,9 +85,9 @@ var queries = []handler{
 	}},
 	{"SELECT toString(serverUUID()), ( SELECT count() FROM system.replicas", (*query).replica},
 	{"SELECT any(engine), any(engine_full) FROM system.tables", (*query).engine},
-	{"SELECT any(create_table_query) FROM system.tables", func(*query) (proto.Input, error) {
-		return proto.Input{{Name: "any(create_table_query)", Data: textColumn("")}}, nil // without a text index
-	}},
+	{"FROM diehard_rows", (*query).violations},
+	{"SELECT any(create_table_query) FROM system.tables", (*query).create},
+	{"SELECT name, type, default_kind, default_expression FROM system.columns", (*query).derived},
 	{"SELECT DISTINCT commit_lsn, commit_seq FROM", (*query).positions},
 	{"SELECT event_id FROM", (*query).events},
 	{"SELECT toUInt64(bitShiftRight(last, 64))", (*query).end},
@@ -99,6 +100,39 @@ func textColumn(value string) *proto.ColStr {
 	c := new(proto.ColStr)
 	c.Append(value)
 	return c
+}
+
+// create is the definition of a table, without what the streamer has no use for.
+func (q *query) create() (proto.Input, error) {
+	definition := ""
+	if t := q.node.cluster.tables[q.params["table"]]; t != nil && t.constraint {
+		definition = "CREATE TABLE t (`event_context` String, CONSTRAINT c CHECK position(event_context, 'poison') = 0) ENGINE = MergeTree"
+	}
+	return proto.Input{{Name: "any(create_table_query)", Data: textColumn(definition)}}, nil
+}
+
+// derived are the columns of a table that the streamer does not write: none.
+func (*query) derived() (proto.Input, error) {
+	var out proto.Input
+	for _, name := range []string{"name", "type", "default_kind", "default_expression"} {
+		out = append(out, proto.InputColumn{Name: name, Data: new(proto.ColStr)})
+	}
+	return out, nil
+}
+
+// violations are the rows of the external table that violate the constraint of create.
+func (q *query) violations() (proto.Input, error) {
+	var lsns proto.ColUInt64
+	var seqs, by proto.ColUInt32
+	for _, r := range q.external {
+		if strings.Contains(q.sql, "LIMIT 0") || !strings.Contains(q.sql, "'poison'") || !strings.Contains(r.Context, "poison") {
+			continue
+		}
+		lsns.Append(r.LSN)
+		seqs.Append(r.Seq)
+		by.Append(1)
+	}
+	return proto.Input{{Name: "commit_lsn", Data: &lsns}, {Name: "commit_seq", Data: &seqs}, {Name: "by", Data: &by}}, nil
 }
 
 func (q *query) describe() (proto.Input, error) {

@@ -89,8 +89,9 @@ func (s *session) query() error {
 	if err := packet.DecodeAware(s.r, revision); err != nil {
 		return err
 	}
-	if rows, err := s.data(); err != nil || rows != nil {
-		return errors.Join(err, errors.New("external tables"))
+	external, err := s.external()
+	if err != nil {
+		return err
 	}
 	q := &running{id: packet.ID, settings: make(map[string]string)}
 	for _, setting := range packet.Settings {
@@ -109,7 +110,7 @@ func (s *session) query() error {
 	for _, p := range packet.Parameters {
 		params[p.Key] = strings.ReplaceAll(strings.Trim(p.Value, "'"), `\\`, `\`)
 	}
-	columns, err := s.node.answer(q, body, params)
+	columns, err := s.node.answer(q, body, params, external)
 	if err != nil {
 		return s.exception(err)
 	}
@@ -123,6 +124,19 @@ func (s *session) query() error {
 	}
 	proto.ServerCodeEndOfStream.Encode(&s.out)
 	return s.flush()
+}
+
+// external reads the rows that come with a query, of one table.
+func (s *session) external() (rows []Row, err error) {
+	for {
+		results, err := s.data()
+		if err != nil || results == nil {
+			return rows, err
+		}
+		if rows, err = appendRows(rows, results); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func (n *Node) register(q *running) error {

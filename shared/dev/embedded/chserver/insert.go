@@ -131,6 +131,11 @@ func (c *client) readData(compressed bool, sink *spool) (rows int, err error) {
 	if _, err := c.r.Str(); err != nil {
 		return 0, fmt.Errorf("read data: table name: %w", err)
 	}
+	return c.readBlock(compressed, sink, func(columnBytes) {})
+}
+
+// readBlock is readData behind the table's name. seen is called with each column.
+func (c *client) readBlock(compressed bool, sink *spool, seen func(columnBytes)) (rows int, err error) {
 	c.blocks.buf, c.blocks.pos, c.blocks.mark = c.blocks.buf[:0], 0, 0
 	c.blocks.more = c.readPlain
 	if compressed {
@@ -154,6 +159,7 @@ func (c *client) readData(compressed bool, sink *spool) (rows int, err error) {
 		if err != nil {
 			return 0, fmt.Errorf("read data: %w", err)
 		}
+		seen(column)
 		if sink != nil {
 			if err := sink.column(column); err != nil {
 				return 0, err

@@ -29,13 +29,12 @@ func (c *client) handleQuery() error {
 		return fmt.Errorf("read query: %w", err)
 	}
 	c.compressed = packet.Compression == proto.CompressionEnabled
-	refused, err := c.readExternalTables(c.compressed)
+	tables, err := c.readExternalTables()
+	defer closeAll(tables)
 	if err != nil {
 		return err
 	}
-	if refused == nil {
-		refused = c.runQuery(packet)
-	}
+	refused := c.runQuery(packet, tables)
 	switch {
 	case refused == nil:
 		return c.out.endOfStream()
@@ -47,28 +46,7 @@ func (c *client) handleQuery() error {
 	}
 }
 
-// readExternalTables reads the data that goes with a query, up to the empty block.
-func (c *client) readExternalTables(compressed bool) (refused, err error) {
-	for {
-		code, err := c.in.ReadByte()
-		if err != nil {
-			return nil, fmt.Errorf("read query data: %w", err)
-		}
-		if proto.ClientCode(code) != proto.ClientCodeData {
-			return nil, fmt.Errorf("read query data: unexpected packet %d", code)
-		}
-		rows, err := c.readData(compressed, nil)
-		if err != nil {
-			return nil, err
-		}
-		if rows < 0 {
-			return refused, nil
-		}
-		refused = newException(proto.ErrNotImplemented, "NOT_IMPLEMENTED", "the embedded server takes no external tables")
-	}
-}
-
-func (c *client) runQuery(packet proto.Query) error {
+func (c *client) runQuery(packet proto.Query, tables []*externalTable) error {
 	q := &request{statement: parseStatement(packet.Body), compressed: c.compressed, running: c.newRunning(packet)}
 	for _, p := range packet.Parameters {
 		q.params = append(q.params, parameter{name: p.Key, value: unquoteDump(p.Value)})
@@ -93,7 +71,7 @@ func (c *client) runQuery(packet proto.Query) error {
 	case q.statement.verb == "INSERT":
 		return c.replica.insert(func() error { return c.execute(q) })
 	default:
-		return c.execute(q)
+		return c.withExternalTables(tables, func() error { return c.execute(q) })
 	}
 }
 

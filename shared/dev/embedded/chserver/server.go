@@ -4,9 +4,8 @@
 //
 // It runs real queries on a real engine, with its storage, settings, errors and
 // deduplication. Its users may do everything except reach files, programs and other
-// servers. It has no TLS, no clusters and no external
-// tables; JSON arrives as text, and aggregate states must be cast before they can
-// be selected.
+// servers. It has no TLS and no clusters; JSON arrives as text, and aggregate states
+// must be cast before they can be selected.
 package chserver
 
 import (

@@ -1,0 +1,89 @@
+package sink
+
+import (
+	"context"
+	"errors"
+
+	"diehard/shared/failure"
+	"diehard/streamer/decode"
+)
+
+// Block is the rows of a Range, which are to be written as one block.
+type Block struct {
+	Rows *decode.Rows // in stream order
+	Range
+}
+
+// Bounds returns the block's rows as indexes: from, and up to and without to.
+func (b Block) Bounds() (from, to int) { return b.Rows.Index(b.After), b.Rows.Index(b.Through) }
+
+// Len is the number of rows.
+func (b Block) Len() int {
+	from, to := b.Bounds()
+	return to - from
+}
+
+// Writer is how a caller of Write inserts, and what it does with rows that ClickHouse refuses.
+type Writer interface {
+	// Insert writes b as one block. It returns failure.Poison when ClickHouse refuses the rows
+	// and none of them is written, and retries what it wants to retry.
+	Insert(ctx context.Context, b Block) error
+	// Refuse is called with rows of b that ClickHouse refuses, in stream order, before they are
+	// taken out of b. It returns when they are durable as dead letters, or reported.
+	Refuse(ctx context.Context, b Block, refused []decode.Reject) error
+	// Halve is called before the halves of b are written as blocks of their own. cause is why the
+	// rows could not be found without writing; nil when none was found.
+	Halve(ctx context.Context, b Block, cause error) error
+	// Ask runs a query that writes nothing. It bounds its time, and may repeat it after an error.
+	Ask(ctx context.Context, query func(context.Context) error) error
+}
+
+// Write writes b. When ClickHouse refuses it, the rows that are to blame are found without
+// writing anything, see findRefused; all of them become dead letters at once, and the others
+// are one block. What that does not show, because the table checks more than its columns and
+// constraints, is found by writing halves of the block, until each row that is refused stands alone.
+func (s *Sink) Write(ctx context.Context, b Block, w Writer) error {
+	return s.write(ctx, b, w, s.findRefused)
+}
+
+type findFunc func(ctx context.Context, b Block, w Writer) ([]decode.Reject, error)
+
+func findNone(context.Context, Block, Writer) ([]decode.Reject, error) { return nil, nil }
+
+func (s *Sink) write(ctx context.Context, b Block, w Writer, find findFunc) error {
+	for b.Len() > 0 {
+		refusal := w.Insert(ctx, b)
+		if failure.Of(refusal) != failure.Poison {
+			return refusal
+		}
+		refused, err := find(ctx, b, w)
+		switch from, to := b.Bounds(); {
+		case err != nil && !errors.Is(err, errCannotFind):
+			return err
+		case len(refused) > 0:
+		case to-from > 1:
+			return s.writeHalves(ctx, b, w, err)
+		default:
+			refused = []decode.Reject{b.Rows.RejectAt(from, Reason(refusal), Code(refusal))}
+		}
+		if err := w.Refuse(ctx, b, refused); err != nil {
+			return err
+		}
+		b.Rows.Refuse(refused)
+	}
+	return nil
+}
+
+func (s *Sink) writeHalves(ctx context.Context, b Block, w Writer, cause error) error {
+	if err := w.Halve(ctx, b, cause); err != nil {
+		return err
+	}
+	from, to := b.Bounds()
+	middle := b.Rows.Position(from + (to-from)/2 - 1)
+	left, right := b, b
+	left.Through, right.After = middle, middle
+	if err := s.write(ctx, left, w, findNone); err != nil {
+		return err
+	}
+	return s.write(ctx, right, w, findNone)
+}
