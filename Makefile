@@ -162,7 +162,7 @@ module: ## Give the module a path that go get finds, once: make module NAME=gith
 	  -e "s#\"$$old/$$folders#\"$(NAME)/\1#g; s#^module $$old(/|\$$)#module $(NAME)\1#; s#^(replace |\t)$$old (=>|v0)#\1$(NAME) \2#"; \
 	sed -i -E "s#((pkg|module-path): )$$old(/|\$$)#\1$(NAME)\3#" .golangci.yml; \
 	grep -rlF https://github.com/diehard/diehard docker-compose.yml .env.example docker shared/dev/policy | xargs -r sed -i 's#https://github.com/diehard/diehard\b#https://$(NAME)#g'
-	@go build ./... && echo "The module is $(NAME). Next: make format, and what README.md says of it under In your application."
+	@go list -deps -test ./... > /dev/null && echo "The module is $(NAME). Next: make format, and what README.md says of it under In your application."
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)
