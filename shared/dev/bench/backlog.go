@@ -58,9 +58,17 @@ func (b *backlog) produce(ctx context.Context, testbed *testbed) error {
 	return err
 }
 
-// copySlot creates a slot of its own on the backlog for a contestant.
+// copySlot creates a slot of its own on the backlog for a contestant, and records it as
+// the streamer does: for a slot without a record it waits for the inserts of a predecessor.
 func (b *testbed) copySlot(ctx context.Context, name string) error {
-	_, err := b.pool.Exec(ctx, `SELECT pg_copy_logical_replication_slot('base_`+b.name+`', $1)`, name)
+	if _, err := b.pool.Exec(ctx, `SELECT diehard_intent_creating($1::text, system_identifier::text,
+			('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint) FROM pg_control_system()`, name); err != nil {
+		return err
+	}
+	if _, err := b.pool.Exec(ctx, `SELECT pg_copy_logical_replication_slot('base_`+b.name+`', $1)`, name); err != nil {
+		return err
+	}
+	_, err := b.pool.Exec(ctx, `SELECT diehard_intent_created($1::text, confirmed_flush_lsn) FROM pg_replication_slots WHERE slot_name = $1`, name)
 	return err
 }
 

@@ -14,6 +14,7 @@ type contestant struct {
 	name       string
 	countsRows bool // whether its rows are counted in ClickHouse
 	start      func(ctx context.Context, b *testbed, slot string, log backlog) *exec.Cmd
+	half       bool   // its walsender runs half of the time
 	prepare    string // SQL to run before the measurement
 	cleanup    string // SQL to run after the measurement
 }
@@ -61,8 +62,10 @@ func drain(ctx context.Context, env *environment) (*report, error) {
 		{name: "plain pglogrepl idiom", countsRows: true, start: plainIdiom},
 	}
 	if _, err := exec.LookPath("pg_recvlogical"); err == nil {
-		contestants = append(contestants, contestant{name: "pg_recvlogical to /dev/null", start: recvlogical})
+		contestants = append(contestants, contestant{name: "pg_recvlogical to /dev/null", start: recvlogical},
+			contestant{name: "pg_recvlogical, walsender at half speed", start: recvlogical, half: true})
 	}
+	contestants = append(contestants, contestant{name: "Die Hard, walsender at half speed", countsRows: true, start: ours, half: true})
 	contestants = append(contestants, contestant{
 		name: "polling outbox", countsRows: true, start: pollingWorker, prepare: polledBacklog, cleanup: "DROP TABLE outbox_polled; CHECKPOINT",
 	})
@@ -73,7 +76,7 @@ func drain(ctx context.Context, env *environment) (*report, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
-			env.progress("round %d: %s: %.0f rows/s, %.2f µs/row, %.0f MB", round+1, c.name, m[0], m[1], m[4])
+			env.progress("round %d: %s: %s", round+1, c.name, r.describe(m))
 			r.add(c.name, m...)
 		}
 	}
@@ -81,8 +84,12 @@ func drain(ctx context.Context, env *environment) (*report, error) {
 }
 
 // drainColumns are the figures of drainOnce: the CPU time of the contestant and of
-// both servers. PostgreSQL's is almost all the walsender's.
-var drainColumns = []string{"rows/s", "CPU µs/row", "PostgreSQL CPU µs/row", "ClickHouse CPU µs/row", "peak MB"}
+// both servers. PostgreSQL's is almost all the walsender's, whose segments and context switches
+// say why.
+var drainColumns = []string{
+	"rows/s", "CPU µs/row", "PostgreSQL CPU µs/row", "ClickHouse CPU µs/row", "peak MB",
+	"walsender CPU µs/row", "segments per 1,000 rows", "walsender's context switches per 1,000 rows",
+}
 
 func drainOnce(ctx context.Context, b *testbed, c contestant, slot string, log backlog) ([]float64, error) {
 	if err := b.freshClickHouse(ctx); err != nil {
@@ -100,16 +107,20 @@ func drainOnce(ctx context.Context, b *testbed, c contestant, slot string, log b
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	watched := b.watchWalsender(ctx, slot, c.half)
 	var err error
 	var took time.Duration
+	var sender walsender
 	if c.countsRows {
 		took, err = b.waitForRows(ctx, log.rows(), began)
+		sender = watched()
 		servers = b.env.serverCPU().since(servers) // its walsender still runs
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait() // its rows were checked
 	} else {
 		err = cmd.Wait()
 		took = time.Since(began)
+		sender = watched()
 		sleepFor(ctx, reapTime)
 		servers = b.env.serverCPU().since(servers)
 	}
@@ -128,6 +139,7 @@ func drainOnce(ctx context.Context, b *testbed, c contestant, slot string, log b
 	perRow := func(d time.Duration) float64 { return float64(d.Microseconds()) / rows }
 	return []float64{
 		rows / took.Seconds(), perRow(cpu), perRow(servers.postgres), perRow(servers.clickhouse), float64(usage.Maxrss) / 1024,
+		perRow(sender.cpu), 1000 * sender.segments / rows, 1000 * sender.switches / rows,
 	}, b.dropSlot(ctx, slot)
 }
 
