@@ -21,7 +21,11 @@ type names struct {
 	ReplacingMergeTree  string
 	DistributedEventLog string
 	DeduplicationWindow string
+	Durability          string // settings that are followed by others
 }
+
+// replicatedWindow is how many tokens replicated tables remember, and for how long.
+const replicatedWindow = "replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800"
 
 // versionsTable is named after the event log, because several event logs may
 // share a database and each has its own history.
@@ -43,6 +47,7 @@ func namesOf(cfg clickhouse.Config) (names, error) {
 		MergeTree:           "MergeTree",
 		ReplacingMergeTree:  "ReplacingMergeTree(retried_at)",
 		DeduplicationWindow: "non_replicated_deduplication_window = 1000",
+		Durability:          "fsync_after_insert = 1, fsync_part_directory = 1, ",
 	}
 	if cfg.Cluster != "" {
 		n.replicate(cfg)
@@ -59,7 +64,7 @@ func (n *names) replicate(cfg clickhouse.Config) {
 	n.ReplacingMergeTree = "ReplicatedReplacingMergeTree(" + place + ", retried_at)"
 	n.DistributedEventLog = fmt.Sprintf("Distributed('%s', '%s', '%s', cityHash64(event_id))",
 		cfg.Cluster, cfg.Database, cfg.EventLogTable)
-	n.DeduplicationWindow = "replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800"
+	n.DeduplicationWindow = replicatedWindow
 }
 
 // quoted is for names that have been checked.

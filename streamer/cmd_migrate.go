@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"diehard/migrations"
+	"diehard/shared/clickhouse"
 	"diehard/shared/event"
 	"diehard/shared/postgres"
 	"diehard/shared/settings"
@@ -96,12 +97,19 @@ func closeMessages(ctx context.Context, set migrations.Set, db postgres.Config, 
 }
 
 func migrateSQLCommand() *cobra.Command {
-	all := false
+	all, cloud := false, false
 	cmd := &cobra.Command{
 		Use:   "sql",
 		Short: "Print the pending migrations of PostgreSQL as an SQL script, for psql and other tools; `migrate up` then has nothing to do there",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cloud {
+				names, err := settings.Parse[clickhouse.Config]("streamer migrate")
+				if err != nil {
+					return err
+				}
+				return migrations.CloudScript(cmd.OutOrStdout(), names)
+			}
 			if all {
 				// DATABASE_URL is required of Postgres, and not needed here.
 				names, err := settings.Parse[scriptConfig]("streamer migrate")
@@ -117,6 +125,7 @@ func migrateSQLCommand() *cobra.Command {
 			return migrations.Outbox(cfg.Postgres.Schema, cfg.Replication.Publication).WritePending(cmd.Context(), cfg.Postgres, cmd.OutOrStdout())
 		},
 	}
+	cmd.Flags().BoolVar(&cloud, "clickhouse", false, "tables and grants of ClickHouse instead, for a ClickHouse Cloud service; no database is asked")
 	cmd.Flags().BoolVar(&all, "all", false, "every migration, for an empty database; PostgreSQL is not asked")
 	return cmd
 }

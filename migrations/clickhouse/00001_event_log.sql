@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS {{.EventLog}} {{.OnCluster}} (
 ENGINE = {{.MergeTree}}
 PARTITION BY toYYYYMM(ingested_at)
 ORDER BY (event_type, event_date_time, event_id)
-SETTINGS {{.DeduplicationWindow}}, fsync_after_insert = 1, fsync_part_directory = 1,
+SETTINGS {{.Durability}}{{.DeduplicationWindow}},
     lightweight_mutation_projection_mode = 'rebuild' -- DELETE FROM works beside a projection
 COMMENT 'Events of the outbox, exactly once';
 

@@ -19,5 +19,5 @@ CREATE TABLE IF NOT EXISTS {{.DeadLetter}} {{.OnCluster}} (
 )
 ENGINE = {{.ReplacingMergeTree}}
 ORDER BY (source, commit_lsn, commit_seq)
-SETTINGS {{.DeduplicationWindow}}, fsync_after_insert = 1, fsync_part_directory = 1
+SETTINGS {{.Durability}}{{.DeduplicationWindow}}
 COMMENT 'Events that could not be stored; see streamer deadletter';

@@ -245,6 +245,10 @@ func (w *groupWriter) Insert(ctx context.Context, b sink.Block) error {
 	began := time.Now()
 	from, to := b.Bounds()
 	refusal := g.sink.Insert(ctx, b.Rows, from, to, sink.InsertRequest{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
+	limits := sink.LimitErrors{Limit: 1}
+	if limited := limits.Classify(refusal); errors.Is(limited, sink.ErrTooMuch) && to-from > 1 {
+		return limited
+	}
 	// A refused record stays a dead letter, so an unknown code may be taken for a refusal at once.
 	if refusal != nil && failure.Of(refusal) != failure.Poison && sink.Unknown(refusal) == 0 {
 		return fmt.Errorf("retry dead letters: %w; try again: what was written is recognized", refusal)

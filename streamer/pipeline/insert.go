@@ -83,7 +83,7 @@ func (w *writer) answered(ctx context.Context, p *part, in insertion, attempt in
 // final reports whether no further attempt can help.
 func final(err error) bool {
 	class := failure.Of(err)
-	return err != nil && (class == failure.Fatal || class == failure.Poison)
+	return err != nil && (class == failure.Fatal || class == failure.Poison || errors.Is(err, sink.ErrTooMuch))
 }
 
 // lookFailed keeps a fatal refusal: what refuses the insert may refuse the look, too.

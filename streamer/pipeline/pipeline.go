@@ -81,6 +81,7 @@ type Pipeline struct {
 		since    time.Time
 		other    bool // it knows one from before, too
 	}
+	size batchSize
 	// silences is how many sessions in a row PostgreSQL's silence has ended; the receiver's.
 	silences int
 	warned   map[string]bool // what was logged of replication.Warning

@@ -91,7 +91,7 @@ func (r *receiver) run(reading, work context.Context) error {
 		if err := r.handleMessage(msg); err != nil {
 			return err
 		}
-		if r.repeat == nil && r.open.Full(r.s.cfg.Limits) || r.repeated() {
+		if r.repeat == nil && r.open.Full(r.s.p.size.limits(r.s.cfg.Limits)) || r.repeated() {
 			r.flushBlocking(work)
 		}
 	}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -64,7 +65,11 @@ func (i *blockWriter) Refuse(ctx context.Context, b sink.Block, refused []decode
 // Halve implements sink.Writer: the halves have other tokens.
 func (i *blockWriter) Halve(ctx context.Context, b sink.Block, cause error) error {
 	failpoint.Hit("bisecting")
-	if cause != nil {
+	switch {
+	case errors.Is(cause, sink.ErrTooMuch):
+		i.w.tooMuch = true
+		i.w.s.log.Warn("a batch exceeds a limit of ClickHouse: writing smaller ones", "rows", b.Len(), "error", cause)
+	case cause != nil:
 		i.w.s.log.Warn("writing a refused batch in halves, until each row that is refused stands alone", "rows", b.Len(), "error", cause)
 	}
 	return i.w.untilAttemptsAreOver(ctx, i.part)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,7 @@ type writer struct {
 	blocks         int             // tokens of this session
 	retries        int             // of the current batch
 	attemptsOver   time.Time       // attempts at the current range that had no answer are over then
+	tooMuch        bool            // it exceeded a limit, and was halved
 	refused        []decode.Reject // of the current batch, by ClickHouse, in stream order
 	anyWritten     bool            // rows of the current batch are written
 	unknownCode    bool            // the current batch is halved for a code that no list has
@@ -136,7 +138,7 @@ func (w *writer) confirm(ctx context.Context) error {
 // flush makes the rows of b durable, however long it takes.
 func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 	began := time.Now()
-	w.retries, w.anyWritten, w.unknownCode, w.refused = 0, false, false, nil
+	w.retries, w.anyWritten, w.unknownCode, w.refused, w.tooMuch = 0, false, false, nil, false
 	w.s.observer.FlushStarted(b)
 	err := w.store(ctx, b)
 	f := Flush{
@@ -145,6 +147,7 @@ func (w *writer) flush(ctx context.Context, b *batch.Batch) error {
 	}
 	if err == nil {
 		w.s.progress.wrote(f)
+		w.s.p.size.wrote(w.tooMuch)
 		w.idle.interval = 0
 		w.s.progress.setState(Streaming)
 		w.s.log.Debug("flushed", "rows", f.Rows, "bytes", f.Bytes, "took", f.Took, "last_lsn", f.Last.LSN.String())
@@ -257,10 +260,14 @@ var errWrittenLate = errors.New("an insert without an answer was written after a
 // insertRows writes rows [from, to), those of p, as one block.
 func (w *writer) insertRows(ctx context.Context, p *part, from, to int) error {
 	unknown := sink.UnknownErrors{Limit: w.retryBudget(to - from)}
+	limits := sink.LimitErrors{Limit: limitTries}
+	if to-from == 1 {
+		limits.Limit = math.MaxInt // there is no smaller block
+	}
 	_, err := w.insertUntilDurable(ctx, p, insertion{
 		what: "rows", token: p.intent.Token,
 		insert: func(ctx context.Context, r sink.InsertRequest) error {
-			return unknown.Classify(w.s.sink.Insert(ctx, &p.b.Rows, from, to, r))
+			return limits.Classify(unknown.Classify(w.s.sink.Insert(ctx, &p.b.Rows, from, to, r)))
 		},
 		written: w.rowsWritten(p),
 	})
@@ -277,6 +284,9 @@ func (w *writer) rowsWritten(p *part) func(context.Context) (bool, error) {
 		return w.s.sink.HasRows(ctx, p.rangeOf(), positions(p.b.Rejects))
 	}
 }
+
+// limitTries is how often a block must exceed a limit of ClickHouse before halves of it are tried.
+const limitTries = 3
 
 func positions(rejects []decode.Reject) map[decode.Position]bool {
 	m := make(map[decode.Position]bool, len(rejects))

@@ -55,7 +55,7 @@ type filler struct {
 func (f *filler) fill(ctx context.Context, rows *decode.Rows, find func(context.Context) (gap, error), position func(i int) decode.Position) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = firstWait, maxWait
-	p := &chunkFill{f: f, rows: rows, find: find, position: position}
+	p := &chunkFill{f: f, limits: sink.LimitErrors{Limit: limitTries}, rows: rows, find: find, position: position}
 	for {
 		err := p.try(ctx)
 		switch {
@@ -74,6 +74,9 @@ func (f *filler) fill(ctx context.Context, rows *decode.Rows, find func(context.
 		}
 	}
 }
+
+// limitTries is how often rows must exceed a limit of ClickHouse before halves of them are tried.
+const limitTries = 3
 
 const (
 	firstWait = 200 * time.Millisecond
@@ -102,6 +105,7 @@ type chunkFill struct {
 	anyWritten  bool // rows of the chunk were written
 	fronts      int  // retries of a first row with such a code
 	doubt       sink.UnknownErrors
+	limits      sink.LimitErrors
 }
 
 func (p *chunkFill) try(ctx context.Context) error {
@@ -191,6 +195,10 @@ func (p *chunkFill) within(ctx context.Context, insert func(context.Context) err
 func (p *chunkFill) Insert(ctx context.Context, b sink.Block) error {
 	from, to := b.Bounds()
 	answer := p.within(ctx, func(ctx context.Context) error { return p.f.sink.Insert(ctx, b.Rows, from, to, p.next()) })
+	if answer = p.limits.Classify(answer); errors.Is(answer, sink.ErrTooMuch) && to-from > 1 {
+		p.limits.Limit = 1 // a server that is waited for was waited for
+		return answer
+	}
 	p.anyWritten = p.anyWritten || answer == nil
 	refusal := p.classify(answer)
 	if failure.Of(refusal) != failure.Poison {

@@ -105,7 +105,7 @@ var mutants = []mutant{
 	},
 	{
 		"the repeated range is cut like any other", "pipeline/receive.go",
-		"if r.repeat == nil && r.open.Full(r.s.cfg.Limits) || r.repeated() {", "if r.open.Full(r.s.cfg.Limits) {", "one node",
+		"if r.repeat == nil && r.open.Full(r.s.p.size.limits(r.s.cfg.Limits)) || r.repeated() {", "if r.open.Full(r.s.p.size.limits(r.s.cfg.Limits)) {", "one node",
 	},
 	{
 		"rows are not counted", "decode/decoder.go",
@@ -113,7 +113,7 @@ var mutants = []mutant{
 	},
 	{
 		"batches without a bound", "pipeline/receive.go",
-		"if r.repeat == nil && r.open.Full(r.s.cfg.Limits) || r.repeated() {", "if r.repeated() {", "one node",
+		"if r.repeat == nil && r.open.Full(r.s.p.size.limits(r.s.cfg.Limits)) || r.repeated() {", "if r.repeated() {", "one node",
 	},
 	{
 		"halves while an attempt may still be written", "pipeline/refuse.go",

@@ -110,3 +110,33 @@ func TestATakeoverKeepsWhatWasRefused(t *testing.T) {
 		w.finish(t)
 	})
 }
+
+// A batch that exceeds a limit of ClickHouse is written in smaller ones, and the next ones are
+// smaller from the beginning.
+func TestALimitLeadsToSmallerBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, profiles[0])
+		w.storm.Store(false)
+		w.ch.SetMaxRows(eventLog, 6)
+		largest, blocks := 0, 0
+		written := w.ch.Written
+		w.ch.Written = func(p *simch.Part) {
+			written(p)
+			largest, blocks = max(largest, len(p.Rows)), blocks+1
+		}
+		w.start()
+		pause(time.Second)
+		w.commit(400, `{"poison":1}`)
+		pause(time.Hour)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		assert.Equal(t, 5, largest, "40 halved three times")
+		assert.Less(t, blocks, 160)
+		w.ch.SetMaxRows(eventLog, 0)
+		for range 5 {
+			w.commit(1000)
+			pause(time.Minute)
+		}
+		assert.Equal(t, 40, largest, "large ones are tried again")
+		w.finish(t)
+	})
+}

@@ -90,13 +90,14 @@ var engines = map[string]string{
 	"SharedMergeTree":     "replicated_deduplication_window",
 }
 
-// CheckEngine refuses an event_log that would lose or double rows after a lost answer.
+// CheckEngine refuses an event_log that would lose or double rows after a lost answer, or of
+// which our user does not see every row.
 //
-// Errors: failure.Fatal naming the engine or the setting.
+// Errors: failure.Fatal naming the engine, the setting, the partition key or the filter.
 func (s *Sink) CheckEngine(ctx context.Context) error {
-	var engine, full string
-	err := s.conn.QueryRow(reading(ctx, 0), "SELECT any(engine), any(engine_full) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}",
-		clickhouse.Named("table", s.tables.EventLog)).Scan(&engine, &full)
+	var engine, full, partitionKey string
+	err := s.conn.QueryRow(reading(ctx, 0), "SELECT any(engine), any(engine_full), any(partition_key) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}",
+		clickhouse.Named("table", s.tables.EventLog)).Scan(&engine, &full, &partitionKey)
 	if err != nil {
 		return fmt.Errorf("read the engine of %s: %w", s.table, classify(err))
 	}
@@ -119,7 +120,10 @@ func (s *Sink) CheckEngine(ctx context.Context) error {
 		return refuseTable("table %s remembers the tokens of %d inserts, and an insert whose answer is lost must not be written twice: "+
 			"run ALTER TABLE %s MODIFY SETTING %s = 1000", s.table, blocks, s.table, window)
 	}
-	return nil
+	if err := s.checkPartitionKey(partitionKey); err != nil {
+		return err
+	}
+	return s.checkFilters(ctx)
 }
 
 // index is the definition of one in CREATE TABLE, up to its type.

@@ -13,19 +13,8 @@ import (
 
 const (
 	codeTooManyParts       = 252
-	codeMemoryLimit        = 241
 	codeViolatedConstraint = 469
 )
-
-// tooMuch are the codes of limits that fewer rows may not exceed.
-var tooMuch = map[int32]bool{
-	158: true, // TOO_MANY_ROWS
-	159: true, // TIMEOUT_EXCEEDED
-
-	codeMemoryLimit: true,
-	307:             true, // TOO_MANY_BYTES
-	396:             true, // TOO_MANY_ROWS_OR_BYTES
-}
 
 // hints say what to do about fatal errors that an operator causes.
 var hints = map[int32]string{

@@ -26,13 +26,13 @@ func (b Block) Len() int {
 // Writer is how a caller of Write inserts, and what it does with rows that ClickHouse refuses.
 type Writer interface {
 	// Insert writes b as one block. It returns failure.Poison when ClickHouse refuses the rows
-	// and none of them is written, and retries what it wants to retry.
+	// and none of them is written, ErrTooMuch when it is to be halved, and retries what it wants to retry.
 	Insert(ctx context.Context, b Block) error
 	// Refuse is called with rows of b that ClickHouse refuses, in stream order, before they are
 	// taken out of b. It returns when they are durable as dead letters, or reported.
 	Refuse(ctx context.Context, b Block, refused []decode.Reject) error
-	// Halve is called before the halves of b are written as blocks of their own. cause is why the
-	// rows could not be found without writing; nil when none was found.
+	// Halve is called before the halves of b are written as blocks of their own. cause is ErrTooMuch, or
+	// why refused rows could not be found without writing; nil when none was found.
 	Halve(ctx context.Context, b Block, cause error) error
 	// Ask runs a query that writes nothing. It bounds its time, and may repeat it after an error.
 	Ask(ctx context.Context, query func(context.Context) error) error
@@ -53,7 +53,10 @@ func findNone(context.Context, Block, Writer) ([]decode.Reject, error) { return 
 func (s *Sink) write(ctx context.Context, b Block, w Writer, find findFunc) error {
 	for b.Len() > 0 {
 		refusal := w.Insert(ctx, b)
-		if failure.Of(refusal) != failure.Poison {
+		switch {
+		case errors.Is(refusal, ErrTooMuch) && b.Len() > 1:
+			return s.writeHalves(ctx, b, w, find, refusal)
+		case failure.Of(refusal) != failure.Poison:
 			return refusal
 		}
 		refused, err := find(ctx, b, w)
@@ -62,7 +65,7 @@ func (s *Sink) write(ctx context.Context, b Block, w Writer, find findFunc) erro
 			return err
 		case len(refused) > 0:
 		case to-from > 1:
-			return s.writeHalves(ctx, b, w, err)
+			return s.writeHalves(ctx, b, w, findNone, err)
 		default:
 			refused = []decode.Reject{b.Rows.RejectAt(from, Reason(refusal), Code(refusal))}
 		}
@@ -74,7 +77,7 @@ func (s *Sink) write(ctx context.Context, b Block, w Writer, find findFunc) erro
 	return nil
 }
 
-func (s *Sink) writeHalves(ctx context.Context, b Block, w Writer, cause error) error {
+func (s *Sink) writeHalves(ctx context.Context, b Block, w Writer, find findFunc, cause error) error {
 	if err := w.Halve(ctx, b, cause); err != nil {
 		return err
 	}
@@ -82,8 +85,8 @@ func (s *Sink) writeHalves(ctx context.Context, b Block, w Writer, cause error) 
 	middle := b.Rows.Position(from + (to-from)/2 - 1)
 	left, right := b, b
 	left.Through, right.After = middle, middle
-	if err := s.write(ctx, left, w, findNone); err != nil {
+	if err := s.write(ctx, left, w, find); err != nil {
 		return err
 	}
-	return s.write(ctx, right, w, findNone)
+	return s.write(ctx, right, w, find)
 }

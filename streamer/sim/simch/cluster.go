@@ -89,6 +89,7 @@ type table struct {
 	constraint bool // event_context must not be poison
 	index      bool // nor toxic, for which there is no constraint
 	failure    int32
+	maxRows    int // of an insert; 0: any
 	parts      []*Part
 	window     []remembered // one for all partitions
 	view       *table
@@ -166,13 +167,6 @@ func (c *Cluster) SetConstraint(name string, on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tables[name].constraint = on
-}
-
-// SetIndex makes the table refuse what is toxic, as an index does that cannot be computed from it, or take it.
-func (c *Cluster) SetIndex(name string, on bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.tables[name].index = on
 }
 
 // AddView gives the table a materialized view that copies its rows.

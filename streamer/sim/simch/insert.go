@@ -125,6 +125,9 @@ func (s *session) write(q *running, t *table, rows []Row, fate Fate) error {
 	if fate.Error != 0 {
 		return &exception{proto.Error(fate.Error), "ERROR", "an injected fault"}
 	}
+	if t.maxRows > 0 && len(rows) > t.maxRows {
+		return &exception{proto.ErrMemoryLimitExceeded, "MEMORY_LIMIT_EXCEEDED", "(for query) memory limit exceeded"}
+	}
 	if t.constraint {
 		for i, r := range rows {
 			if strings.Contains(r.Context, "poison") {
@@ -238,4 +241,18 @@ func text(data proto.ColResult, i int) string {
 		return v.Row(i)
 	}
 	return ""
+}
+
+// SetIndex makes the table refuse what is toxic, as an index does that cannot be computed from it, or take it.
+func (c *Cluster) SetIndex(name string, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tables[name].index = on
+}
+
+// SetMaxRows makes inserts of more rows exceed a limit of memory; 0 for none.
+func (c *Cluster) SetMaxRows(name string, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tables[name].maxRows = n
 }

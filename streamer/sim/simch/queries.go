@@ -84,7 +84,10 @@ var queries = []handler{
 		return proto.Input{{Name: "count()", Data: &proto.ColUInt64{uint64(len(q.node.cluster.nodes))}}}, nil
 	}},
 	{"SELECT toString(serverUUID()), ( SELECT count() FROM system.replicas", (*query).replica},
-	{"SELECT any(engine), any(engine_full) FROM system.tables", (*query).engine},
+	{"SELECT any(engine), any(engine_full), any(partition_key) FROM system.tables", (*query).engine},
+	{"EXPLAIN actions = 1 SELECT commit_lsn FROM", func(*query) (proto.Input, error) {
+		return proto.Input{{Name: "explain", Data: textColumn("ReadFromMergeTree")}}, nil // without a filter
+	}},
 	{"FROM diehard_rows", (*query).violations},
 	{"SELECT any(create_table_query) FROM system.tables", (*query).create},
 	{"SELECT name, type, default_kind, default_expression FROM system.columns", (*query).derived},
@@ -160,7 +163,11 @@ func (q *query) engine() (proto.Input, error) {
 	var engine, full proto.ColStr
 	engine.Append(name)
 	full.Append(name + " PARTITION BY toYYYYMM(ingested_at) ORDER BY event_id SETTINGS " + window)
-	return proto.Input{{Name: "any(engine)", Data: &engine}, {Name: "any(engine_full)", Data: &full}}, nil
+	return proto.Input{
+		{Name: "any(engine)", Data: &engine},
+		{Name: "any(engine_full)", Data: &full},
+		{Name: "any(partition_key)", Data: textColumn("toYYYYMM(ingested_at)")},
+	}, nil
 }
 
 func (q *query) end() (proto.Input, error) {
