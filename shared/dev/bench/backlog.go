@@ -58,18 +58,25 @@ func (b *backlog) produce(ctx context.Context, testbed *testbed) error {
 	return err
 }
 
-// copySlot creates a slot of its own on the backlog for a contestant, and records it as
-// the streamer does: for a slot without a record it waits for the inserts of a predecessor.
+// copySlot creates a slot of its own on the backlog for a contestant.
 func (b *testbed) copySlot(ctx context.Context, name string) error {
-	if _, err := b.pool.Exec(ctx, `SELECT diehard_intent_creating($1::text, system_identifier::text,
-			('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint) FROM pg_control_system()`, name); err != nil {
-		return err
+	return b.recordedSlot(ctx, name, `SELECT pg_copy_logical_replication_slot('base_`+b.name+`', $1)`)
+}
+
+// recordedSlot creates a slot with create, and records it as the streamer does: for a slot without
+// a record it waits for the inserts of a predecessor.
+func (b *testbed) recordedSlot(ctx context.Context, name, create string) error {
+	for _, sql := range []string{
+		`SELECT diehard_intent_creating($1::text, system_identifier::text,
+			('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint) FROM pg_control_system()`,
+		create,
+		`SELECT diehard_intent_created($1::text, confirmed_flush_lsn) FROM pg_replication_slots WHERE slot_name = $1`,
+	} {
+		if _, err := b.pool.Exec(ctx, sql, name); err != nil {
+			return err
+		}
 	}
-	if _, err := b.pool.Exec(ctx, `SELECT pg_copy_logical_replication_slot('base_`+b.name+`', $1)`, name); err != nil {
-		return err
-	}
-	_, err := b.pool.Exec(ctx, `SELECT diehard_intent_created($1::text, confirmed_flush_lsn) FROM pg_replication_slots WHERE slot_name = $1`, name)
-	return err
+	return nil
 }
 
 // dropSlot also waits for the walsender of a contestant that has ended.

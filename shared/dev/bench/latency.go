@@ -52,7 +52,7 @@ func latencyOnce(ctx context.Context, env *environment, rt route) ([]float64, er
 	if _, err := b.pool.Exec(ctx, pollingTable); err != nil {
 		return nil, err
 	}
-	if _, err := b.pool.Exec(ctx, `SELECT pg_create_logical_replication_slot('latency', 'pgoutput')`); err != nil {
+	if err := b.recordedSlot(ctx, "latency", `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`); err != nil {
 		return nil, err
 	}
 	cmd := rt.start(ctx, b, "latency", backlog{})
