@@ -130,7 +130,7 @@ func withBookmarks(ctx context.Context, do func(ctx context.Context, b *replay.B
 	if err != nil {
 		return err
 	}
-	b, err := replay.OpenBookmarks(ctx, cfg.Postgres.Address(), cfg.Origin().Slot)
+	b, err := replay.OpenBookmarks(ctx, cfg.Postgres.Address(), cfg.Origin().SlotName())
 	if err != nil {
 		return err
 	}

@@ -205,7 +205,7 @@ func sourceOfLog(ctx context.Context, cfg config.Config, table *events.Table, gi
 	if given != "" {
 		return given, nil
 	}
-	slot := cfg.Origin().Slot
+	slot := cfg.Origin().SlotName()
 	sources, err := table.Sources(ctx, "/"+slot)
 	switch {
 	case err != nil:

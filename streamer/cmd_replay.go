@@ -140,7 +140,7 @@ func withReplay(cmd *cobra.Command, what string, table bool, do func(ctx context
 		bar := newProgress(what, unit, cmd.ErrOrStderr(), log)
 		defer bar.end()
 		return do(ctx, replay.Config{
-			PostgresURL: p.PostgresURL, Slot: p.Slot, Publication: p.Publication, Schema: p.Schema, Shard: p.Shard, LocalOnly: p.LocalOnly, ClickHouse: conn,
+			PostgresURL: p.PostgresURL, Origin: p.Origin, ClickHouse: conn,
 			Tables: p.Tables, Limits: p.Limits, InsertTimeout: p.InsertTimeout, Log: log, Progress: bar.report,
 		})
 	})

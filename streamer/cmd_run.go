@@ -83,7 +83,7 @@ func stream(ctx context.Context, cfg config.Config, flow pipeline.Config, conn d
 	defer group.Wait()
 	defer stopMaintenance()
 	group.Go(func() { maintainer.Run(maintaining) })
-	log.Info("starting", "slot", flow.Slot, "clickhouse", cfg.ClickHouse.Address(), "version", telemetry.Build().Version)
+	log.Info("starting", "slot", flow.Origin.SlotName(), "clickhouse", cfg.ClickHouse.Address(), "version", telemetry.Build().Version)
 	if err := runUntilStopped(ctx, p, monitor, cfg.ExitOnFailure, log); err != nil {
 		return err
 	}

@@ -83,5 +83,5 @@ func withControl(ctx context.Context, do func(ctx context.Context, c *replicatio
 		return err
 	}
 	defer c.Close(ctx)
-	return do(ctx, c, from.Slot)
+	return do(ctx, c, from.SlotName())
 }

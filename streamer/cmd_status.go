@@ -70,7 +70,7 @@ func status(ctx context.Context, cfg config.Config, probe *ops.Probe, out io.Wri
 // askStatus prefers the running streamer's answer, if it is the one of our slot.
 func askStatus(ctx context.Context, cfg config.Config, probe *ops.Probe) ops.Status {
 	s, err := ops.AskStreamer(ctx, cfg.Addr)
-	if err == nil && s.SlotName == probe.Slot && sameServer(ctx, probe, s.Postgres.Postgres) {
+	if err == nil && s.SlotName == probe.Origin.SlotName() && sameServer(ctx, probe, s.Postgres.Postgres) {
 		return s
 	}
 	return probe.Status(ctx)

@@ -57,9 +57,8 @@ func newProbe(ctx context.Context, cfg config.Config, conn driver.Conn) (*ops.Pr
 	if err != nil {
 		return nil, err
 	}
-	from := cfg.Origin()
 	return &ops.Probe{
-		Postgres: pool, ClickHouse: conn, Slot: from.Slot, Publication: from.Publication, Schema: from.Schema,
+		Postgres: pool, ClickHouse: conn, Origin: cfg.Origin(),
 		EventLog: cfg.ClickHouse.EventLogTable, DeadLetter: cfg.ClickHouse.DeadLetterTable,
 	}, nil
 }

@@ -62,8 +62,7 @@ type Replication struct {
 func (c Config) Origin() replication.Origin {
 	r := c.Replication
 	return replication.Origin{
-		Schema: c.Postgres.Schema,
-		Slot:   r.Shard.Name(r.Slot), Publication: r.Shard.Name(r.Publication), Shard: r.Shard, Messages: r.Messages, LocalOnly: r.Origin == "none",
+		Slot: r.Slot, Publication: r.Publication, Shard: r.Shard, Messages: r.Messages, LocalOnly: r.Origin == "none", Schema: c.Postgres.Schema,
 	}
 }
 
@@ -77,16 +76,10 @@ type Batch struct {
 
 // Pipeline is the part of c that the pipeline wants.
 func (c Config) Pipeline() pipeline.Config {
-	from := c.Origin()
 	return pipeline.Config{
 		PostgresURL:   c.Postgres.Address(),
-		Slot:          from.Slot,
-		Publication:   from.Publication,
-		Schema:        from.Schema,
+		Origin:        c.Origin(),
 		Migrated:      c.migrated,
-		Shard:         from.Shard,
-		Messages:      from.Messages,
-		LocalOnly:     from.LocalOnly,
 		SenderTimeout: c.Replication.SenderTimeout,
 		Tables:        c.Tables(),
 		Limits:        batch.Limits{Rows: c.Batch.Rows, Bytes: int(c.Batch.Bytes)},

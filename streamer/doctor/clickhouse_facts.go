@@ -46,7 +46,7 @@ func readClickHouse(ctx context.Context, p Target, pg *postgresFacts) (*clickhou
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	f := &clickhouseFacts{}
-	source := sink.Source{Slot: p.Probe.Slot}
+	source := sink.Source{Slot: p.Probe.Origin.SlotName()}
 	if pg != nil {
 		source.SystemID = pg.SystemID
 	}

@@ -9,7 +9,6 @@ import (
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
 	"diehard/streamer/ops"
-	"diehard/streamer/replication"
 )
 
 // Level of a Finding. The worst one is the exit code of `streamer doctor`.
@@ -44,7 +43,6 @@ type Finding struct {
 type Target struct {
 	Probe       *ops.Probe
 	PostgresURL string
-	Origin      replication.Origin
 	ClickHouse  clickhouse.Config
 }
 

@@ -27,8 +27,8 @@ func target(t *testing.T, env *testenv.Env, url string) doctor.Target {
 	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: url, MaxConns: 2}, "doctor")
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	return doctor.Target{PostgresURL: url, Origin: replication.Origin{Slot: env.Slot, Publication: env.Publication}, ClickHouse: env.ClickHouseConfig, Probe: &ops.Probe{
-		Postgres: pool, ClickHouse: env.ClickHouse, Slot: env.Slot, Publication: env.Publication,
+	return doctor.Target{PostgresURL: url, ClickHouse: env.ClickHouseConfig, Probe: &ops.Probe{
+		Postgres: pool, ClickHouse: env.ClickHouse, Origin: replication.Origin{Slot: env.Slot, Publication: env.Publication},
 		EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable,
 	}}
 }
@@ -117,11 +117,11 @@ func TestMessagesThatEveryLoginMayWriteAreAnError(t *testing.T) {
 	})
 	p := target(t, env, env.PostgresURL)
 	assert.Equal(t, doctor.OK, finding(t, p, "postgresql", "messages").Level, "they are not read")
-	p.Origin.Messages = true
+	p.Probe.Origin.Messages = true
 	open := finding(t, p, "postgresql", "messages")
 	require.Equal(t, doctor.Error, open.Level)
 	assert.Contains(t, open.Actual, "every login")
-	p.Origin.Messages = false
+	p.Probe.Origin.Messages = false
 	execute(t, env, "postgresql", "INSERT INTO diehard_slot (slot_name, messages_from) VALUES ('"+env.Slot+"', '0/1')")
 	assert.Equal(t, doctor.Error, finding(t, p, "postgresql", "messages").Level, "they were read once, and those in the WAL still are events")
 

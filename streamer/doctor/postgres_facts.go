@@ -56,8 +56,9 @@ func readPostgres(ctx context.Context, p Target) (*postgresFacts, error) {
 	if err != nil {
 		return nil, err
 	}
+	from := p.Probe.Origin
 	f := &postgresFacts{
-		Postgres: answer, schema: p.Probe.Schema, slotName: p.Probe.Slot, slot: answer.Slot(p.Probe.Slot), publication: p.Probe.Publication,
+		Postgres: answer, schema: from.Schema, slotName: from.SlotName(), slot: answer.Slot(from.SlotName()), publication: from.PublicationName(),
 		skew: answer.Skew(), unmet: map[string]error{}, settings: map[string]string{}, columns: map[string]string{},
 	}
 	for _, ask := range []func(context.Context, *ops.Probe) error{
@@ -72,7 +73,7 @@ func readPostgres(ctx context.Context, p Target) (*postgresFacts, error) {
 	}
 	f.outbox, f.outboxErr = p.Probe.AskOutbox(ctx)
 	var list []migrations.Status
-	list, f.migrationsErr = migrations.Outbox(p.Probe.Schema, p.Probe.Publication).Status(ctx, postgres.Config{URL: p.PostgresURL})
+	list, f.migrationsErr = migrations.Outbox(from.Schema, from.Publication).Status(ctx, postgres.Config{URL: p.PostgresURL})
 	f.pendingMigration = pending(list)
 	return f, nil
 }
@@ -103,14 +104,14 @@ func (f *postgresFacts) readServer(ctx context.Context, p *ops.Probe) error {
 		       (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walsender'),
 		       (SELECT count(*) FROM pg_catalog.pg_replication_slots),
 		       (SELECT count(*) FROM pg_catalog.pg_stat_replication r JOIN pg_catalog.pg_stat_activity a USING (pid)
-		        WHERE a.datid IS NULL)`, p.Schema.Name(), postgres.SessionSettings()).
+		        WHERE a.datid IS NULL)`, p.Origin.Schema.Name(), postgres.SessionSettings()).
 		Scan(&f.number, &f.database, &f.user, &f.overridden, &f.openPublic, &f.senders, &f.slots, &f.standbys)
 }
 
 // readPrivileges lists what the user lacks of the rights of diehard_streamer. The check of the
 // migrations reports missing tables and functions.
 func (f *postgresFacts) readPrivileges(ctx context.Context, p *ops.Probe) error {
-	rows, err := p.Postgres.Query(ctx, p.Schema.SQL(`
+	rows, err := p.Postgres.Query(ctx, p.Origin.Schema.SQL(`
 		SELECT 'SELECT on ' || oid::regclass FROM pg_catalog.pg_class
 		WHERE relnamespace = to_regnamespace('{outbox}') AND relkind IN ('r', 'p', 'v')
 		  AND has_table_privilege(to_regrole('diehard_streamer'), oid, 'SELECT') AND NOT has_table_privilege(oid, 'SELECT')
@@ -127,7 +128,7 @@ func (f *postgresFacts) readPrivileges(ctx context.Context, p *ops.Probe) error 
 
 // readPreconditions runs the checks of `streamer run`, and opens a connection like its own.
 func (f *postgresFacts) readPreconditions(ctx context.Context, p Target) error {
-	control, err := replication.OpenControl(ctx, p.PostgresURL, "diehard-streamer-doctor", p.Origin)
+	control, err := replication.OpenControl(ctx, p.PostgresURL, "diehard-streamer-doctor", p.Probe.Origin)
 	if err != nil {
 		return err
 	}
@@ -169,7 +170,7 @@ func (f *postgresFacts) readTransactions(ctx context.Context, p *ops.Probe) erro
 }
 
 func (f *postgresFacts) readColumns(ctx context.Context, p *ops.Probe) error {
-	rows, err := p.Postgres.Query(ctx, p.Schema.SQL(`
+	rows, err := p.Postgres.Query(ctx, p.Origin.Schema.SQL(`
 		SELECT attname::text, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute
 		WHERE attrelid = to_regclass('{outbox}.outbox') AND attnum > 0 AND NOT attisdropped`))
 	if err != nil {

@@ -235,7 +235,7 @@ func TestMessagesOfOthersAreNoEvents(t *testing.T) {
 	t.Parallel()
 	for _, messages := range []bool{false, true} {
 		env := newEnv(t)
-		start(t, env, func(c *setup) { c.Messages = messages })
+		start(t, env, func(c *setup) { c.Origin.Messages = messages })
 		inOne(t, env, "SELECT pg_logical_emit_message(true, 'audit', 'x')", kind(row, "a"), "SELECT pg_logical_emit_message(true, '', 'x')", kind(row, "b"))
 		awaitRows(t, env, 2)
 		assert.Equal(t, []string{"1 a", "2 b"}, types(t, env))

@@ -137,7 +137,7 @@ func TestTheOriginChangesOnlyBehindWhatIsConfirmed(t *testing.T) {
 	}, "no intent")
 	s.crash()
 	release(t, env)
-	none := func(c *setup) { c.LocalOnly = true }
+	none := func(c *setup) { c.Origin.LocalOnly = true }
 	says(t, launch(t, env, none).refusal(), "REPLICATION_ORIGIN was any", "stop it when it is idle")
 	s = start(t, env)
 	delivered(t, env)
@@ -175,7 +175,7 @@ func TestTheProofLeavesOutWhatASubscriptionWrote(t *testing.T) {
 	if env.Major(t) < 16 {
 		t.Skip("REPLICATION_ORIGIN = none needs PostgreSQL 16")
 	}
-	none := func(c *setup) { c.LocalOnly = true }
+	none := func(c *setup) { c.Origin.LocalOnly = true }
 	s := start(t, env, none)
 	publish(t, env, 5)
 	awaitRows(t, env, 5)

@@ -20,7 +20,7 @@ import (
 	"diehard/shared/event"
 )
 
-func withMessages(c *setup) { c.Messages = true }
+func withMessages(c *setup) { c.Origin.Messages = true }
 
 // way publishes events in the order given, as one transaction.
 type way func(ctx context.Context, env *testenv.Env, db *sql.DB, events []event.Event) error

@@ -19,11 +19,10 @@ import (
 	"diehard/streamer/replication"
 )
 
-// shard makes a streamer one of several; its names are those that the program gives it.
+// shard makes a streamer one of several.
 func shard(index, count int) func(*setup) {
 	return func(c *setup) {
-		c.Shard = replication.Shard{Index: index, Count: count}
-		c.Slot, c.Publication = c.Shard.Name(c.Slot), c.Shard.Name(c.Publication)
+		c.Origin.Shard = replication.Shard{Index: index, Count: count}
 	}
 }
 

@@ -110,8 +110,7 @@ func launch(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 func defaults(env *testenv.Env) pipeline.Config {
 	return pipeline.Config{
 		PostgresURL:   env.PostgresURL,
-		Slot:          env.Slot,
-		Publication:   env.Publication,
+		Origin:        replication.Origin{Slot: env.Slot, Publication: env.Publication},
 		SenderTimeout: 10 * time.Second,
 		Tables:        sink.Tables{EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable},
 		Limits:        batch.Limits{Rows: 10_000, Bytes: 4 << 20},
@@ -153,7 +152,7 @@ func (s *streamer) refusal() error {
 func (s *streamer) doctorAgrees() {
 	s.t.Helper()
 	unmet, ok := errors.AsType[*replication.Unmet](s.err)
-	if !ok || s.cfg.Slot != s.env.Slot {
+	if !ok || s.cfg.Origin.SlotName() != s.env.Slot {
 		return
 	}
 	p := runArgs(s.t, s.env, "streamer", []string{"doctor"}, "DATABASE_URL="+s.cfg.PostgresURL)

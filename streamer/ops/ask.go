@@ -64,7 +64,7 @@ func (p *Probe) Status(ctx context.Context) Status {
 
 	x := s.get()
 	status := Status{Time: time.Now(), Version: telemetry.Build().Version, Build: Build(telemetry.Build()), State: NotRunning, Reasons: []string{}, Failures: []Failure{}}
-	status.endpoints(x, p.Slot)
+	status.endpoints(x, p.Origin.SlotName())
 	if status.Slot != nil && status.Slot.Active {
 		status.State = Elsewhere
 	}

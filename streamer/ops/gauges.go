@@ -100,14 +100,14 @@ var allGauges = []gauge{
 	newGauge("slot_active", "Whether the slot is active, for this streamer or another.", prometheus.GaugeValue,
 		func(m *Monitor, s snapshot, emit func(float64, ...string)) {
 			if s.postgres.last != nil {
-				slot := s.postgres.last.Slot(m.opts.Probe.Slot)
+				slot := s.postgres.last.Slot(m.opts.Probe.Origin.SlotName())
 				emit(number(slot != nil && slot.Active))
 			}
 		}),
 	newGauge("slot_lost", "Whether the slot is missing or PostgreSQL has removed WAL it needed.", prometheus.GaugeValue,
 		func(m *Monitor, s snapshot, emit func(float64, ...string)) {
 			if s.postgres.last != nil {
-				slot := s.postgres.last.Slot(m.opts.Probe.Slot)
+				slot := s.postgres.last.Slot(m.opts.Probe.Origin.SlotName())
 				emit(number(slot == nil || slot.Lost()))
 			}
 		}),
@@ -214,7 +214,7 @@ func (m *Monitor) walHeadroom(s snapshot) (WALHeadroom, bool) {
 	if s.postgres.last == nil {
 		return WALHeadroom{}, false
 	}
-	slot := s.postgres.last.Slot(m.opts.Probe.Slot)
+	slot := s.postgres.last.Slot(m.opts.Probe.Origin.SlotName())
 	return walHeadroom(slot, s.rate), slot != nil
 }
 

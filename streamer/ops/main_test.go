@@ -20,6 +20,7 @@ import (
 	"diehard/streamer/batch"
 	"diehard/streamer/ops"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
@@ -48,7 +49,7 @@ func watch(t *testing.T, env *testenv.Env, change ...func(*ops.Options)) *watche
 	require.NoError(t, err)
 	log := slog.New(slog.DiscardHandler)
 	options := ops.Options{Addr: "127.0.0.1:0", Log: log, Environment: "Test", Shard: "1/1", Probe: &ops.Probe{
-		Postgres: pool, ClickHouse: conn, Slot: env.Slot, Publication: env.Publication,
+		Postgres: pool, ClickHouse: conn, Origin: replication.Origin{Slot: env.Slot, Publication: env.Publication},
 		EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable,
 	}}
 	for _, c := range change {
@@ -56,7 +57,7 @@ func watch(t *testing.T, env *testenv.Env, change ...func(*ops.Options)) *watche
 	}
 	monitor := ops.NewMonitor(options)
 	p := pipeline.New(pipeline.Config{
-		PostgresURL: env.PostgresURL, Slot: env.Slot, Publication: env.Publication, SenderTimeout: 5 * time.Second,
+		PostgresURL: env.PostgresURL, Origin: replication.Origin{Slot: env.Slot, Publication: env.Publication}, SenderTimeout: 5 * time.Second,
 		Tables:        sink.Tables{EventLog: options.Probe.EventLog, DeadLetter: options.Probe.DeadLetter},
 		Limits:        batch.Limits{Rows: 10_000, Bytes: 4 << 20},
 		FlushInterval: flushInterval, InsertTimeout: 10 * time.Second, DrainTimeout: 10 * time.Second,

@@ -65,7 +65,7 @@ func NewMonitor(o Options) *Monitor {
 		counters: newCounters(), latency: newLatency(), history: &history{}, failures: &failures{}, reports: newReports(), trouble: &trouble{},
 	}
 	labeled := prometheus.WrapRegistererWith(prometheus.Labels{
-		"environment": o.Environment, "slot": o.Probe.Slot, "shard": o.Shard,
+		"environment": o.Environment, "slot": o.Probe.Origin.SlotName(), "shard": o.Shard,
 	}, m.registry)
 	m.counters.register(labeled)
 	labeled.MustRegister(m.latency, gauges{m})

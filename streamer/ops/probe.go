@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"diehard/shared/event"
 	"diehard/shared/postgres"
 	"diehard/streamer/replay"
 	"diehard/streamer/replication"
@@ -23,13 +22,11 @@ const probeTimeout = 5 * time.Second
 // Probe asks both databases how things stand. It reads only, and is safe for
 // concurrent use.
 type Probe struct {
-	Postgres    *pgxpool.Pool
-	ClickHouse  driver.Conn
-	Slot        string
-	Publication string
-	Schema      event.Schema // of the outbox
-	EventLog    string       // table
-	DeadLetter  string       // table
+	Postgres   *pgxpool.Pool
+	ClickHouse driver.Conn
+	Origin     replication.Origin
+	EventLog   string // table
+	DeadLetter string // table
 }
 
 // Slot is a logical replication slot of this database.
@@ -88,11 +85,11 @@ func (p *Probe) AskPostgres(ctx context.Context) (*Postgres, error) {
 	var batch pgx.Batch
 	batch.Queue(serverSQL)
 	batch.Queue(replication.LogicalSlots)
-	batch.Queue(publicationSQL, p.Publication)
+	batch.Queue(publicationSQL, p.Origin.PublicationName())
 	began := time.Now()
 	results := p.Postgres.SendBatch(ctx, &batch)
 	defer func() { _ = results.Close() }()
-	answer, err := readPostgres(results, p.Slot)
+	answer, err := readPostgres(results, p.Origin.SlotName())
 	if err != nil {
 		return nil, fmt.Errorf("ask PostgreSQL: %w", postgres.Redact(err))
 	}

@@ -35,8 +35,8 @@ func (p *Probe) AskOutbox(ctx context.Context) (*Outbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	var batch pgx.Batch
-	batch.Queue(p.Schema.SQL(`SELECT partition, state, starts_at, ends_at, estimated_rows, coalesce(bytes, 0) FROM {outbox}.diehard_partitions ORDER BY starts_at`))
-	batch.Queue(p.Schema.SQL(`SELECT EXISTS (SELECT FROM {outbox}.diehard_outbox_default), now()`))
+	batch.Queue(p.Origin.Schema.SQL(`SELECT partition, state, starts_at, ends_at, estimated_rows, coalesce(bytes, 0) FROM {outbox}.diehard_partitions ORDER BY starts_at`))
+	batch.Queue(p.Origin.Schema.SQL(`SELECT EXISTS (SELECT FROM {outbox}.diehard_outbox_default), now()`))
 	results := p.Postgres.SendBatch(ctx, &batch)
 	defer func() { _ = results.Close() }()
 	answer, err := readOutbox(results)

@@ -83,7 +83,7 @@ func endpointReasons[T any](name string, e endpoint[T], because func(string, ...
 }
 
 func (m *Monitor) slotReasons(state pipeline.State, x snapshot, because func(string, ...any)) {
-	name := m.opts.Probe.Slot
+	name := m.opts.Probe.Origin.SlotName()
 	slot := x.postgres.last.Slot(name)
 	if slot == nil {
 		because("slot %s does not exist", name)

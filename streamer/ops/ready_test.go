@@ -69,7 +69,7 @@ func TestNotReadyBeyondTheLimitOfLag(t *testing.T) {
 func TestNotReadyWithoutTheSlot(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
-	w := watch(t, env, func(o *ops.Options) { o.Probe.Slot = "another_slot" })
+	w := watch(t, env, func(o *ops.Options) { o.Probe.Origin.Slot = "another_slot" })
 	await.True(t, func() bool { return w.progress.State() == pipeline.Streaming }, "the streamer never streams")
 	await.True(t, func() bool {
 		code, r := w.ready()

@@ -116,7 +116,7 @@ func (s *sampler) askPostgres(ctx context.Context, age time.Duration) {
 	s.last.skew = answer.Skew()
 	s.walEnds.add(answer.walEnd, answer.now)
 	s.last.lag = s.measure(answer)
-	if slot := answer.Slot(s.probe.Slot); slot != nil {
+	if slot := answer.Slot(s.probe.Origin.SlotName()); slot != nil {
 		s.growth.add(answer.now, slot.RetainedBytes)
 		s.last.rate = s.growth.rate(slot.Active)
 	}
@@ -131,7 +131,7 @@ func (s *sampler) askClickHouse(ctx context.Context, age time.Duration) {
 	}
 	source := ""
 	if p := s.get().postgres.last; p != nil {
-		source = sink.Source{SystemID: p.SystemID, Slot: s.probe.Slot}.String()
+		source = sink.Source{SystemID: p.SystemID, Slot: s.probe.Origin.SlotName()}.String()
 	}
 	answer, err := s.probe.AskClickHouse(ctx, source)
 	if ctx.Err() != nil {
@@ -201,7 +201,7 @@ func (s *sampler) now() time.Time {
 // of a pipeline that does not stream are those of the databases.
 func (s *sampler) measure(p *Postgres) Lag {
 	at := positions{}
-	if slot := p.Slot(s.probe.Slot); slot != nil {
+	if slot := p.Slot(s.probe.Origin.SlotName()); slot != nil {
 		at.confirmed, at.retained = slot.ConfirmedFlush, slot.RestartLSN
 	}
 	if c := s.last.clickhouse.last; c != nil {

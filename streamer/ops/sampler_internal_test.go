@@ -13,6 +13,7 @@ import (
 	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/replication"
 )
 
 // A database that neither answers nor refuses must not hold up the page, the
@@ -43,7 +44,7 @@ func TestRequestsSeeWhatHasJustHappened(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	s := &sampler{progress: &pipeline.Progress{}, probe: &Probe{
-		Postgres: env.Pool, ClickHouse: env.ClickHouse, Slot: env.Slot, Publication: env.Publication,
+		Postgres: env.Pool, ClickHouse: env.ClickHouse, Origin: replication.Origin{Slot: env.Slot, Publication: env.Publication},
 		EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable,
 	}}
 	sees := func(what func(x snapshot) bool, message string) {

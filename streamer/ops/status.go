@@ -102,7 +102,7 @@ func (m *Monitor) status(ctx context.Context) Status {
 		Time: time.Now(), Version: telemetry.Build().Version, Build: Build(telemetry.Build()), State: ready.Status, Cause: ready.Cause, Ready: ready.Ready, Reasons: ready.Reasons,
 		Started: &started, Throughput: m.history.throughput(throughputWindow), Failures: m.failures.latest(),
 	}
-	s.endpoints(x, m.opts.Probe.Slot)
+	s.endpoints(x, m.opts.Probe.Origin.SlotName())
 	s.Outbox.Retention = m.opts.Retention.Seconds()
 	if m.opts.Maintenance != nil {
 		if err := m.opts.Maintenance(); err != nil {

@@ -23,28 +23,19 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
-	"diehard/shared/event"
 	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
-// Config of a Pipeline. All fields but Migrated, Shard, Messages, LocalOnly, StartLSN, Reader and Dial are required.
+// Config of a Pipeline. All fields but Migrated, StartLSN and Reader are required.
 type Config struct {
 	PostgresURL string
-	Slot        string // of the shard, if there are shards
-	Publication string
-	Schema      event.Schema // of the outbox
+	Origin      replication.Origin
 	// Migrated reports whether PostgreSQL has the tables of this version; nil asks nothing.
 	Migrated func(context.Context, *pgx.Conn) error
-	Shard    replication.Shard
-	// Messages makes messages with our prefix events.
-	Messages bool
-	// LocalOnly skips what a subscription wrote.
-	LocalOnly bool
 	// StartLSN skips every commit before it; 0 skips nothing. It must not lie before
 	// what the slot has confirmed.
 	StartLSN pglogrepl.LSN
@@ -63,8 +54,6 @@ type Config struct {
 	InsertTimeout time.Duration
 	// DrainTimeout bounds what happens after Run's context has ended.
 	DrainTimeout time.Duration
-	// Dial makes the connections to PostgreSQL; nil is TCP.
-	Dial pgconn.DialFunc
 }
 
 // Pipeline is one streamer. Run may be called again after it has returned.

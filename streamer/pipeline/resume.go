@@ -78,7 +78,7 @@ func (s *session) findBeginning(ctx context.Context) (*beginning, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("streaming", "slot", s.cfg.Slot, "publication", s.cfg.Publication,
+	s.log.Info("streaming", "slot", s.cfg.Origin.SlotName(), "publication", s.cfg.Origin.PublicationName(),
 		"table", s.cfg.Tables.EventLog, "source", s.source.String(), "messages_from", messages.String(),
 		"batch_rows", s.cfg.Limits.Rows, "batch_bytes", s.cfg.Limits.Bytes, "flush_interval", s.cfg.FlushInterval,
 		"confirmed_lsn", s.slot.ConfirmedFlush.String(), "resume_after", replication.Position(at.after).String(), "unfinished", at.repeat != nil)
@@ -113,9 +113,9 @@ func (s *session) continueAfter(ctx context.Context) (*beginning, error) {
 	in := rec.Intent
 	if in.Version != replication.IntentVersion {
 		return nil, failure.Wrap(failure.Fatal, fmt.Errorf("the intent of slot %s has version %d and this streamer writes version %d: "+
-			"start the version that wrote it once more, and stop it when it is idle", s.cfg.Slot, in.Version, replication.IntentVersion))
+			"start the version that wrote it once more, and stop it when it is idle", s.cfg.Origin.SlotName(), in.Version, replication.IntentVersion))
 	}
-	if in.LocalOnly != s.cfg.LocalOnly && s.slot.ConfirmedFlush <= in.Through.LSN {
+	if in.LocalOnly != s.cfg.Origin.LocalOnly && s.slot.ConfirmedFlush <= in.Through.LSN {
 		return nil, originChanged(in.LocalOnly)
 	}
 	if err := s.checkTablesEnd(ctx, *in); err != nil {
@@ -144,7 +144,7 @@ func originChanged(localOnly bool) error {
 // continueFrom goes on behind after, and records that nothing before it is unfinished.
 func (s *session) continueFrom(ctx context.Context, rec replication.IntentRecord, after decode.Position) (*beginning, error) {
 	at := replication.Position(after)
-	in := &replication.Intent{Version: replication.IntentVersion, After: at, Through: at, InsertTimeout: s.insertTimeout().Milliseconds(), LocalOnly: s.cfg.LocalOnly}
+	in := &replication.Intent{Version: replication.IntentVersion, After: at, Through: at, InsertTimeout: s.insertTimeout().Milliseconds(), LocalOnly: s.cfg.Origin.LocalOnly}
 	if before := s.record.Intent; before != nil {
 		in.Blocks, in.Unanswered = before.Blocks, before.Unanswered
 	}
@@ -172,7 +172,7 @@ func (s *session) checkTablesEnd(ctx context.Context, in replication.Intent) err
 	// Rows before the slot's position are its past: an insert for an earlier slot that was late.
 	if end.After(decode.Position(in.Through)) && end.LSN >= s.slot.ConfirmedFlush {
 		return replication.DivergedHistory(fmt.Errorf("ClickHouse holds events of slot %s up to %s, but PostgreSQL knows of none behind %s (diehard_intent)",
-			s.cfg.Slot, replication.Position(end), in.Through))
+			s.cfg.Origin.SlotName(), replication.Position(end), in.Through))
 	}
 	return nil
 }
@@ -237,11 +237,11 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 func (s *session) warnOfOtherServers(ctx context.Context) error {
 	return s.untilAnswered(ctx, "other servers", func(ctx context.Context) error {
 		sources, err := s.sink.OtherServers(ctx)
-		predecessor := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Slot}.String() // upgraded, or restored from a dump
+		predecessor := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Origin.SlotName()}.String() // upgraded, or restored from a dump
 		sources = slices.DeleteFunc(sources, func(source string) bool { return source == predecessor })
 		if len(sources) > 0 {
 			s.log.Error("event_log has events of this slot from another PostgreSQL server, and this one knows nothing of it: was its data lost, or does DATABASE_URL lead elsewhere? "+
-				"The streamer goes on with a source of its own", "slot", s.cfg.Slot, "known", s.source.String(), "unknown", sources,
+				"The streamer goes on with a source of its own", "slot", s.cfg.Origin.SlotName(), "known", s.source.String(), "unknown", sources,
 				"fix", "if data was lost, restore PostgreSQL from a backup; if this server is meant, nothing")
 		}
 		return err
@@ -258,7 +258,7 @@ func (s *session) waitForOldInserts(ctx context.Context) error {
 	s.log.Info("the record is of another timeline or server, or new: waiting for the time limit of the inserts before",
 		"record", fmt.Sprintf("%s/%d", s.record.SystemID, s.record.Timeline), "server", fmt.Sprintf("%s/%d", s.source.SystemID, s.history.Timeline),
 		"wait", time.Until(over).Round(time.Second))
-	prefix := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Slot}.QueryPrefix()
+	prefix := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Origin.SlotName()}.QueryPrefix()
 	if err := s.pause(ctx, max(oldInsertsPoll, time.Until(over))); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ func (p *Pipeline) open(ctx context.Context) (*session, error) {
 	connecting, cancel := context.WithTimeout(ctx, p.cfg.InsertTimeout)
 	defer cancel()
 	var err error
-	if s.control, err = replication.OpenControl(connecting, p.cfg.PostgresURL, s.name, p.cfg.origin()); err != nil {
+	if s.control, err = replication.OpenControl(connecting, p.cfg.PostgresURL, s.name, p.cfg.Origin); err != nil {
 		return nil, err
 	}
 	if err := s.acquireSlot(ctx); err != nil {
@@ -31,10 +31,6 @@ func (p *Pipeline) open(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	return s, nil
-}
-
-func (c Config) origin() replication.Origin {
-	return replication.Origin{Slot: c.Slot, Publication: c.Publication, Shard: c.Shard, Messages: c.Messages, LocalOnly: c.LocalOnly, Schema: c.Schema, Dial: c.Dial}
 }
 
 // acquireSlot takes the slot and claims its record. What it reads of the record before is
@@ -134,19 +130,19 @@ func (s *session) createInitialSlot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.log.Info("creating replication slot; waiting for running transactions", "slot", s.cfg.Slot)
+	s.log.Info("creating replication slot; waiting for running transactions", "slot", s.cfg.Origin.SlotName())
 	if s.slot, err = s.control.CreateInitialSlot(ctx); err != nil {
 		return err
 	}
 	if s.slot.MissedEvents {
-		s.log.Warn("the outbox had events before the slot was created: `streamer replay --from-table` delivers those that are missing", "slot", s.cfg.Slot)
+		s.log.Warn("the outbox had events before the slot was created: `streamer replay --from-table` delivers those that are missing", "slot", s.cfg.Origin.SlotName())
 	}
 	return nil
 }
 
 // connect opens the replication connection and finds out which server it is.
 func (s *session) connect(ctx context.Context) (walEnd pglogrepl.LSN, err error) {
-	if s.conn, err = replication.Connect(ctx, s.cfg.PostgresURL, s.name, s.cfg.SenderTimeout, s.cfg.Dial); err != nil {
+	if s.conn, err = replication.Connect(ctx, s.cfg.PostgresURL, s.name, s.cfg.SenderTimeout, s.cfg.Origin.Dial); err != nil {
 		return 0, err
 	}
 	// First: a standby that is promoted meanwhile would be identified with the timeline it leaves.
@@ -165,7 +161,7 @@ func (s *session) connect(ctx context.Context) (walEnd pglogrepl.LSN, err error)
 		return 0, err
 	}
 	s.p.noteTimeline(s.history.Timeline)
-	s.source = sink.Source{SystemID: sys.SystemID, Slot: s.cfg.Slot}
+	s.source = sink.Source{SystemID: sys.SystemID, Slot: s.cfg.Origin.SlotName()}
 	s.sink = sink.New(s.p.ch, s.cfg.Tables, s.source, s.history.Timeline)
 	if s.cfg.Reader != nil {
 		s.sink.ReadThrough(s.cfg.Reader)
@@ -210,7 +206,7 @@ func (s *session) takeSlot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.conn.Start(ctx, s.cfg.Slot, s.cfg.Publication, replication.Wanted{Messages: messages, LocalOnly: s.cfg.LocalOnly}, s.startedAt); err != nil {
+	if err := s.conn.Start(ctx, s.cfg.Origin.SlotName(), s.cfg.Origin.PublicationName(), replication.Wanted{Messages: messages, LocalOnly: s.cfg.Origin.LocalOnly}, s.startedAt); err != nil {
 		return err
 	}
 	failpoint.Hit("started")
@@ -231,7 +227,7 @@ func (s *session) takeSlot(ctx context.Context) error {
 func (s *session) standBy(ctx context.Context) error {
 	if s.progress.State() != Standby {
 		s.progress.setState(Standby)
-		s.log.Info("standby: another streamer holds the slot; taking over when it ends", "slot", s.cfg.Slot)
+		s.log.Info("standby: another streamer holds the slot; taking over when it ends", "slot", s.cfg.Origin.SlotName())
 	}
 	for {
 		if err := sleep(ctx, standbyPoll); err != nil {

@@ -15,6 +15,7 @@ import (
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
+	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
@@ -22,7 +23,7 @@ import (
 
 func onServers(env *testenv.Env) *Pipeline {
 	return New(Config{
-		PostgresURL: env.PostgresURL, Slot: env.Slot, Publication: env.Publication, SenderTimeout: time.Minute,
+		PostgresURL: env.PostgresURL, Origin: replication.Origin{Slot: env.Slot, Publication: env.Publication}, SenderTimeout: time.Minute,
 		Tables: sink.Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, Limits: roomy,
 		FlushInterval: interval, InsertTimeout: time.Minute, DrainTimeout: time.Minute,
 	}, env.ClickHouse, slog.New(slog.DiscardHandler), nil)

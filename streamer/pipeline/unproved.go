@@ -52,7 +52,7 @@ func (s *session) doubtPublication() {
 		s.record.UnprovedSince = &since
 	}
 	s.log.Warn("the publication is not the one that was recorded with the slot: comparing the events published since with ClickHouse before anything is confirmed",
-		"publication", s.cfg.Publication, "since", *s.record.UnprovedSince)
+		"publication", s.cfg.Origin.PublicationName(), "since", *s.record.UnprovedSince)
 }
 
 // confirms reports whether positions may be confirmed.
@@ -139,13 +139,13 @@ func (w *writer) stillMissing(ctx context.Context, ids []uuid.UUID) (missing []u
 func (u *unproved) missed(cfg Config, missing []uuid.UUID) error {
 	cause, why := failure.SlotLost, "the slot stood beyond what was recorded after the failover, because another program read it or events were lost"
 	if u.publication {
-		cause, why = failure.Publication, fmt.Sprintf("publication %s was dropped, recreated or changed for a while and did not send them", cfg.Publication)
+		cause, why = failure.Publication, fmt.Sprintf("publication %s was dropped, recreated or changed for a while and did not send them", cfg.Origin.PublicationName())
 	}
-	if cfg.LocalOnly {
+	if cfg.Origin.LocalOnly {
 		why += "; with REPLICATION_ORIGIN = none, events that a subscription wrote are among them until the other streamer has delivered them"
 	}
 	return failure.Wrap(failure.Fatal, failure.Because(cause, fmt.Errorf("events are missing in ClickHouse that slot %s does not deliver any more, at least %d, one of them %s: %s. "+
-		"Run `streamer slot accept`, which lets the stream go on from here, and `streamer replay --from-table`, which delivers them", cfg.Slot, len(missing), missing[0], why)))
+		"Run `streamer slot accept`, which lets the stream go on from here, and `streamer replay --from-table`, which delivers them", cfg.Origin.SlotName(), len(missing), missing[0], why)))
 }
 
 // proved ends the doubt. The record's proof comes last: it shows that the publication did

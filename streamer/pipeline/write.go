@@ -226,7 +226,7 @@ func (w *writer) newIntent(after, through decode.Position, ingestedAt int64) rep
 		Version: replication.IntentVersion, After: replication.Position(after), Through: replication.Position(through),
 		Token:      fmt.Sprintf("%s%d-%d-%s-%d", w.s.source.QueryPrefix(), w.s.record.Timeline, w.s.record.Epoch, w.s.nonce, w.blocks),
 		IngestedAt: ingestedAt, InsertTimeout: w.s.insertTimeout().Milliseconds(), Blocks: w.window.add(time.Now()),
-		Tables: []replication.IntentTable{{Name: w.s.cfg.Tables.EventLog}}, LocalOnly: w.s.cfg.LocalOnly,
+		Tables: []replication.IntentTable{{Name: w.s.cfg.Tables.EventLog}}, LocalOnly: w.s.cfg.Origin.LocalOnly,
 	}
 }
 

@@ -33,7 +33,7 @@ var anySource = sources{condition: "true"}
 // otherSources are those that may have written events of s under another position:
 // replays from the table, and streamers with another number of shards.
 func (s *session) otherSources() sources {
-	form := "^" + s.source.SystemID + "/" + s.Shard.ShardingPattern(s.Slot) + "(?:/table)?$"
+	form := "^" + s.source.SystemID + "/" + s.Origin.ShardingPattern() + "(?:/table)?$"
 	return sources{"source <> ? AND match(source, ?)", []any{s.source.String(), form}}
 }
 

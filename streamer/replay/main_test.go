@@ -24,25 +24,27 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // fixture is an outbox with a streamer that delivers from it.
 type fixture struct {
 	*testenv.Env
-	t        *testing.T
-	tables   sink.Tables
-	messages bool // the streamer reads messages
-	part     replication.Shard
-	start    pglogrepl.LSN // the operator's --start-lsn
+	t      *testing.T
+	tables sink.Tables
+	origin replication.Origin
+	start  pglogrepl.LSN // the operator's --start-lsn
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	t.Parallel()
-	return &fixture{Env: testenv.New(t), t: t, tables: sink.Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}}
+	env := testenv.New(t)
+	return &fixture{
+		Env: env, t: t, tables: sink.Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"},
+		origin: replication.Origin{Slot: env.Slot, Publication: env.Publication},
+	}
 }
 
 // stream runs a streamer and returns how to stop it; it stops with the test.
 func (f *fixture) stream() (stop func()) {
 	f.t.Helper()
 	p := pipeline.New(pipeline.Config{
-		Messages: f.messages, Shard: f.part, StartLSN: f.start,
-		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, SenderTimeout: 10 * time.Second,
+		PostgresURL: f.PostgresURL, Origin: f.origin, StartLSN: f.start, SenderTimeout: 10 * time.Second,
 		Tables: f.tables, Limits: batch.Limits{Rows: 20_000, Bytes: 4 << 20},
 		FlushInterval: 20 * time.Millisecond, InsertTimeout: time.Minute, DrainTimeout: await.Limit,
 	}, f.ClickHouse, f.log(), nil)
@@ -72,7 +74,7 @@ func (f *fixture) log() *slog.Logger {
 
 func (f *fixture) config() Config {
 	return Config{
-		PostgresURL: f.PostgresURL, Slot: f.Slot, Publication: f.Publication, Shard: f.part, ClickHouse: f.ClickHouse,
+		PostgresURL: f.PostgresURL, Origin: f.origin, ClickHouse: f.ClickHouse,
 		Tables: f.tables, Limits: batch.Limits{Rows: 100, Bytes: 1 << 20}, InsertTimeout: time.Minute, Log: f.log(),
 	}
 }

@@ -28,7 +28,7 @@ func (f *fixture) withoutMessages() {
 	f.exec(`SELECT pg_logical_emit_message(true, 'diehard.event', 'it is not read'), publish_event('early', '{}')`)
 	f.confirmed(f.walEnd())
 	stop()
-	f.messages = true
+	f.origin.Messages = true
 }
 
 // The bookmark is older than the setting: transactions before it have no messages, those behind it do.
@@ -62,7 +62,7 @@ func TestMessagesComeBackFromTheWALToTheirPlaces(t *testing.T) {
 // The outbox knows nothing of messages: they are neither extra nor missing.
 func TestTheTableSaysThatItKnowsNoMessages(t *testing.T) {
 	f := newFixture(t)
-	f.messages = true
+	f.origin.Messages = true
 	f.stream()
 	f.mixed()
 	f.confirmed(f.walEnd())
@@ -84,7 +84,7 @@ func TestTheTableSaysThatItKnowsNoMessages(t *testing.T) {
 // recreate is `streamer slot drop` and `streamer slot create`.
 func (f *fixture) recreate() {
 	f.t.Helper()
-	c, err := replication.OpenControl(f.t.Context(), f.PostgresURL, "test", replication.Origin{Slot: f.Slot, Publication: f.Publication, Messages: f.messages})
+	c, err := replication.OpenControl(f.t.Context(), f.PostgresURL, "test", f.origin)
 	require.NoError(f.t, err)
 	defer c.Close(f.t.Context())
 	require.NoError(f.t, c.DropSlot(f.t.Context()))
@@ -95,14 +95,14 @@ func (f *fixture) recreate() {
 // A new slot does not change what was delivered by the one before.
 func TestMessagesStayKnownWhenTheSlotIsMadeAnewWithoutThem(t *testing.T) {
 	f := newFixture(t)
-	f.messages = true
+	f.origin.Messages = true
 	stop := f.stream()
 	f.bookmark("b")
 	f.mixed()
 	f.confirmed(f.walEnd())
 	stop()
 	want := f.rows("event_log")
-	f.messages = false
+	f.origin.Messages = false
 	f.recreate()
 	f.stream()
 	f.confirmed(f.publish("late", 1))

@@ -36,21 +36,16 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"diehard/shared/clickhouse"
-	"diehard/shared/event"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/replication"
 	"diehard/streamer/sink"
 )
 
-// Config says what to read and where to write it. All fields are required, except Shard and Progress.
+// Config says what to read and where to write it. All fields are required, except Progress.
 type Config struct {
 	PostgresURL string
-	Slot        string // the streamer's
-	Publication string
-	Schema      event.Schema      // of the outbox
-	Shard       replication.Shard // the streamer's; may be zero
-	LocalOnly   bool              // as the streamer's
+	Origin      replication.Origin // the streamer's
 	ClickHouse  driver.Conn
 	Tables      sink.Tables
 	Limits      batch.Limits
@@ -105,8 +100,7 @@ func (c Config) open(ctx context.Context) (*session, error) {
 	if c.Progress == nil {
 		c.Progress = func(uint64, uint64) {}
 	}
-	control, err := replication.OpenControl(ctx, c.PostgresURL, "diehard-streamer-replay",
-		replication.Origin{Slot: c.Slot, Publication: c.Publication, Shard: c.Shard, Schema: c.Schema})
+	control, err := replication.OpenControl(ctx, c.PostgresURL, "diehard-streamer-replay", c.Origin)
 	if err != nil {
 		return nil, err
 	}
@@ -121,11 +115,11 @@ func (c Config) open(ctx context.Context) (*session, error) {
 	if err := c.checkDeadLetterTable(ctx); err != nil {
 		return nil, err
 	}
-	g, err := openGuard(ctx, c.PostgresURL, c.Slot, c.Schema)
+	g, err := openGuard(ctx, c.PostgresURL, c.Origin.SlotName(), c.Origin.Schema)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{Config: c, guard: g, source: sink.Source{SystemID: g.SystemID, Slot: c.Slot}, messages: messages}
+	s := &session{Config: c, guard: g, source: sink.Source{SystemID: g.SystemID, Slot: c.Origin.SlotName()}, messages: messages}
 	if s.confirmed, err = g.confirmed(ctx); err != nil {
 		g.Close()
 		return nil, err
@@ -208,7 +202,7 @@ func FromWAL(ctx context.Context, c Config, r Range, m Mode) (Report, error) {
 
 // wal finds the bookmark that can serve r.
 func (s *session) wal(ctx context.Context, r Range) (*wal, error) {
-	marks := &Bookmarks{conn: s.guard.Conn, slot: s.Slot}
+	marks := &Bookmarks{conn: s.guard.Conn, slot: s.Origin.SlotName()}
 	mark, err := marks.serve(ctx, r)
 	if err != nil {
 		return nil, err
@@ -222,7 +216,7 @@ func (s *session) wal(ctx context.Context, r Range) (*wal, error) {
 	case r.To != 0:
 		to = min(to, r.To)
 	}
-	w := &wal{url: s.PostgresURL, publication: s.Publication, slot: mark.Slot.Name, from: from, to: to, limits: s.Limits, messages: s.messages, localOnly: s.LocalOnly}
+	w := &wal{url: s.PostgresURL, publication: s.Origin.PublicationName(), slot: mark.Slot.Name, from: from, to: to, limits: s.Limits, messages: s.messages, localOnly: s.Origin.LocalOnly}
 	w.progress = func(done uint64) { s.Progress(done, uint64(to-from)) }
 	return w, nil
 }

@@ -14,15 +14,16 @@ import (
 // slot are made as by `streamer migrate up`.
 func (f *fixture) shard(index, count int) *fixture {
 	f.t.Helper()
-	env, part := *f.Env, replication.Shard{Index: index, Count: count}
-	env.Slot, env.Publication = part.Name(f.Slot), part.Name(f.Publication)
-	c, err := replication.OpenControl(f.t.Context(), f.PostgresURL, "test", replication.Origin{Slot: env.Slot, Publication: env.Publication, Shard: part})
+	env, from := *f.Env, f.origin
+	from.Shard = replication.Shard{Index: index, Count: count}
+	env.Slot, env.Publication = from.SlotName(), from.PublicationName()
+	c, err := replication.OpenControl(f.t.Context(), f.PostgresURL, "test", from)
 	require.NoError(f.t, err)
 	defer c.Close(f.t.Context())
 	require.NoError(f.t, c.CreatePublications(f.t.Context()))
 	_, err = c.EnsureSlot(f.t.Context())
 	require.NoError(f.t, err)
-	return &fixture{Env: &env, t: f.t, tables: f.tables, part: part}
+	return &fixture{Env: &env, t: f.t, tables: f.tables, origin: from}
 }
 
 func (f *fixture) confirmedLSN() pglogrepl.LSN {

@@ -63,11 +63,11 @@ func FromTable(ctx context.Context, c Config, span Span, m Mode) (Report, error)
 }
 
 func (s *session) outbox(ctx context.Context, span Span) (*outbox, error) {
-	conn, err := postgres.Connect(ctx, postgres.Config{URL: s.PostgresURL, Schema: s.Schema}, postgres.Options{Application: "diehard-streamer-replay", Outbox: true})
+	conn, err := postgres.Connect(ctx, postgres.Config{URL: s.PostgresURL, Schema: s.Origin.Schema}, postgres.Options{Application: "diehard-streamer-replay", Outbox: true})
 	if err != nil {
 		return nil, err
 	}
-	return &outbox{conn: conn, guard: s.guard, span: span, schema: s.Schema, filter: s.Shard.Filter(), limits: s.Limits, log: s.Log, progress: s.Progress}, nil
+	return &outbox{conn: conn, guard: s.guard, span: span, schema: s.Origin.Schema, filter: s.Origin.Shard.Filter(), limits: s.Limits, log: s.Log, progress: s.Progress}, nil
 }
 
 // delivered lets retention drop partitions that lie before the slot was made:
@@ -77,8 +77,8 @@ func (s *session) delivered(ctx context.Context, span Span) error {
 	if !span.Until.IsZero() {
 		return nil
 	}
-	_, err := s.guard.Conn.Exec(ctx, s.Schema.SQL(`SELECT {outbox}.diehard_slot_delivered($1::text, $2::timestamptz)`),
-		s.Slot, bound(span.Since, pgtype.NegativeInfinity))
+	_, err := s.guard.Conn.Exec(ctx, s.Origin.Schema.SQL(`SELECT {outbox}.diehard_slot_delivered($1::text, $2::timestamptz)`),
+		s.Origin.SlotName(), bound(span.Since, pgtype.NegativeInfinity))
 	if err != nil {
 		return fmt.Errorf("note what is delivered: %w", err)
 	}

@@ -64,7 +64,7 @@ func TestADroppedSlotIsCuredByTheTable(t *testing.T) {
 	_, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
 	require.ErrorContains(t, err, "streamer slot create")
 
-	c, err := replication.OpenControl(t.Context(), f.PostgresURL, "test", replication.Origin{Slot: f.Slot, Publication: f.Publication})
+	c, err := replication.OpenControl(t.Context(), f.PostgresURL, "test", f.origin)
 	require.NoError(t, err)
 	_, err = c.ReplaceSlot(t.Context())
 	c.Close(t.Context())

@@ -106,7 +106,7 @@ func (v *verifier) outboxRows(ctx context.Context, rows *decode.Rows, _ pglogrep
 // sort their ids, so that walking through them side by side takes no memory.
 func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span Span) error {
 	var oldest *time.Time
-	err := conn.QueryRow(ctx, s.Schema.SQL(`SELECT min(starts_at) FROM {outbox}.diehard_partitions WHERE state <> 'detached'`)).Scan(&oldest)
+	err := conn.QueryRow(ctx, s.Origin.Schema.SQL(`SELECT min(starts_at) FROM {outbox}.diehard_partitions WHERE state <> 'detached'`)).Scan(&oldest)
 	if err != nil || oldest == nil {
 		return wrap(err)
 	}
@@ -124,7 +124,7 @@ func (s *session) extras(ctx context.Context, v *verifier, conn *pgx.Conn, span 
 	}
 	defer log.Close()
 	// After the query above, so that it shows every event of the other end.
-	outbox, err := conn.Query(ctx, s.Schema.SQL(`SELECT id FROM {outbox}.outbox WHERE published_at >= $1 AND published_at < $2 ORDER BY id`),
+	outbox, err := conn.Query(ctx, s.Origin.Schema.SQL(`SELECT id FROM {outbox}.outbox WHERE published_at >= $1 AND published_at < $2 ORDER BY id`),
 		bound(span.Since, pgtype.NegativeInfinity), bound(span.Until, pgtype.Infinity))
 	if err != nil {
 		return wrap(err)
@@ -197,7 +197,7 @@ func (v *verifier) judge(ctx context.Context, s *session, suspects []Difference)
 	for i, d := range suspects {
 		ids[i] = d.ID
 	}
-	rows, err := s.guard.Conn.Query(ctx, s.Schema.SQL(`SELECT DISTINCT id FROM {outbox}.outbox WHERE id = ANY($1)`), ids)
+	rows, err := s.guard.Conn.Query(ctx, s.Origin.Schema.SQL(`SELECT DISTINCT id FROM {outbox}.outbox WHERE id = ANY($1)`), ids)
 	if err != nil {
 		return wrap(err)
 	}

@@ -19,11 +19,9 @@ import (
 // Not safe for concurrent use.
 type Control struct {
 	conn        *pgx.Conn
-	slot        string
+	from        Origin
+	slot        string // from's names for its shard
 	publication string
-	shard       Shard
-	messages    bool
-	localOnly   bool
 	schema      event.Schema
 	published   string // state of the publication, see publicationState
 	before      string // transactions that began before published was read have lower numbers
@@ -32,7 +30,7 @@ type Control struct {
 
 // Origin is what events are read from.
 type Origin struct {
-	Slot, Publication string // of the shard, if there are shards
+	Slot, Publication string // without the suffix of the shard: see SlotName and PublicationName
 	Shard             Shard
 	Messages          bool         // events without a table are wanted
 	LocalOnly         bool         // events that a subscription wrote are not wanted
@@ -40,6 +38,12 @@ type Origin struct {
 	// Dial makes the network connection; nil is TCP.
 	Dial pgconn.DialFunc
 }
+
+// SlotName is the name of the shard's slot.
+func (o Origin) SlotName() string { return o.Shard.Name(o.Slot) }
+
+// PublicationName is the name of the shard's publication.
+func (o Origin) PublicationName() string { return o.Shard.Name(o.Publication) }
 
 // OpenControl connects.
 //
@@ -49,7 +53,7 @@ func OpenControl(ctx context.Context, url, application string, from Origin) (*Co
 	if err != nil {
 		return nil, classify(err)
 	}
-	return &Control{conn: conn, slot: from.Slot, publication: from.Publication, shard: from.Shard, messages: from.Messages, localOnly: from.LocalOnly, schema: from.Schema}, nil
+	return &Control{conn: conn, from: from, slot: from.SlotName(), publication: from.PublicationName(), schema: from.Schema}, nil
 }
 
 // CheckMigrated asks migrated, which may be nil, with this connection.

@@ -68,7 +68,7 @@ func (c *Control) refuseWaiting(ctx context.Context, slot Slot, end pglogrepl.LS
 	if messages {
 		options = append(options, "messages", "true")
 	}
-	if c.localOnly {
+	if c.from.LocalOnly {
 		options = append(options, "origin", "none")
 	}
 	var at *pglogrepl.LSN

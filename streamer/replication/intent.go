@@ -316,10 +316,10 @@ func (c *Control) detached(ctx context.Context) ([]string, error) {
 func (c *Control) publishedIn(ctx context.Context, table string, since time.Time, page func([]uuid.UUID) error) error {
 	query := c.schema.SQL(`SELECT id FROM ` + table + ` WHERE published_at >= greatest($1::timestamptz,
 		(SELECT delivered_since FROM {outbox}.diehard_slot WHERE slot_name = $2 AND delivered_since < 'infinity'))`)
-	if filter := c.shard.Filter(); filter != "" {
+	if filter := c.from.Shard.Filter(); filter != "" {
 		query += ` AND ` + filter
 	}
-	if c.localOnly && c.tracksOrigins(ctx) {
+	if c.from.LocalOnly && c.tracksOrigins(ctx) {
 		query += ` AND coalesce((pg_catalog.pg_xact_commit_timestamp_origin(xmin)).roident, 0) = 0`
 	}
 	rows, err := c.conn.Query(ctx, query, since, c.slot)

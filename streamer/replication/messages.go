@@ -10,7 +10,7 @@ import (
 )
 
 // readsMessages reports whether messages are wanted, and are this shard's to take.
-func (c *Control) readsMessages() bool { return c.messages && c.shard.Index <= 1 }
+func (c *Control) readsMessages() bool { return c.from.Messages && c.from.Shard.Index <= 1 }
 
 // MessagesFrom returns where in the WAL messages began to be events of this slot; 0 if they never did.
 func (c *Control) MessagesFrom(ctx context.Context) (pglogrepl.LSN, error) {

@@ -133,7 +133,7 @@ func (c *Control) CheckServer(ctx context.Context) error {
 	case recovery:
 		return errors.New("the server is a standby in recovery; waiting for its promotion")
 	}
-	if !c.localOnly {
+	if !c.from.LocalOnly {
 		return nil
 	}
 	version, err := c.ServerVersion(ctx)
@@ -165,7 +165,7 @@ func (c *Control) checkOutbox(ctx context.Context) error {
 
 // checkPublication refuses a shard's publication by what it does, and returns its state.
 func (c *Control) checkPublication(ctx context.Context, shard Shard) (state string, err error) {
-	name := shard.Name(strings.TrimSuffix(c.publication, c.shard.suffix()))
+	name := shard.Name(c.from.Publication)
 	var insert, others, root, columns bool
 	var tables, filters []string
 	// Row filters and column lists are newer than PostgreSQL 14.
@@ -180,7 +180,7 @@ func (c *Control) checkPublication(ctx context.Context, shard Shard) (state stri
 	p, outbox := quoteIdent(name), c.table()
 	switch {
 	case errors.Is(err, pgx.ErrNoRows) && shard.Count > 0:
-		return "", unmet(fmt.Sprintf("`streamer migrate up` with STREAMER_SHARD = %s, which creates those of all shards", c.shard), "publication %s is missing", name)
+		return "", unmet(fmt.Sprintf("`streamer migrate up` with STREAMER_SHARD = %s, which creates those of all shards", c.from.Shard), "publication %s is missing", name)
 	case errors.Is(err, pgx.ErrNoRows):
 		return "", unmet(fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (publish = 'insert', publish_via_partition_root = true)", p, outbox),
 			"publication %s is missing", name)

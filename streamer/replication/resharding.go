@@ -6,16 +6,15 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
-	"strings"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 )
 
-// ShardingPattern is a regular expression for the slots that may ever have divided the outbox
-// whose shard s has this slot. Its group is their number of shards, empty for the whole.
-func (s Shard) ShardingPattern(slot string) string {
-	return regexp.QuoteMeta(strings.TrimSuffix(slot, s.suffix())) + "(?:_[0-9]{1,2}_of_([0-9]{1,2}))?"
+// ShardingPattern is a regular expression for the slots that may ever have divided the same
+// outbox. Its group is their number of shards, empty for the whole.
+func (o Origin) ShardingPattern() string {
+	return regexp.QuoteMeta(o.Slot) + "(?:_[0-9]{1,2}_of_([0-9]{1,2}))?"
 }
 
 // CheckOverlap refuses to begin at a position at or behind which rows are written by
@@ -30,7 +29,7 @@ func (c *Control) CheckOverlap(ctx context.Context, begin pglogrepl.LSN, written
 	}
 	last := written[other]
 	twice := fmt.Sprintf("slot %s divided the outbox differently, and its events up to %s are in ClickHouse: "+
-		"this streamer (STREAMER_SHARD = %s) would begin at %s and deliver them again", other, last, c.shard, begin)
+		"this streamer (STREAMER_SHARD = %s) would begin at %s and deliver them again", other, last, c.from.Shard, begin)
 	behind, confirmed, err := c.leastConfirmed(ctx, slots)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -48,20 +47,17 @@ func (c *Control) CheckOverlap(ctx context.Context, begin pglogrepl.LSN, written
 // otherSharding returns the slot of another division whose rows reach farthest beyond
 // begin, "" for none, and the names of all slots of such divisions.
 func (c *Control) otherSharding(begin pglogrepl.LSN, written map[string]pglogrepl.LSN) (farthest string, slots []string) {
-	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
-	form := regexp.MustCompile("^" + c.shard.ShardingPattern(c.slot) + "$")
+	form := regexp.MustCompile("^" + c.from.ShardingPattern() + "$")
 	for slot, last := range written {
 		parts := form.FindStringSubmatch(slot)
 		if parts == nil || last < begin {
 			continue
 		}
 		count, _ := strconv.Atoi(parts[1]) // "" of the whole is 0
-		if count == c.shard.Count {
+		if count == c.from.Shard.Count {
 			continue
 		}
-		for _, s := range (Shard{Index: 1, Count: count}).All() {
-			slots = append(slots, s.Name(whole))
-		}
+		slots = append(slots, Origin{Slot: c.from.Slot, Shard: Shard{Index: 1, Count: count}}.slots()...)
 		if last > written[farthest] {
 			farthest = slot
 		}

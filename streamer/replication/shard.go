@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
-	"strings"
 
 	"github.com/jackc/pgerrcode"
 
@@ -83,28 +82,36 @@ func (s Shard) All() []Shard {
 	return all
 }
 
+// slots are the names of the slots of all shards.
+func (o Origin) slots() (names []string) {
+	for _, s := range o.Shard.All() {
+		names = append(names, s.Name(o.Slot))
+	}
+	return names
+}
+
 // rowFilters is the first version of PostgreSQL with row filters in publications.
 const rowFilters = 150000
 
 // checkShards demands that all shards have their publications, with the filters that
 // make them complete and disjoint.
 func (c *Control) checkShards(ctx context.Context) error {
-	if c.shard.Count > 0 {
+	if c.from.Shard.Count > 0 {
 		version, err := c.ServerVersion(ctx)
 		if err != nil {
 			return err
 		}
 		if version < rowFilters {
 			return refuse("STREAMER_SHARD = %s needs row filters in publications, which PostgreSQL has from version 15 on: "+
-				"unset it, or upgrade PostgreSQL", c.shard)
+				"unset it, or upgrade PostgreSQL", c.from.Shard)
 		}
 	}
-	for _, other := range c.shard.All() {
+	for _, other := range c.from.Shard.All() {
 		state, err := c.checkPublication(ctx, other)
 		if err != nil {
 			return err
 		}
-		if other == c.shard {
+		if other == c.from.Shard {
 			c.published = state
 		}
 	}
@@ -116,16 +123,11 @@ func (c *Control) checkShards(ctx context.Context) error {
 //
 // Errors: failure.Fatal with the cure.
 func (c *Control) CheckResharding(ctx context.Context) error {
-	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
-	var ours []string
-	for _, s := range c.shard.All() {
-		ours = append(ours, s.Name(whole))
-	}
 	var other *string
 	err := c.conn.QueryRow(ctx, `
 		SELECT min(slot_name) FROM pg_catalog.pg_replication_slots
 		WHERE database = current_database() AND active AND slot_name <> ALL ($1)
-		  AND (slot_name = $2 OR slot_name ~ ('^' || $2 || '_[0-9]+_of_[0-9]+$'))`, ours, whole).Scan(&other)
+		  AND (slot_name = $2 OR slot_name ~ ('^' || $2 || '_[0-9]+_of_[0-9]+$'))`, c.from.slots(), c.from.Slot).Scan(&other)
 	switch {
 	case err != nil:
 		return classify(fmt.Errorf("look for other shards: %w", err))
@@ -139,13 +141,9 @@ func (c *Control) CheckResharding(ctx context.Context) error {
 
 // MissingShards names the slots of other shards that do not exist: their events reach no streamer.
 func (c *Control) MissingShards(ctx context.Context) ([]string, error) {
-	whole := strings.TrimSuffix(c.slot, c.shard.suffix())
 	var missing []string
-	for _, s := range c.shard.All() {
-		missing = append(missing, s.Name(whole))
-	}
 	err := c.conn.QueryRow(ctx, `SELECT coalesce(array_agg(n ORDER BY n), '{}') FROM unnest($1::text[]) AS n
-		WHERE n <> $2 AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = n)`, missing, c.slot).Scan(&missing)
+		WHERE n <> $2 AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = n)`, c.from.slots(), c.slot).Scan(&missing)
 	if err != nil {
 		return nil, classify(fmt.Errorf("look for the slots of other shards: %w", err))
 	}
@@ -155,19 +153,18 @@ func (c *Control) MissingShards(ctx context.Context) ([]string, error) {
 // CreatePublications makes the publications of all shards that are missing. It
 // does nothing without shards: the migrations have made the publication of the whole.
 func (c *Control) CreatePublications(ctx context.Context) error {
-	if c.shard.Count == 0 {
+	if c.from.Shard.Count == 0 {
 		return nil
 	}
 	version, err := c.ServerVersion(ctx)
 	if err != nil || version < rowFilters {
 		return err // Preflight says why
 	}
-	whole := strings.TrimSuffix(c.publication, c.shard.suffix())
-	for _, s := range c.shard.All() {
+	for _, s := range c.from.Shard.All() {
 		_, err := c.conn.Exec(ctx, fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WHERE %s WITH (publish = 'insert', publish_via_partition_root = true)",
-			quoteIdent(s.Name(whole)), c.table(), s.Filter()))
+			quoteIdent(s.Name(c.from.Publication)), c.table(), s.Filter()))
 		if err != nil && !postgres.IsCode(err, pgerrcode.DuplicateObject) {
-			return failure.Wrap(failure.Of(err), fmt.Errorf("create publication %s: %w", s.Name(whole), err))
+			return failure.Wrap(failure.Of(err), fmt.Errorf("create publication %s: %w", s.Name(c.from.Publication), err))
 		}
 	}
 	return nil

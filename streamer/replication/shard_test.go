@@ -67,7 +67,7 @@ func TestOnlyRowsOfAnotherDivisionStandInTheWay(t *testing.T) {
 		"others":           {Shard{}, map[string]pglogrepl.LSN{"s2": 200, "as": 200, "s/table": 200, "s_1_of_2/table": 200, "s_old": 200, "s": 300}, "", nil},
 		"shards":           {Shard{}, map[string]pglogrepl.LSN{"s_1_of_2": 50, "s_2_of_2": 200}, "s_2_of_2", []string{"s_1_of_2", "s_2_of_2"}},
 	} {
-		other, slots := (&Control{slot: test.shard.Name("s"), shard: test.shard}).otherSharding(100, test.written)
+		other, slots := (&Control{from: Origin{Slot: "s", Shard: test.shard}}).otherSharding(100, test.written)
 		assert.Equal(t, test.other, other, name)
 		assert.Equal(t, test.slots, slots, name)
 	}
@@ -82,7 +82,8 @@ func TestNotesOfMessages(t *testing.T) {
 		t.Cleanup(func() { c.Close(t.Context()) })
 		return c
 	}
-	off, on := open(false, Shard{}), open(true, Shard{})
+	off, on, second := open(false, Shard{}), open(true, Shard{}), open(true, Shard{2, 2})
+	second.slot = off.slot
 	_, err := off.EnsureSlot(t.Context())
 	require.NoError(t, err)
 	for _, step := range []struct {
@@ -95,7 +96,7 @@ func TestNotesOfMessages(t *testing.T) {
 		{on, 30, 20, true, true}, // it began once
 		{off, 40, 20, false, true},
 		{on, 50, 20, true, true},
-		{open(true, Shard{2, 2}), 60, 20, false, true}, // another shard takes them; the slot is the same here
+		{second, 60, 20, false, true}, // another shard takes them
 	} {
 		from, err := step.by.NoteMessages(t.Context(), step.next)
 		require.NoError(t, err)

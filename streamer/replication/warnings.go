@@ -82,7 +82,7 @@ func (f facts) warnings(c *Control) []Warning {
 		"prepared transactions", "the slot cannot be created before they end: " + strings.Join(f.prepared, ", "),
 		"none", "COMMIT PREPARED or ROLLBACK PREPARED " + strings.Join(f.prepared, ", "),
 	})
-	add(f.subscribed && !c.localOnly, Warning{
+	add(f.subscribed && !c.from.LocalOnly, Warning{
 		"subscription", "a subscription writes the outbox: events that another streamer delivers from the publisher are delivered a second time",
 		"REPLICATION_ORIGIN = none, or no subscription", "set REPLICATION_ORIGIN=none (PostgreSQL 16 and later), or ALTER SUBSCRIPTION … DISABLE before the slot is created",
 	})

@@ -23,6 +23,7 @@ import (
 
 	"diehard/streamer/batch"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/replication"
 	"diehard/streamer/sim/simch"
 	"diehard/streamer/sim/simnet"
 	"diehard/streamer/sim/simpg"
@@ -172,11 +173,14 @@ func (w *world) start() *streamer {
 	}
 	s.p = pipeline.New(pipeline.Config{
 		PostgresURL: "postgres://sim@" + pgAddress + "/sim?sslmode=disable&connect_timeout=5",
-		Slot:        w.slot(), Publication: "outbox_pub", StartLSN: w.startLSN, SenderTimeout: 10 * time.Second,
+		Origin: replication.Origin{
+			Slot: w.slot(), Publication: "outbox_pub",
+			Dial: func(ctx context.Context, _, address string) (net.Conn, error) { return s.host.Dial(ctx, address) },
+		},
+		StartLSN: w.startLSN, SenderTimeout: 10 * time.Second,
 		Tables: sink.Tables{EventLog: eventLog, DeadLetter: deadLetter, Quorum: w.quorum > 0, Cluster: w.cluster}, Reader: s.ch[1],
 		Limits:        batch.Limits{Rows: w.rows, Bytes: batchBytes},
 		FlushInterval: 200 * time.Millisecond, InsertTimeout: w.insertTimeout / time.Duration(1+w.number%2), DrainTimeout: 5 * time.Second,
-		Dial: func(ctx context.Context, _, address string) (net.Conn, error) { return s.host.Dial(ctx, address) },
 	}, s.ch[0], slog.New(handler{w.trace, s.name}), nil)
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
