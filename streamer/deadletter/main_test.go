@@ -48,7 +48,7 @@ func newFixture(t *testing.T) *fixture {
 
 func (f *fixture) useSource(s sink.Source) {
 	f.source = s
-	f.sink = sink.New(f.ClickHouse, f.tables, s, timeline)
+	f.sink = sink.New(f.ClickHouse, f.tables, s, sink.OnTimeline(timeline))
 }
 
 // event is the sample event number n, of a type.

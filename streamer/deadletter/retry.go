@@ -165,7 +165,7 @@ func (r *Retrier) begin(ctx context.Context, records []Record) (*group, error) {
 		return nil, fmt.Errorf("dead letter %s/%d has the source %q, which names no slot", records[0].LSN, records[0].Seq, records[0].Source)
 	}
 	g := &group{source: sink.Source{SystemID: system, Slot: slot}, waiting: make(map[decode.Position]Record, len(records))}
-	g.sink = sink.New(r.records.conn, r.tables, g.source, records[0].Timeline)
+	g.sink = sink.New(r.records.conn, r.tables, g.source, sink.OnTimeline(records[0].Timeline))
 	if !r.fenced[g.source] {
 		if err := g.sink.Fence(ctx, queryPrefix(g.source), func(uint64) {}); err != nil {
 			return nil, err

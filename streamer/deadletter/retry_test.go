@@ -249,7 +249,7 @@ func TestSourcesAndTimelinesKeepApart(t *testing.T) {
 		f.useSource(s)
 		f.write(at(900, 1), event(90+i, "later"))
 		for line := range uint32(2) {
-			f.sink = sink.New(f.ClickHouse, f.tables, s, line+1)
+			f.sink = sink.New(f.ClickHouse, f.tables, s, sink.OnTimeline(line+1))
 			f.putDeadLetters(time.Now(), reject(at(500, line+1), event(10*i+int(line), "a")))
 		}
 	}

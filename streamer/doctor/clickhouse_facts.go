@@ -62,7 +62,7 @@ func readClickHouse(ctx context.Context, p Target, pg *postgresFacts) (*clickhou
 	}
 	if f.eventLog.exists && f.deadLetter.exists {
 		tables := sink.Tables{EventLog: p.Probe.EventLog, DeadLetter: p.Probe.DeadLetter}
-		if f.tableErr = sink.New(p.Probe.ClickHouse, tables, source, 0).CheckTables(ctx); f.tableErr == nil {
+		if f.tableErr = sink.New(p.Probe.ClickHouse, tables, source, nil).CheckTables(ctx); f.tableErr == nil {
 			if f.ClickHouse, err = p.Probe.AskClickHouse(ctx, source.String()); err != nil {
 				return nil, err
 			}

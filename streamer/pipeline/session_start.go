@@ -162,7 +162,7 @@ func (s *session) connect(ctx context.Context) (walEnd pglogrepl.LSN, err error)
 	}
 	s.p.noteTimeline(s.history.Timeline)
 	s.source = sink.Source{SystemID: sys.SystemID, Slot: s.cfg.Origin.SlotName()}
-	s.sink = sink.New(s.p.ch, s.cfg.Tables, s.source, s.history.Timeline)
+	s.sink = sink.New(s.p.ch, s.cfg.Tables, s.source, s.history.TimelineAt)
 	if s.cfg.Reader != nil {
 		s.sink.ReadThrough(s.cfg.Reader)
 	}

@@ -141,7 +141,7 @@ func (c Config) checkDeadLetterTable(ctx context.Context) error {
 }
 
 // filler takes the lock and ends inserts that an earlier replay left running.
-func (s *session) filler(ctx context.Context, source sink.Source, m Mode, report *Report) (*filler, error) {
+func (s *session) filler(ctx context.Context, source sink.Source, timeline sink.Timeline, m Mode, report *Report) (*filler, error) {
 	tables := s.Tables
 	switch m.Into {
 	case "":
@@ -160,7 +160,7 @@ func (s *session) filler(ctx context.Context, source sink.Source, m Mode, report
 	}
 	f := &filler{
 		log:    eventLog{conn: s.ClickHouse, name: sink.Quote(tables.EventLog), deadLetter: sink.Quote(tables.DeadLetter)},
-		sink:   sink.New(s.ClickHouse, tables, source, s.guard.Timeline),
+		sink:   sink.New(s.ClickHouse, tables, source, timeline),
 		source: source, others: s.otherSources(), guard: s.guard, prefix: s.source.QueryPrefix() + "replay-", nonce: strings.ToLower(rand.Text()),
 		useDeadLetters: m.Into == "", dryRun: m.DryRun, timeout: s.InsertTimeout, logger: s.Log, report: report,
 	}
@@ -189,7 +189,11 @@ func FromWAL(ctx context.Context, c Config, r Range, m Mode) (Report, error) {
 		return report, err
 	}
 	report.From, report.To = w.from, w.to
-	f, err := s.filler(ctx, s.source, m, &report)
+	history, err := s.history(ctx)
+	if err != nil {
+		return report, err
+	}
+	f, err := s.filler(ctx, s.source, history.TimelineAt, m, &report)
 	if err != nil || w.from == w.to {
 		return report, err
 	}
@@ -198,6 +202,20 @@ func FromWAL(ctx context.Context, c Config, r Range, m Mode) (Report, error) {
 	})
 	report.Took = time.Since(began)
 	return report, err
+}
+
+// history is the server's, which knows the timeline of each part of its WAL.
+func (s *session) history(ctx context.Context) (replication.History, error) {
+	conn, err := replication.Connect(ctx, s.PostgresURL, "diehard-streamer-replay", senderTimeout, nil)
+	if err != nil {
+		return replication.History{}, err
+	}
+	defer conn.Close()
+	sys, err := conn.Identify(ctx)
+	if err != nil {
+		return replication.History{}, err
+	}
+	return conn.History(ctx, sys.Timeline)
 }
 
 // wal finds the bookmark that can serve r.

@@ -14,6 +14,7 @@ import (
 
 	"diehard/shared/postgres"
 	"diehard/streamer/decode"
+	"diehard/streamer/sink"
 )
 
 // FromTable fills what of the outbox's rows is missing, whatever the WAL still
@@ -36,7 +37,7 @@ func FromTable(ctx context.Context, c Config, span Span, m Mode) (Report, error)
 	}
 	defer s.guard.Close()
 	report.Messages = s.messages != 0
-	f, err := s.filler(ctx, tableSource(s.source), m, &report)
+	f, err := s.filler(ctx, tableSource(s.source), sink.OnTimeline(s.guard.Timeline), m, &report)
 	if err != nil {
 		return report, err
 	}

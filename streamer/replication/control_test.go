@@ -246,8 +246,9 @@ func TestAHistoryKnowsWhereItsTimelinesWereLeft(t *testing.T) {
 	const end = 0x9000000
 	require.NoError(t, h.Check(Written{LSN: 0x2FFFFFF, Timeline: 1}, end))
 	require.NoError(t, h.Check(Written{LSN: 0x4FFFFFF, Timeline: 2}, end))
+	require.NoError(t, h.Check(Written{LSN: 0x5000000, Timeline: 3}, end))
 	require.NoError(t, h.Check(Written{LSN: 0x8000000, Timeline: 3}, end))
-	for _, w := range []Written{{LSN: 0x3000000, Timeline: 1}, {LSN: 0x5000000, Timeline: 2}, {LSN: 1, Timeline: 4}} {
+	for _, w := range []Written{{LSN: 0x3000000, Timeline: 1}, {LSN: 0x5000000, Timeline: 2}, {LSN: 0x2FFFFFF, Timeline: 2}, {LSN: 0x4FFFFFF, Timeline: 3}, {LSN: 1, Timeline: 4}} {
 		err := h.Check(w, end)
 		require.ErrorContains(t, err, "lost in a failover")
 		assert.Equal(t, failure.Fatal, failure.Of(err))

@@ -13,7 +13,7 @@ import (
 // Written is how far ClickHouse holds this slot's events; zero when it holds none.
 type Written struct {
 	LSN      pglogrepl.LSN
-	Timeline uint32 // of the server that sent it
+	Timeline uint32 // of its WAL
 }
 
 // newSlot is what to do about a server that lacks events which were written: its WAL
@@ -30,7 +30,24 @@ func DivergedHistory(err error) error {
 // History is a server's timeline, and where its WAL left those before.
 type History struct {
 	Timeline uint32
-	forks    map[uint32]pglogrepl.LSN
+	forks    []fork // oldest first
+}
+
+// fork is where the WAL left a timeline.
+type fork struct {
+	timeline uint32
+	at       pglogrepl.LSN
+}
+
+// TimelineAt returns the timeline that the WAL at lsn belongs to. Position and timeline
+// together name a piece of WAL: servers that have it agree on both.
+func (h History) TimelineAt(lsn pglogrepl.LSN) uint32 {
+	for _, f := range h.forks {
+		if lsn < f.at {
+			return f.timeline
+		}
+	}
+	return h.Timeline
 }
 
 // History reads the history of timeline, which Identify has returned. Call it before Start.
@@ -50,8 +67,7 @@ func (c *Conn) History(ctx context.Context, timeline int32) (History, error) {
 }
 
 // parseHistory reads a timeline history file: a timeline and where it was left, per line.
-func parseHistory(content string) (map[uint32]pglogrepl.LSN, error) {
-	forks := make(map[uint32]pglogrepl.LSN)
+func parseHistory(content string) (forks []fork, err error) {
 	for line := range strings.Lines(content) {
 		f := strings.Fields(line)
 		if len(f) < 2 || strings.HasPrefix(f[0], "#") {
@@ -65,7 +81,7 @@ func parseHistory(content string) (map[uint32]pglogrepl.LSN, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parse timeline history: %w", err)
 		}
-		forks[timeline] = lsn
+		forks = append(forks, fork{timeline, lsn})
 	}
 	return forks, nil
 }
@@ -80,13 +96,9 @@ func (h History) Check(w Written, walEnd pglogrepl.LSN) error {
 		return historyRefused("ClickHouse holds events up to %s, but this server's WAL ends at %s: it was restored from a backup or is a standby "+
 			"that was behind at its promotion. %s", w.LSN, walEnd, newSlot)
 	}
-	if w.Timeline == 0 || w.Timeline == h.Timeline {
-		return nil
-	}
-	// A server that never was on that timeline left it at 0/0.
-	if fork := h.forks[w.Timeline]; w.LSN >= fork {
-		return historyRefused("ClickHouse holds events up to %s of timeline %d, but this server left that timeline at %s: they were lost in a failover. %s",
-			w.LSN, w.Timeline, fork, newSlot)
+	if here := h.TimelineAt(w.LSN); w.Timeline != 0 && w.Timeline != here {
+		return historyRefused("ClickHouse holds events up to %s of timeline %d, but this server's WAL is of timeline %d there: they were lost in a failover. %s",
+			w.LSN, w.Timeline, here, newSlot)
 	}
 	return nil
 }

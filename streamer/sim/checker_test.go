@@ -2,7 +2,6 @@ package sim_test
 
 import (
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,9 +25,6 @@ type checker struct {
 
 	foreign bool // another client has moved the slot since the operator last looked
 	lossy   bool // a failover has lost events since
-	// abandoned: the primary never was on a timeline that rows may have come from: whether it
-	// has their events cannot be known.
-	abandoned bool
 }
 
 // published is what is known of an event.
@@ -151,10 +147,9 @@ func (c *checker) created(slot string, lsn pglogrepl.LSN) {
 }
 
 // failover forgets what the new primary lacks.
-func (c *checker) failover(lost []simpg.Event, abandoned bool) {
+func (c *checker) failover(lost []simpg.Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.abandoned = abandoned
 	for _, e := range lost {
 		c.events[e.ID].lost = true
 		c.lossy = true
@@ -189,7 +184,7 @@ func (c *checker) refused(err error) (justified bool) {
 	for _, e := range c.events {
 		anyLost = anyLost || e.lost && e.durable() && !e.excused
 	}
-	if c.foreign || c.lossy && anyLost || c.abandoned && strings.Contains(err.Error(), "left that timeline at 0/0") {
+	if c.foreign || c.lossy && anyLost {
 		return true
 	}
 	c.violation("a streamer refuses to run without need: %v", err)

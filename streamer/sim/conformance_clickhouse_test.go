@@ -148,7 +148,7 @@ func onBothClickHouses(t *testing.T, calls func(t *testing.T, c clickhouse, b *b
 				open = realClickHouse
 			}
 			c := open(t)
-			s := sink.New(c.conn, sink.Tables{EventLog: eventLog, DeadLetter: deadLetter}, sink.Source{SystemID: "1", Slot: "s"}, 1)
+			s := sink.New(c.conn, sink.Tables{EventLog: eventLog, DeadLetter: deadLetter}, sink.Source{SystemID: "1", Slot: "s"}, sink.OnTimeline(1))
 			require.NoError(t, s.CheckTables(t.Context()))
 			answers[i] = calls(t, c, &blocks{t: t, sink: s})
 		})

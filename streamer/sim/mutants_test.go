@@ -101,7 +101,11 @@ var mutants = []mutant{
 	},
 	{
 		"the lost end of the old timeline is not looked at", "replication/history.go",
-		"if fork := h.forks[w.Timeline]; w.LSN >= fork {", "if fork := h.forks[w.Timeline]; false {", "TestAFailoverThatLostWhatIsWritten",
+		"w.Timeline != 0 && w.Timeline != here {", "false {", "TestAFailoverThatLostWhatIsWritten",
+	},
+	{
+		"rows carry the timeline of the server that sent them", "replication/history.go",
+		"if lsn < f.at {", "if false {", "TestTwoFailoversOfWhichTheSecondSkipsATimeline",
 	},
 	{
 		"the repeated range is cut like any other", "pipeline/receive.go",

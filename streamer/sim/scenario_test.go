@@ -202,3 +202,29 @@ func TestABacklogOfSmallBlocksAfterATakeover(t *testing.T) {
 		w.finish(t)
 	})
 }
+
+// Rows say which timeline their WAL belongs to, and not which one the server that sent them was
+// on: a primary that has their WAL goes on, although it never was on that server's timeline.
+func TestTwoFailoversOfWhichTheSecondSkipsATimeline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScenario(t)
+		first := w.start()
+		pause(time.Second)
+		w.commit(1)
+		pause(time.Second)
+		w.kill(first)
+		w.commit(2)
+		at := w.pg.End()
+		w.pg.Other(1000)
+		w.failover(0, 0)
+		w.start()
+		pause(2 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.failover(w.pg.Since(at), 0)
+		assert.True(t, w.pg.Abandoned())
+		w.commit(2)
+		pause(10 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.finish(t)
+	})
+}

@@ -330,7 +330,7 @@ func (w *world) actOnData(what string, r *rand.Rand, note func(string, ...any)) 
 func (w *world) failover(lost, older int) int {
 	had := w.pg.Slot(w.slot()) != 0
 	gone := w.pg.Failover(lost, older)
-	w.check.failover(gone, w.pg.Abandoned())
+	w.check.failover(gone)
 	if had && w.pg.Slot(w.slot()) == 0 {
 		w.check.slotGone()
 	}

@@ -10,21 +10,17 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
+	"github.com/jackc/pglogrepl"
 
 	"diehard/streamer/decode"
 )
 
 // rowRange is the part of a batch that one insert writes.
 type rowRange struct {
-	rows     *decode.Rows
-	from, to int
-	constant constants
-}
-
-// constants are the columns with one value for a whole insert.
-type constants struct {
+	rows       *decode.Rows
+	from, to   int
+	timeline   Timeline
 	source     string
-	timeline   uint32
 	ingestedAt int64 // milliseconds since 1970
 }
 
@@ -72,10 +68,10 @@ var eventLog = []col{
 	}},
 	{"source", []string{typeLowCard}, func(e *encoder, c column.Interface, r rowRange) error {
 		e.zero = repeat(e.zero, 0, r.len())
-		return e.dict(c, []string{r.constant.source}, e.zero)
+		return e.dict(c, []string{r.source}, e.zero)
 	}},
 	{"timeline", []string{"UInt32"}, func(e *encoder, c column.Interface, r rowRange) error {
-		e.timeline = repeat(e.timeline, r.constant.timeline, r.len())
+		e.timeline = appendTimelines(e.timeline[:0], r)
 		return e.raw(c, r.len(), bytesOf(e.timeline))
 	}},
 	{"commit_lsn", []string{"UInt64"}, func(e *encoder, c column.Interface, r rowRange) error {
@@ -88,7 +84,7 @@ var eventLog = []col{
 		return e.raw(c, r.len(), bytesOf(r.rows.CommitTime[r.from:r.to]))
 	}},
 	{"ingested_at", []string{"DateTime64(3, 'UTC')"}, func(e *encoder, c column.Interface, r rowRange) error {
-		e.ingestedAt = repeat(e.ingestedAt, r.constant.ingestedAt, r.len())
+		e.ingestedAt = repeat(e.ingestedAt, r.ingestedAt, r.len())
 		return e.raw(c, r.len(), bytesOf(e.ingestedAt))
 	}},
 }
@@ -197,6 +193,13 @@ func appendTraceIDs(b []byte, r rowRange) []byte {
 		}
 		b = append(b, 2*byte(len(id)))
 		b = hex.AppendEncode(b, id[:])
+	}
+	return b
+}
+
+func appendTimelines(b []uint32, r rowRange) []uint32 {
+	for _, lsn := range r.rows.LSN[r.from:r.to] {
+		b = append(b, r.timeline(pglogrepl.LSN(lsn)))
 	}
 	return b
 }

@@ -48,7 +48,7 @@ func (s *Sink) rejectColumns(rejects []decode.Reject, failedAt time.Time) []any 
 	committed, failed := make([]time.Time, n), make([]time.Time, n)
 	ids := make([]uuid.UUID, n)
 	for i, r := range rejects {
-		source[i], timeline[i], failed[i] = s.source.String(), s.timeline, failedAt
+		source[i], timeline[i], failed[i] = s.source.String(), s.timeline(r.LSN), failedAt
 		lsn[i], seq[i], committed[i] = uint64(r.LSN), r.Seq, time.UnixMicro(r.CommitTime).UTC()
 		ids[i], types[i], raw[i], reason[i], code[i] = r.ID, r.Type, r.Raw, r.Reason, r.Code
 	}

@@ -164,9 +164,9 @@ func (f *finder) ask(ctx context.Context, query func(context.Context) error) err
 }
 
 func (f *finder) violations(ctx context.Context, from, to int, table string) (found []decode.Reject, err error) {
-	external, err := f.s.externalTable(rowRange{rows: f.b.Rows, from: from, to: to, constant: constants{
-		source: f.s.source.String(), timeline: f.s.timeline, ingestedAt: time.Now().UnixMilli(),
-	}})
+	external, err := f.s.externalTable(rowRange{
+		rows: f.b.Rows, from: from, to: to, timeline: f.s.timeline, source: f.s.source.String(), ingestedAt: time.Now().UnixMilli(),
+	})
 	if err != nil {
 		return nil, failure.Wrap(failure.Fatal, err)
 	}

@@ -126,7 +126,7 @@ func TestPositionIsTheLastRowOfTheSource(t *testing.T) {
 	require.NoError(t, f.insert(sample(1<<63, 1), 0, 1))
 	expect(f.Sink, at(1<<63, 1), timeline)
 
-	later := New(f.ClickHouse, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, f.source, 9)
+	later := New(f.ClickHouse, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, f.source, OnTimeline(9))
 	require.NoError(t, later.Insert(t.Context(), sample(1<<63, 2), 1, 2, f.attempt()))
 	expect(f.Sink, at(1<<63, 2), 9)
 

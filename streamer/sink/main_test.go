@@ -35,7 +35,7 @@ func newFixture(t testing.TB) *fixture {
 
 // as returns a Sink for another source on the same tables.
 func (f *fixture) as(s Source) *Sink {
-	return New(f.ClickHouse, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, s, timeline)
+	return New(f.ClickHouse, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, s, OnTimeline(timeline))
 }
 
 // attempt is a new one each time.

@@ -81,7 +81,7 @@ func TestAProfileDoesNotChangeAnAnswer(t *testing.T) {
 	conn, err := ch.Open(options)
 	require.NoError(t, err)
 	defer conn.Close()
-	s := New(conn, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, f.source, timeline)
+	s := New(conn, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, f.source, OnTimeline(timeline))
 	p, last, err := s.Position(t.Context())
 	require.NoError(t, err)
 	assert.Zero(t, p)

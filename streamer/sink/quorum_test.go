@@ -24,7 +24,7 @@ func TestRowsThatWaitForReplicasAreNeitherThereNorMissing(t *testing.T) {
 			OR commit_lsn <= (SELECT max(lsn) FROM settled_up_to)`)
 	}
 	on := func(quorum bool) *Sink {
-		return New(f.ClickHouse, Tables{EventLog: "replica_event_log", DeadLetter: "replica_event_dead_letter", Quorum: quorum}, f.source, timeline)
+		return New(f.ClickHouse, Tables{EventLog: "replica_event_log", DeadLetter: "replica_event_dead_letter", Quorum: quorum}, f.source, OnTimeline(timeline))
 	}
 	at, _, err := on(false).Position(t.Context())
 	require.NoError(t, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/jackc/pglogrepl"
 
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
@@ -26,7 +27,7 @@ type Sink struct {
 	deadLetter string // quoted
 	quorum     bool
 	source     Source
-	timeline   uint32
+	timeline   Timeline
 	encoder    *encoder
 	// Of event_log's engine, see CheckEngine.
 	replicated, mayLag bool
@@ -61,8 +62,14 @@ type Tables struct {
 	Cluster string
 }
 
-// New returns a Sink for the rows of source. timeline is stored with each row.
-func New(conn driver.Conn, t Tables, source Source, timeline uint32) *Sink {
+// Timeline returns the timeline that the WAL at a position belongs to.
+type Timeline func(pglogrepl.LSN) uint32
+
+// OnTimeline is for rows that are all of one timeline.
+func OnTimeline(n uint32) Timeline { return func(pglogrepl.LSN) uint32 { return n } }
+
+// New returns a Sink for the rows of source. timeline of its commit is stored with each row.
+func New(conn driver.Conn, t Tables, source Source, timeline Timeline) *Sink {
 	return &Sink{
 		conn: conn, reader: conn, tables: t, table: quote(t.EventLog), deadLetter: quote(t.DeadLetter), quorum: t.Quorum,
 		source: source, timeline: timeline, encoder: newEncoder(),
@@ -89,9 +96,7 @@ type InsertRequest struct {
 // Errors: by class, see classify; after one that is not the server's own the
 // outcome is unknown. Whatever Verify returns comes back as it is, with nothing inserted.
 func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a InsertRequest) error {
-	r := rowRange{rows: rows, from: from, to: to, constant: constants{
-		source: s.source.String(), timeline: s.timeline, ingestedAt: a.IngestedAt.UnixMilli(),
-	}}
+	r := rowRange{rows: rows, from: from, to: to, timeline: s.timeline, source: s.source.String(), ingestedAt: a.IngestedAt.UnixMilli()}
 	op := fmt.Sprintf("insert %d rows at %s", to-from, rows.Position(from).LSN)
 	return s.insert(ctx, op, s.table, eventLog, a, func(columns []column.Interface) error {
 		return s.encoder.fill(columns, eventLog, r)

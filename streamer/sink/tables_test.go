@@ -58,7 +58,7 @@ func TestTablesThatAreNotOursAreRefused(t *testing.T) {
 		f.exec("CREATE TABLE changed AS event_log")
 		f.exec("ALTER TABLE changed ADD COLUMN trace_context String")
 		f.exec("ALTER TABLE changed " + change)
-		s := New(f.ClickHouse, Tables{EventLog: "changed", DeadLetter: "event_dead_letter"}, f.source, timeline)
+		s := New(f.ClickHouse, Tables{EventLog: "changed", DeadLetter: "event_dead_letter"}, f.source, OnTimeline(timeline))
 		err := s.CheckTables(t.Context())
 		if want == "" {
 			require.NoError(t, err)
@@ -73,7 +73,7 @@ func TestTablesThatAreNotOursAreRefused(t *testing.T) {
 func TestAMissingTableIsFatalWithItsCure(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	s := New(f.ClickHouse, Tables{EventLog: "nowhere", DeadLetter: "nowhere_either"}, f.source, timeline)
+	s := New(f.ClickHouse, Tables{EventLog: "nowhere", DeadLetter: "nowhere_either"}, f.source, OnTimeline(timeline))
 	_, _, positionErr := s.Position(t.Context())
 	_, deadLettersErr := s.HasDeadLetters(t.Context(), Range{}, nil)
 	for name, err := range map[string]error{
@@ -92,7 +92,7 @@ func TestNamesAreQuoted(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.exec("CREATE TABLE `select-from` AS event_log")
-	s := New(f.ClickHouse, Tables{EventLog: "select-from", DeadLetter: "event_dead_letter"}, f.source, timeline)
+	s := New(f.ClickHouse, Tables{EventLog: "select-from", DeadLetter: "event_dead_letter"}, f.source, OnTimeline(timeline))
 	require.NoError(t, s.CheckTables(t.Context()))
 	require.NoError(t, s.Insert(t.Context(), sample(1, 1), 0, 1, f.attempt()))
 	assert.Equal(t, 1, f.count("`select-from`"))

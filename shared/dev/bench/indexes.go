@@ -70,7 +70,7 @@ func (b *testbed) insertIndexed(ctx context.Context, rows *decode.Rows, table st
 			return nil, err
 		}
 	}
-	s := sink.New(b.ch, sink.Tables{EventLog: table, DeadLetter: "event_dead_letter"}, sink.Source{SystemID: "1", Slot: "bench"}, 1)
+	s := sink.New(b.ch, sink.Tables{EventLog: table, DeadLetter: "event_dead_letter"}, sink.Source{SystemID: "1", Slot: "bench"}, sink.OnTimeline(1))
 	if !eager { // what it does not know of is built
 		if err := s.CheckTables(ctx); err != nil {
 			return nil, err
