@@ -52,6 +52,22 @@ func TestTheProofWaitsForOpenTransactions(t *testing.T) {
 	delivered(t, env)
 }
 
+// A transaction's events bear the time at which it began, however long ago that was.
+func TestTheProofFindsWhatAnOldTransactionPublished(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t)
+	delivering(t, env, 5).stop()
+	execute(t, env, "UPDATE diehard_slot SET delivered_since = '-infinity'") // the slot is not from today
+	tx := openInsert(t, env)
+	_, err := tx.Exec(t.Context(), "UPDATE outbox SET published_at = now() - interval '3 hours' WHERE event_type = 'late'")
+	require.NoError(t, err)
+	execute(t, env, "ALTER PUBLICATION outbox_pub SET TABLE outbox")
+	s := start(t, env)
+	require.NoError(t, tx.Commit(t.Context()))
+	publish(t, env, 3)
+	says(t, s.refusal(), accept...)
+}
+
 // So does the operator's word: a replay behind it finds what those transactions wrote.
 func TestAcceptWaitsForOpenTransactions(t *testing.T) {
 	t.Parallel()

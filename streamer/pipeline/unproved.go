@@ -83,20 +83,14 @@ func (w *writer) checkUnproved(ctx context.Context, durable pglogrepl.LSN) error
 func (w *writer) findMissing(ctx context.Context) error {
 	u := w.unproved
 	if u.publication {
-		over, oldest, err := w.s.control.OlderTransactionsOver(ctx)
-		if err != nil {
+		over, err := w.s.control.OlderTransactionsOver(ctx)
+		if err != nil || !over { // they may have written what was not sent, which no look finds yet
 			return err
-		}
-		if !over { // they may have written what was not sent, which no look finds yet
-			if !oldest.IsZero() && oldest.Before(u.since) {
-				u.since = oldest
-			}
-			return nil
 		}
 	}
 	u.missing = nil
 	// Each page has a time limit, and not the whole, which may be a large outbox.
-	err := w.s.control.PublishedSince(ctx, u.since.Add(-unprovedMargin), func(ids []uuid.UUID) error {
+	err := w.s.control.PublishedSince(ctx, replication.Published{Since: u.since.Add(-unprovedMargin), Open: u.publication}, func(ids []uuid.UUID) error {
 		var missing []uuid.UUID
 		err := w.s.within(ctx, func(ctx context.Context) (err error) {
 			missing, err = w.s.sink.MissingEvents(ctx, ids)

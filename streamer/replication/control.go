@@ -24,7 +24,8 @@ type Control struct {
 	publication string
 	schema      event.Schema
 	published   string // state of the publication, see publicationState
-	before      string // transactions that began before published was read have lower numbers
+	before      string // transactions that began to write before published was read have lower numbers
+	oldest      string // of them, those that were open then have this number or a higher one
 	changed     bool   // the publication is not the one that was recorded, see PublicationChanged
 }
 

@@ -269,11 +269,19 @@ var ErrEnough = errors.New("enough")
 // publishedPage is the number of ids that PublishedSince passes at once.
 const publishedPage = 5000
 
-// PublishedSince passes the ids of this shard's events whose transactions began at since
-// or later to page, in pieces, those of partitions that are detached included. page may end
-// it with ErrEnough.
-func (c *Control) PublishedSince(ctx context.Context, since time.Time, page func([]uuid.UUID) error) error {
-	if err := c.publishedIn(ctx, c.table(), since, page); err != nil {
+// Published chooses events of the outbox.
+type Published struct {
+	Since time.Time // when their transactions began, or later
+	// Open adds those of transactions that were open at Preflight, whenever they began. When that
+	// was, PostgreSQL shows to the role of those sessions alone; so they are told by their
+	// numbers, for which the whole outbox is read.
+	Open bool
+}
+
+// PublishedSince passes the ids of this shard's events to page, in pieces, those of partitions
+// that are detached included. page may end it with ErrEnough.
+func (c *Control) PublishedSince(ctx context.Context, which Published, page func([]uuid.UUID) error) error {
+	if err := c.publishedIn(ctx, c.table(), which, page); err != nil {
 		return notEnough(err)
 	}
 	// What leaves the outbox meanwhile was read there, or is in the next list.
@@ -289,7 +297,7 @@ func (c *Control) PublishedSince(ctx context.Context, since time.Time, page func
 				continue
 			}
 			read[table], more = true, true
-			err := c.publishedIn(ctx, table, since, page)
+			err := c.publishedIn(ctx, table, which, page)
 			if postgres.IsCode(err, pgerrcode.UndefinedTable) { // dropped: it was delivered
 				continue
 			}
@@ -313,16 +321,22 @@ func (c *Control) detached(ctx context.Context) ([]string, error) {
 	return tables, nil
 }
 
-func (c *Control) publishedIn(ctx context.Context, table string, since time.Time, page func([]uuid.UUID) error) error {
-	query := c.schema.SQL(`SELECT id FROM ` + table + ` WHERE published_at >= greatest($1::timestamptz,
-		(SELECT delivered_since FROM {outbox}.diehard_slot WHERE slot_name = $2 AND delivered_since < 'infinity'))`)
+func (c *Control) publishedIn(ctx context.Context, table string, which Published, page func([]uuid.UUID) error) error {
+	args := []any{which.Since, c.slot}
+	began := `published_at >= $1::timestamptz`
+	if which.Open {
+		args = append(args, c.oldest)
+		began = `(` + began + ` OR age(xmin) <= age($3::text::xid8::xid))`
+	}
+	query := c.schema.SQL(`SELECT id FROM ` + table + ` WHERE ` + began + ` AND published_at >= coalesce(
+		(SELECT delivered_since FROM {outbox}.diehard_slot WHERE slot_name = $2 AND delivered_since < 'infinity'), '-infinity')`)
 	if filter := c.from.Shard.Filter(); filter != "" {
 		query += ` AND ` + filter
 	}
 	if c.from.LocalOnly && c.tracksOrigins(ctx) {
 		query += ` AND coalesce((pg_catalog.pg_xact_commit_timestamp_origin(xmin)).roident, 0) = 0`
 	}
-	rows, err := c.conn.Query(ctx, query, since, c.slot)
+	rows, err := c.conn.Query(ctx, query, args...)
 	if err != nil {
 		return classify(fmt.Errorf("read the outbox: %w", err))
 	}

@@ -21,18 +21,12 @@ const olderTransactions = `
 	WHERE database = pg_catalog.current_database() AND age(transaction) > age($1::text::xid8::xid)`
 
 // OlderTransactionsOver reports whether every transaction is over that was open when
-// Preflight read the publication, and when the oldest of those that are not has begun.
-func (c *Control) OlderTransactionsOver(ctx context.Context) (over bool, oldest time.Time, err error) {
-	var began *time.Time
-	err = c.conn.QueryRow(ctx, `SELECT NOT EXISTS (`+olderTransactions+`),
-		(SELECT min(xact_start) FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL)`, c.before).Scan(&over, &began)
-	if err != nil {
-		return false, oldest, classify(fmt.Errorf("look for open transactions: %w", err))
+// Preflight read the publication.
+func (c *Control) OlderTransactionsOver(ctx context.Context) (over bool, err error) {
+	if err = c.conn.QueryRow(ctx, `SELECT NOT EXISTS (`+olderTransactions+`)`, c.before).Scan(&over); err != nil {
+		return false, classify(fmt.Errorf("look for open transactions: %w", err))
 	}
-	if began != nil {
-		oldest = *began
-	}
-	return over, oldest, nil
+	return over, nil
 }
 
 const (
@@ -45,7 +39,7 @@ const (
 // Errors: failure.Fatal, with their names, when they do not end soon.
 func (c *Control) awaitOlder(ctx context.Context) error {
 	for began := time.Now(); ; {
-		over, _, err := c.OlderTransactionsOver(ctx)
+		over, err := c.OlderTransactionsOver(ctx)
 		if err != nil || over {
 			return err
 		}

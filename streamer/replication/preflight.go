@@ -166,17 +166,21 @@ func (c *Control) checkOutbox(ctx context.Context) error {
 // checkPublication refuses a shard's publication by what it does, and returns its state.
 func (c *Control) checkPublication(ctx context.Context, shard Shard) (state string, err error) {
 	name := shard.Name(c.from.Publication)
+	var before, oldest string
 	var insert, others, root, columns bool
 	var tables, filters []string
 	// Row filters and column lists are newer than PostgreSQL 14.
 	err = c.conn.QueryRow(ctx, `
-		SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text, `+publicationState+`, pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot, tables, filters,
+		SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text, `+publicationState+`, pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot, tables, filters,
 		       EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND to_jsonb(r) ->> 'prattrs' IS NOT NULL)
 		FROM pg_catalog.pg_publication p, LATERAL (
 			SELECT coalesce(array_agg(t.schemaname || '.' || t.tablename), '{}') AS tables,
 			       coalesce(array_agg(coalesce(to_jsonb(t) ->> 'rowfilter', '')), '{}') AS filters
 			FROM pg_catalog.pg_publication_tables t WHERE t.pubname = p.pubname) t
-		WHERE pubname = $1`, name).Scan(&c.before, &state, &insert, &others, &root, &tables, &filters, &columns)
+		WHERE pubname = $1`, name).Scan(&before, &oldest, &state, &insert, &others, &root, &tables, &filters, &columns)
+	if shard == c.from.Shard {
+		c.before, c.oldest = before, oldest
+	}
 	p, outbox := quoteIdent(name), c.table()
 	switch {
 	case errors.Is(err, pgx.ErrNoRows) && shard.Count > 0:

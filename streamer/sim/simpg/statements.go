@@ -141,9 +141,9 @@ var statements = []statement{
 	},
 	{
 		has:    "pubinsert, pubupdate OR pubdelete OR pubtruncate",
-		params: oids{tText}, columns: oids{tText, tText, tBool, tBool, tBool, tTexts, tTexts, tBool},
+		params: oids{tText}, columns: oids{tText, tText, tText, tBool, tBool, tBool, tTexts, tTexts, tBool},
 		run: func(*query) ([][]any, error) {
-			return one("1", publicationState, true, false, true, []string{"public.outbox"}, []string{""}, false), nil
+			return one("1", "1", publicationState, true, false, true, []string{"public.outbox"}, []string{""}, false), nil
 		},
 	},
 	{
