@@ -143,7 +143,7 @@ func prepareSlot(ctx context.Context, cfg config.Config, log *slog.Logger) error
 	late := false
 	each := cfg
 	for _, each.Replication.Shard = range cfg.Replication.Shard.All() {
-		slot, err := prepareShard(ctx, cfg.Postgres.Address(), each.Origin())
+		slot, err := prepareShard(ctx, cfg.Postgres.Address(), each.Origin(), log)
 		if err != nil {
 			return err
 		}
@@ -159,12 +159,13 @@ func prepareSlot(ctx context.Context, cfg config.Config, log *slog.Logger) error
 	return nil
 }
 
-func prepareShard(ctx context.Context, url string, from replication.Origin) (replication.Slot, error) {
+func prepareShard(ctx context.Context, url string, from replication.Origin, log *slog.Logger) (replication.Slot, error) {
 	c, err := replication.OpenControl(ctx, url, "diehard-streamer-command", from)
 	if err != nil {
 		return replication.Slot{}, err
 	}
 	defer c.Close(ctx)
+	c.Waits = func(what string) { log.Info("waiting", "for", what) }
 	if err := c.CreatePublications(ctx); err != nil {
 		return replication.Slot{}, err
 	}

@@ -32,6 +32,7 @@ func slotVerb(use, short string, do func(*replication.Control, context.Context) 
 		Use: use, Short: short, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withControl(cmd.Context(), func(ctx context.Context, c *replication.Control, slot string) error {
+				c.Waits = func(what string) { cmd.PrintErrln("waiting for", what) }
 				s, err := do(c, ctx)
 				if err != nil {
 					return err

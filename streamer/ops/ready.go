@@ -63,6 +63,9 @@ func (m *Monitor) stateReasons(state pipeline.State, t report, because func(stri
 	switch state {
 	case pipeline.Connecting:
 		because("the streamer is not streaming%s", cause)
+		if what := m.progress.WaitsFor(); what != "" {
+			because("it waits for %s", what)
+		}
 	case pipeline.Retrying:
 		because("the insert of the present batch fails%s", cause)
 	case pipeline.Stopped:

@@ -2,6 +2,7 @@ package ops_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"regexp"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -126,6 +128,29 @@ func TestASlotThatIsBeingCreatedIsNamedAsTheCause(t *testing.T) {
 	}, "the cause is never named")
 	require.NoError(t, tx.Rollback(t.Context()))
 	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+}
+
+// Of two streamers at their first start one creates the slot, and the other one waits for it.
+func TestASlotThatAnotherSessionCreatesIsNamedAsTheCause(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	cfg, err := pgx.ParseConfig(env.PostgresURL)
+	require.NoError(t, err)
+	cfg.RuntimeParams["application_name"] = "another streamer"
+	other, err := pgx.ConnectConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = other.Close(context.WithoutCancel(t.Context())) })
+	_, err = other.Exec(t.Context(), "SELECT pg_advisory_lock(hashtextextended('diehard_slot ' || $1::text, 0))", env.Slot)
+	require.NoError(t, err)
+	w := watch(t, env)
+	await.True(t, func() bool {
+		code, r := w.ready()
+		return code == http.StatusServiceUnavailable && strings.Contains(strings.Join(r.Reasons, "\n"),
+			fmt.Sprintf("slot %s, which is being created by process %d (another streamer)", env.Slot, other.PgConn().PID()))
+	}, "the cause is never named")
+	require.NoError(t, other.Close(t.Context()))
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	assert.Empty(t, w.progress.WaitsFor())
 }
 
 // A page whose name is rebound to 127.0.0.1 reaches nothing.

@@ -35,6 +35,7 @@ func (s State) String() string {
 type Progress struct {
 	state           atomic.Int32
 	session         atomic.Pointer[string]
+	waitsFor        atomic.Pointer[string]
 	received        atomic.Uint64
 	decoded         atomic.Uint64
 	flushed         atomic.Uint64
@@ -65,6 +66,14 @@ func (p *Progress) State() State { return State(p.state.Load()) }
 func (p *Progress) Session() string {
 	if name := p.session.Load(); name != nil {
 		return *name
+	}
+	return ""
+}
+
+// WaitsFor says what a pipeline that is connecting waits for; empty for nothing that takes long.
+func (p *Progress) WaitsFor() string {
+	if what := p.waitsFor.Load(); what != nil {
+		return *what
 	}
 	return ""
 }

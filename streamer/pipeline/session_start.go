@@ -131,6 +131,11 @@ func (s *session) createInitialSlot(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("creating replication slot; waiting for running transactions", "slot", s.cfg.Origin.SlotName())
+	s.control.Waits = func(what string) {
+		s.log.Info("waiting", "for", what)
+		s.progress.waitsFor.Store(&what)
+	}
+	defer s.progress.waitsFor.Store(nil)
 	if s.slot, err = s.control.CreateInitialSlot(ctx); err != nil {
 		return err
 	}

@@ -18,6 +18,9 @@ import (
 // before streaming, and proves before each insert that the slot is still ours.
 // Not safe for concurrent use.
 type Control struct {
+	// Waits is called when a call waits for what may take long; it may be nil.
+	Waits func(what string)
+
 	conn        *pgx.Conn
 	from        Origin
 	slot        string // from's names for its shard

@@ -88,16 +88,40 @@ func (c *Control) markCreating(ctx context.Context) error {
 	return nil
 }
 
+// creationKey is the advisory lock of those that create slot $1.
+const creationKey = `pg_catalog.hashtextextended('diehard_slot ' || $1::text, 0)`
+
 // lockCreation waits until no other session creates the slot. The lock has no transaction, for
 // which the creation would wait.
 func (c *Control) lockCreation(ctx context.Context) (unlock func(), err error) {
-	const key = `(pg_catalog.hashtextextended('diehard_slot ' || $1::text, 0))`
-	if _, err := c.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock`+key, c.slot); err != nil {
+	var ours bool
+	err = c.conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock(`+creationKey+`)`, c.slot).Scan(&ours)
+	if err == nil && !ours {
+		if err = c.sayWhoCreates(ctx); err == nil {
+			_, err = c.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock(`+creationKey+`)`, c.slot)
+		}
+	}
+	if err != nil {
 		return nil, classify(fmt.Errorf("lock the creation of slot %s: %w", c.slot, err))
 	}
 	return func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		_, _ = c.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock`+key, c.slot) // a lost session has no lock
+		_, _ = c.conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_unlock(`+creationKey+`)`, c.slot) // a lost session has no lock
 	}, nil
+}
+
+func (c *Control) sayWhoCreates(ctx context.Context) error {
+	if c.Waits == nil {
+		return nil
+	}
+	who := "another session"
+	err := c.conn.QueryRow(ctx, `SELECT coalesce(min(concat('process ', l.pid, ' (', a.application_name, ')')), $2)
+		FROM pg_catalog.pg_locks l, pg_catalog.pg_stat_get_activity(l.pid) a
+		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+		  AND (l.classid::bigint << 32 | l.objid::bigint) = `+creationKey, c.slot, who).Scan(&who)
+	if err == nil {
+		c.Waits("slot " + c.slot + ", which is being created by " + who)
+	}
+	return err
 }

@@ -273,7 +273,7 @@ const publishedPage = 5000
 type Published struct {
 	Since time.Time // when their transactions began, or later
 	// Open adds those of transactions that were open at Preflight, whenever they began. When that
-	// was, PostgreSQL shows to the role of those sessions alone; so they are told by their
+	// was, PostgreSQL shows to the role of those sessions alone; so they are known by their
 	// numbers, for which the whole outbox is read.
 	Open bool
 }

@@ -77,6 +77,15 @@ func (q *query) advisoryLock(key string) error {
 	return nil
 }
 
+func (q *query) tryAdvisoryLock(key string) bool {
+	held := q.server.advisory
+	if held[key] != nil && held[key] != q.ses {
+		return false
+	}
+	held[key] = q.ses
+	return true
+}
+
 func (q *query) advisoryUnlock(key string) bool {
 	if q.server.advisory[key] != q.ses {
 		return false

@@ -62,6 +62,16 @@ var statements = []statement{
 		run: func(q *query) ([][]any, error) { return one(""), q.advisoryLock(q.text(0)) },
 	},
 	{
+		has:    "SELECT pg_catalog.pg_try_advisory_lock(",
+		params: oids{tText}, columns: oids{tBool},
+		run: func(q *query) ([][]any, error) { return one(q.tryAdvisoryLock(q.text(0))), nil },
+	},
+	{
+		has:    "WHERE l.locktype = 'advisory' AND l.granted",
+		params: oids{tText, tText}, columns: oids{tText},
+		run: func(q *query) ([][]any, error) { return one(q.text(1)), nil },
+	},
+	{
 		has:    "SELECT pg_catalog.pg_advisory_unlock(",
 		params: oids{tText}, columns: oids{tBool},
 		run: func(q *query) ([][]any, error) { return one(q.advisoryUnlock(q.text(0))), nil },
