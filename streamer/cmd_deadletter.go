@@ -220,8 +220,8 @@ func deadLetterRetry() *cobra.Command {
 				return err
 			}
 			filter.Dropped = dropped
-			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
-				return retryRecords(ctx, cmd.OutOrStdout(), cfg, conn, filter, full)
+			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, _ driver.Conn) error {
+				return retryRecords(ctx, cmd.OutOrStdout(), cfg, filter, full)
 			})
 		},
 	}
@@ -235,8 +235,13 @@ func deadLetterRetry() *cobra.Command {
 var errNoMatch = errors.New("no dead letter matches; `streamer deadletter list --retried --dropped` shows all")
 
 // retryRecords fails when a chosen event is not in event_log at the end.
-func retryRecords(ctx context.Context, out io.Writer, cfg config.Config, conn driver.Conn, filter deadletter.Filter, full bool) error {
-	retrier, err := deadletter.NewRetrier(ctx, cfg.Postgres.Address(), conn, cfg.Tables())
+func retryRecords(ctx context.Context, out io.Writer, cfg config.Config, filter deadletter.Filter, full bool) error {
+	one, err := openReader(cfg.ClickHouse) // so that one replica answers what belongs together
+	if err != nil {
+		return err
+	}
+	defer func() { _ = one.Close() }()
+	retrier, err := deadletter.NewRetrier(ctx, cfg.Postgres.Address(), one, cfg.Tables())
 	if err != nil {
 		return err
 	}

@@ -136,11 +136,16 @@ func withReplay(cmd *cobra.Command, what string, table bool, do func(ctx context
 	}
 	return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
 		p, log := cfg.Pipeline(), newLogger(cfg)
+		reader, err := openReader(cfg.ClickHouse)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = reader.Close() }()
 		boundMemory(p.Limits)
 		bar := newProgress(what, unit, cmd.ErrOrStderr(), log)
 		defer bar.end()
 		return do(ctx, replay.Config{
-			PostgresURL: p.PostgresURL, Origin: p.Origin, ClickHouse: conn,
+			PostgresURL: p.PostgresURL, Origin: p.Origin, ClickHouse: conn, Reader: reader,
 			Tables: p.Tables, Limits: p.Limits, InsertTimeout: p.InsertTimeout, Log: log, Progress: bar.report,
 		})
 	})

@@ -3,6 +3,7 @@ package deadletter
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -10,17 +11,24 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"diehard/streamer/decode"
+	"diehard/streamer/sink"
 )
 
 // eventLog is the table that retried records are written to.
 type eventLog struct {
 	conn driver.Conn
-	name string // quoted
+	sink *sink.Sink // reads through conn
+	name string     // quoted
 }
 
 // written returns which of the records, all of one source, are in event_log. With
-// since, only rows ingested at that time or later count; older parts are not read.
+// since, only rows ingested at that time or later count; older parts are not read. A replica
+// that is not up to date is waited for.
 func (e eventLog) written(ctx context.Context, records []Record, since time.Time) (map[decode.Position]bool, error) {
+	return sink.Await(ctx, e.sink, func(ctx context.Context) (map[decode.Position]bool, error) { return e.look(ctx, records, since) }, maps.Equal)
+}
+
+func (e eventLog) look(ctx context.Context, records []Record, since time.Time) (map[decode.Position]bool, error) {
 	var list strings.Builder
 	for i, d := range records {
 		if i > 0 {

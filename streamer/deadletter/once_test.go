@@ -29,6 +29,17 @@ func TestOneRetryAtATime(t *testing.T) {
 	f.retrier().Close()
 }
 
+// A view shows what a replica that is behind shows: its rows to a sequential query alone.
+func TestARetryReadsWithSequentialConsistency(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.write(at(900, 1), event(1, "a"))
+	f.putDeadLetters(time.Now(), reject(at(900, 1), event(1, "a")))
+	f.exec("CREATE VIEW behind AS SELECT * FROM event_log WHERE toBool(getSetting('select_sequential_consistency'))")
+	f.tables.EventLog = "behind"
+	assert.Equal(t, AlreadyWritten, f.retry(Filter{})[id(1)].Result)
+}
+
 func TestOperatorsInARaceWriteEachDeadLetterOnce(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

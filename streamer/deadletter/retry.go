@@ -166,6 +166,7 @@ func (r *Retrier) begin(ctx context.Context, records []Record) (*group, error) {
 	}
 	g := &group{source: sink.Source{SystemID: system, Slot: slot}, waiting: make(map[decode.Position]Record, len(records))}
 	g.sink = sink.New(r.records.conn, r.tables, g.source, sink.OnTimeline(records[0].Timeline))
+	r.log.sink = g.sink
 	if !r.fenced[g.source] {
 		if err := g.sink.Fence(ctx, queryPrefix(g.source), func(uint64) {}); err != nil {
 			return nil, err

@@ -15,11 +15,39 @@ import (
 	"diehard/streamer/sink"
 )
 
-// eventLog is a table with the schema of event_log, for reading.
+// eventLog is a table with the schema of event_log, for reading. What it shows decides on
+// what is written or reported, so that each answer is that of an up-to-date replica.
 type eventLog struct {
 	conn       driver.Conn
-	name       string // quoted
-	deadLetter string // quoted
+	sink       *sink.Sink // reads through conn
+	name       string     // quoted
+	deadLetter string     // quoted
+}
+
+// ask calls do for each row of the answer to query, whose order must be fixed.
+func ask[T comparable](ctx context.Context, l eventLog, table string, scan func(driver.Rows) (T, error), do func(T), query string, args ...any) error {
+	list, err := sink.Await(ctx, l.sink, func(ctx context.Context) (list []T, err error) {
+		rows, err := l.conn.Query(ctx, query, args...)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", table, sink.Classify(err))
+		}
+		defer rows.Close()
+		for rows.Next() {
+			r, err := scan(rows)
+			if err != nil {
+				return nil, fmt.Errorf("read %s: %w", table, sink.Classify(err))
+			}
+			list = append(list, r)
+		}
+		if err := rows.Err(); err != nil {
+			return nil, fmt.Errorf("read %s: %w", table, sink.Classify(err))
+		}
+		return list, nil
+	}, slices.Equal)
+	for _, r := range list {
+		do(r)
+	}
+	return err
 }
 
 // sources chooses rows by their source.
@@ -106,38 +134,21 @@ func (p chunk) bounds() []any {
 
 // positions calls do for the position of every row of source in p, in stream order.
 func (l eventLog) positions(ctx context.Context, source string, p chunk, do func(decode.Position)) error {
-	rows, err := l.conn.Query(ctx, `SELECT commit_lsn, commit_seq FROM `+l.name+` WHERE source = ? AND `+within+`
+	return ask(ctx, l, l.name, scanPosition, do, `SELECT commit_lsn, commit_seq FROM `+l.name+` WHERE source = ? AND `+within+`
 		ORDER BY commit_lsn, commit_seq`, append([]any{source}, p.bounds()...)...)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", l.name, sink.Classify(err))
-	}
-	return scanPositions(rows, l.name, do)
 }
 
 // deadLetters calls do for the position of every dead letter of source in p whose event is not in event_log.
 func (l eventLog) deadLetters(ctx context.Context, source string, p chunk, do func(decode.Position)) error {
-	rows, err := l.conn.Query(ctx, `SELECT commit_lsn, commit_seq FROM `+l.deadLetter+` FINAL
-		WHERE source = ? AND `+within+` AND `+notWritten, append([]any{source}, p.bounds()...)...)
-	if err != nil {
-		return fmt.Errorf("read dead letters: %w", sink.Classify(err))
-	}
-	return scanPositions(rows, l.deadLetter, do)
+	return ask(ctx, l, l.deadLetter, scanPosition, do, `SELECT commit_lsn, commit_seq FROM `+l.deadLetter+` FINAL
+		WHERE source = ? AND `+within+` AND `+notWritten+` ORDER BY commit_lsn, commit_seq`, append([]any{source}, p.bounds()...)...)
 }
 
-func scanPositions(rows driver.Rows, table string, do func(decode.Position)) error {
-	defer rows.Close()
-	for rows.Next() {
-		var lsn uint64
-		var seq uint32
-		if err := rows.Scan(&lsn, &seq); err != nil {
-			return fmt.Errorf("read %s: %w", table, sink.Classify(err))
-		}
-		do(decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq})
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read %s: %w", table, sink.Classify(err))
-	}
-	return nil
+func scanPosition(rows driver.Rows) (at decode.Position, err error) {
+	var lsn uint64
+	err = rows.Scan(&lsn, &at.Seq)
+	at.LSN = pglogrepl.LSN(lsn)
+	return at, err
 }
 
 const logColumns = `commit_lsn, commit_seq, event_id, event_type, toUnixTimestamp64Micro(event_date_time), environment,
@@ -145,31 +156,17 @@ const logColumns = `commit_lsn, commit_seq, event_id, event_type, toUnixTimestam
 
 // contents calls do for every row of source in p, in stream order.
 func (l eventLog) contents(ctx context.Context, source string, p chunk, do func(logRow)) error {
-	rows, err := l.conn.Query(ctx, `SELECT `+logColumns+` FROM `+l.name+` WHERE source = ? AND `+within+`
+	return ask(ctx, l, l.name, scanContent, do, `SELECT `+logColumns+` FROM `+l.name+` WHERE source = ? AND `+within+`
 		ORDER BY commit_lsn, commit_seq`, append([]any{source}, p.bounds()...)...)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", l.name, sink.Classify(err))
-	}
-	return scanContents(rows, l.name, do)
 }
 
-func scanContents(rows driver.Rows, table string, do func(logRow)) error {
-	defer rows.Close()
-	for rows.Next() {
-		var r logRow
-		var lsn uint64
-		var digest string
-		if err := rows.Scan(&lsn, &r.Seq, &r.ID, &r.Type, &r.DateTime, &r.Environment, &r.Version, &r.TraceID, &r.PublishedBy, &digest); err != nil {
-			return fmt.Errorf("read %s: %w", table, sink.Classify(err))
-		}
-		r.LSN = pglogrepl.LSN(lsn)
-		copy(r.Digest[:], digest)
-		do(r)
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read %s: %w", table, sink.Classify(err))
-	}
-	return nil
+func scanContent(rows driver.Rows) (r logRow, err error) {
+	var lsn uint64
+	var digest string
+	err = rows.Scan(&lsn, &r.Seq, &r.ID, &r.Type, &r.DateTime, &r.Environment, &r.Version, &r.TraceID, &r.PublishedBy, &digest)
+	r.LSN = pglogrepl.LSN(lsn)
+	copy(r.Digest[:], digest)
+	return r, err
 }
 
 // idsAtOnce keeps a query with a list of ids below ClickHouse's max_query_size of 256 KiB.
@@ -177,17 +174,15 @@ const idsAtOnce = 4000
 
 // byID calls do for every row of the table with the id of one of rows.
 func (l eventLog) byID(ctx context.Context, from sources, rows *decode.Rows, do func(logRow)) error {
-	return l.lookUp(ctx, logColumns, from, rows, func(found driver.Rows) error { return scanContents(found, l.name, do) })
+	return lookUp(ctx, l, from, rows, logColumns, scanContent, do)
 }
 
 // byIDs calls do for every row of the table with one of ids.
 func (l eventLog) byIDs(ctx context.Context, ids []uuid.UUID, do func(logRow)) error {
 	for chunk := range slices.Chunk(ids, idsAtOnce) {
-		found, err := l.conn.Query(ctx, `SELECT `+logColumns+` FROM `+l.name+` WHERE event_id IN (`+idList(chunk)+`) ORDER BY commit_lsn, commit_seq`)
+		err := ask(ctx, l, l.name, scanContent, do, `SELECT `+logColumns+` FROM `+l.name+` WHERE event_id IN (`+idList(chunk)+`)
+			ORDER BY commit_lsn, commit_seq, event_id`)
 		if err != nil {
-			return fmt.Errorf("read %s: %w", l.name, sink.Classify(err))
-		}
-		if err := scanContents(found, l.name, do); err != nil {
 			return err
 		}
 	}
@@ -196,22 +191,19 @@ func (l eventLog) byIDs(ctx context.Context, ids []uuid.UUID, do func(logRow)) e
 
 // present calls do for those ids of rows that are in the table.
 func (l eventLog) present(ctx context.Context, from sources, rows *decode.Rows, do func(uuid.UUID)) error {
-	return l.lookUp(ctx, "event_id", from, rows, func(found driver.Rows) error { return scanIDs(found, l.name, do) })
+	return lookUp(ctx, l, from, rows, "event_id", scanID, do)
 }
 
 // lookUp looks for each id under the type and time of its row: both never change,
 // and they lead to its position in the table.
-func (l eventLog) lookUp(ctx context.Context, columns string, from sources, rows *decode.Rows, scan func(driver.Rows) error) error {
+func lookUp[T comparable](ctx context.Context, l eventLog, from sources, rows *decode.Rows, columns string, scan func(driver.Rows) (T, error), do func(T)) error {
 	for i := 0; i < rows.Len(); i += idsAtOnce {
 		end := min(i+idsAtOnce, rows.Len())
 		low, high := slices.Min(rows.DateTime[i:end]), slices.Max(rows.DateTime[i:end])
-		found, err := l.conn.Query(ctx, `SELECT `+columns+` FROM `+l.name+` WHERE event_id IN (`+idList(idsOf(rows, i, end))+`)
+		err := ask(ctx, l, l.name, scan, do, `SELECT `+columns+` FROM `+l.name+` WHERE event_id IN (`+idList(idsOf(rows, i, end))+`)
 			AND event_date_time BETWEEN fromUnixTimestamp64Micro(toInt64(?), 'UTC') AND fromUnixTimestamp64Micro(toInt64(?), 'UTC')
-			AND `+from.condition+` AND `+typeCondition(rows.Type.Values), append([]any{low, high}, from.args...)...)
+			AND `+from.condition+` AND `+typeCondition(rows.Type.Values)+` ORDER BY event_id, commit_lsn, commit_seq`, append([]any{low, high}, from.args...)...)
 		if err != nil {
-			return fmt.Errorf("read %s: %w", l.name, sink.Classify(err))
-		}
-		if err := scan(found); err != nil {
 			return err
 		}
 	}
@@ -236,40 +228,30 @@ const notWritten = `(toUnixTimestamp64Milli(retried_at) = 0 OR dropped)`
 
 // deadLettersByID calls do for each of ids that is a dead letter, and not in event_log.
 func (l eventLog) deadLettersByID(ctx context.Context, from sources, ids []uuid.UUID, do func(uuid.UUID)) error {
-	var any uint8
-	err := l.conn.QueryRow(ctx, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+notWritten).Scan(&any)
-	if err != nil {
-		return fmt.Errorf("read dead letters: %w", sink.Classify(err))
-	}
-	if any == 0 {
-		return nil
+	some := false
+	err := ask(ctx, l, l.deadLetter, scanFlag, func(found bool) { some = found }, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+notWritten)
+	if err != nil || !some {
+		return err
 	}
 	for chunk := range slices.Chunk(ids, idsAtOnce) {
-		found, err := l.conn.Query(ctx, `SELECT event_id FROM `+l.deadLetter+` FINAL
-			WHERE event_id IN (`+idList(chunk)+`) AND `+from.condition+` AND `+notWritten, from.args...)
+		err := ask(ctx, l, l.deadLetter, scanID, do, `SELECT event_id FROM `+l.deadLetter+` FINAL
+			WHERE event_id IN (`+idList(chunk)+`) AND `+from.condition+` AND `+notWritten+` ORDER BY event_id`, from.args...)
 		if err != nil {
-			return fmt.Errorf("read dead letters: %w", sink.Classify(err))
-		}
-		if err := scanIDs(found, l.deadLetter, do); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func scanIDs(rows driver.Rows, table string, do func(uuid.UUID)) error {
-	defer rows.Close()
-	for rows.Next() {
-		var id uuid.UUID
-		if err := rows.Scan(&id); err != nil {
-			return fmt.Errorf("read %s: %w", table, sink.Classify(err))
-		}
-		do(id)
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read %s: %w", table, sink.Classify(err))
-	}
-	return nil
+func scanID(rows driver.Rows) (id uuid.UUID, err error) {
+	err = rows.Scan(&id)
+	return id, err
+}
+
+func scanFlag(rows driver.Rows) (bool, error) {
+	var flag uint8
+	err := rows.Scan(&flag)
+	return flag != 0, err
 }
 
 // idsOf returns the ids of rows [from, to).

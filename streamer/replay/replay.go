@@ -42,13 +42,15 @@ import (
 	"diehard/streamer/sink"
 )
 
-// Config says what to read and where to write it. All fields are required, except Progress.
+// Config says what to read and where to write it. All fields are required, except Reader and Progress.
 type Config struct {
 	PostgresURL string
 	Origin      replication.Origin // the streamer's
 	ClickHouse  driver.Conn
-	Tables      sink.Tables
-	Limits      batch.Limits
+	// Reader is as in sink.Sink.ReadThrough; nil is ClickHouse.
+	Reader driver.Conn
+	Tables sink.Tables
+	Limits batch.Limits
 	// InsertTimeout bounds one insert attempt.
 	InsertTimeout time.Duration
 	Log           *slog.Logger
@@ -158,9 +160,9 @@ func (s *session) filler(ctx context.Context, source sink.Source, timeline sink.
 	if err := s.guard.lock(ctx); err != nil {
 		return nil, err
 	}
+	log := s.eventLog(sink.New(s.ClickHouse, tables, source, timeline), tables)
 	f := &filler{
-		log:    eventLog{conn: s.ClickHouse, name: sink.Quote(tables.EventLog), deadLetter: sink.Quote(tables.DeadLetter)},
-		sink:   sink.New(s.ClickHouse, tables, source, timeline),
+		log: log, sink: log.sink,
 		source: source, others: s.otherSources(), guard: s.guard, prefix: s.source.QueryPrefix() + "replay-", nonce: strings.ToLower(rand.Text()),
 		useDeadLetters: m.Into == "", dryRun: m.DryRun, timeout: s.InsertTimeout, logger: s.Log, report: report,
 	}
@@ -171,6 +173,16 @@ func (s *session) filler(ctx context.Context, source sink.Source, timeline sink.
 		return nil, err
 	}
 	return f, f.sink.Fence(ctx, f.prefix, func(uint64) {})
+}
+
+// eventLog reads tables for to, which writes to them.
+func (s *session) eventLog(to *sink.Sink, tables sink.Tables) eventLog {
+	conn := s.Reader
+	if conn == nil {
+		conn = s.ClickHouse
+	}
+	to.ReadThrough(conn)
+	return eventLog{conn: conn, sink: to, name: sink.Quote(tables.EventLog), deadLetter: sink.Quote(tables.DeadLetter)}
 }
 
 // FromWAL fills what of r is missing. It may be repeated at any time.

@@ -60,7 +60,7 @@ type verifier struct {
 }
 
 func (s *session) verifier(limit int, v *Verdict) *verifier {
-	log := eventLog{conn: s.ClickHouse, name: sink.Quote(s.Tables.EventLog), deadLetter: sink.Quote(s.Tables.DeadLetter)}
+	log := s.eventLog(sink.New(s.ClickHouse, s.Tables, s.source, nil), s.Tables)
 	return &verifier{log: log, source: s.source, others: s.otherSources(), limit: limit, verdict: v}
 }
 

@@ -74,6 +74,26 @@ func TestADryRunOnlyCounts(t *testing.T) {
 	assert.Equal(t, 90, f.count("event_log", "true"))
 }
 
+// A view shows what a replica that is behind shows: its rows to a sequential query alone.
+func TestAReplayReadsWithSequentialConsistency(t *testing.T) {
+	f := newFixture(t)
+	f.stream()
+	f.bookmark("b")
+	f.confirmed(f.publish("a", 100))
+	f.command("CREATE VIEW behind AS SELECT * FROM event_log WHERE toBool(getSetting('select_sequential_consistency'))")
+	c := f.config()
+	c.Tables.EventLog = "behind"
+	report, err := FromWAL(t.Context(), c, Range{Bookmark: "b"}, Mode{DryRun: true})
+	require.NoError(t, err)
+	assert.Equal(t, int64(100), report.Present)
+	report, err = FromTable(t.Context(), c, Span{}, Mode{DryRun: true})
+	require.NoError(t, err)
+	assert.Equal(t, int64(100), report.Present)
+	v, err := VerifyWAL(t.Context(), c, Range{Bookmark: "b"}, 10)
+	require.NoError(t, err)
+	assert.False(t, v.Wrong())
+}
+
 func TestAReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 	f := newFixture(t)
 	f.stream()

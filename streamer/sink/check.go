@@ -95,13 +95,10 @@ var engines = map[string]string{
 //
 // Errors: failure.Fatal naming the engine, the setting, the partition key or the filter.
 func (s *Sink) CheckEngine(ctx context.Context) error {
-	var engine, full, partitionKey string
-	err := s.conn.QueryRow(reading(ctx, 0), "SELECT any(engine), any(engine_full), any(partition_key) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}",
-		clickhouse.Named("table", s.tables.EventLog)).Scan(&engine, &full, &partitionKey)
+	engine, full, partitionKey, err := s.readEngine(ctx)
 	if err != nil {
-		return fmt.Errorf("read the engine of %s: %w", s.table, classify(err))
+		return err
 	}
-	s.replicated, s.mayLag = engine != "MergeTree", engine == "ReplicatedMergeTree"
 	window, ok := engines[engine]
 	if !ok {
 		return refuseTable("table %s has the engine %s, which cannot keep one row per event: it must be MergeTree, ReplicatedMergeTree "+
@@ -124,6 +121,17 @@ func (s *Sink) CheckEngine(ctx context.Context) error {
 		return err
 	}
 	return s.checkFilters(ctx)
+}
+
+// readEngine reads event_log's engine, its settings and partition key, and notes what Decide wants to know.
+func (s *Sink) readEngine(ctx context.Context) (engine, full, partitionKey string, err error) {
+	err = s.conn.QueryRow(reading(ctx, 0), "SELECT any(engine), any(engine_full), any(partition_key) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}",
+		clickhouse.Named("table", s.tables.EventLog)).Scan(&engine, &full, &partitionKey)
+	if err != nil {
+		return "", "", "", fmt.Errorf("read the engine of %s: %w", s.table, classify(err))
+	}
+	s.replicated, s.mayLag, s.knowsEngine = engine != "MergeTree", strings.HasPrefix(engine, "Replicated"), true
+	return engine, full, partitionKey, nil
 }
 
 // index is the definition of one in CREATE TABLE, up to its type.

@@ -37,7 +37,7 @@ func TestATableThatCannotKeepThePromiseIsRefused(t *testing.T) {
 			for _, sql := range c.create {
 				f.exec(sql)
 			}
-			s := New(f.ClickHouse, Tables{EventLog: "t", DeadLetter: "event_dead_letter"}, f.source, timeline)
+			s := New(f.ClickHouse, Tables{EventLog: "t", DeadLetter: "event_dead_letter"}, f.source, OnTimeline(timeline))
 			require.NoError(t, s.CheckTables(t.Context()))
 			err := s.CheckEngine(t.Context())
 			if c.want == "" {
@@ -61,7 +61,7 @@ func TestAUserWhoDoesNotSeeEveryRowIsRefused(t *testing.T) {
 	conn, err := clickhouse.Open(options)
 	require.NoError(t, err)
 	defer conn.Close()
-	err = New(conn, f.tables, f.source, timeline).CheckEngine(t.Context())
+	err = New(conn, f.tables, f.source, OnTimeline(timeline)).CheckEngine(t.Context())
 	require.ErrorContains(t, err, "does not see all rows")
 	require.ErrorContains(t, err, "EXPLAIN: ")
 	assert.Equal(t, failure.Fatal, failure.Of(err))

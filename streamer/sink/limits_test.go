@@ -23,7 +23,7 @@ func TestABlockThatExceedsALimitIsWrittenInPieces(t *testing.T) {
 	conn, err := clickhouse.Open(options)
 	require.NoError(t, err)
 	defer conn.Close()
-	f.Sink = New(conn, f.tables, f.source, timeline)
+	f.Sink = New(conn, f.tables, f.source, OnTimeline(timeline))
 	rows, w := new(decode.Rows), &blocks{f: f}
 	for i := range 1000 {
 		e := event(i)

@@ -21,7 +21,7 @@ import (
 //
 // Errors: errBelowQuorum, with Tables.Quorum.
 func (s *Sink) Position(ctx context.Context) (decode.Position, uint32, error) {
-	end, err := decide(ctx, s, s.end, func(a, b End) bool { return a == b })
+	end, err := Decide(ctx, s, s.end, func(a, b End) bool { return a == b })
 	return end.Position, end.Timeline, err
 }
 
@@ -34,7 +34,7 @@ func (s *Sink) end(ctx context.Context) (End, error) {
 //
 // Errors: errBelowQuorum, with Tables.Quorum.
 func (s *Sink) Commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
-	return decide(ctx, s, s.commits, maps.Equal)
+	return Decide(ctx, s, s.commits, maps.Equal)
 }
 
 func (s *Sink) commits(ctx context.Context) (map[string]pglogrepl.LSN, error) {
@@ -119,7 +119,7 @@ func (s *Sink) HasRows(ctx context.Context, r Range, except map[decode.Position]
 //
 // Errors: errBelowQuorum, with Tables.Quorum.
 func (s *Sink) DeadLettersIn(ctx context.Context, r Range) (map[decode.Position]bool, error) {
-	return decide(ctx, s, func(ctx context.Context) (map[decode.Position]bool, error) {
+	return Decide(ctx, s, func(ctx context.Context) (map[decode.Position]bool, error) {
 		there := make(map[decode.Position]bool)
 		_, err := s.anyPosition(ctx, s.deadLetter, r, "", func(p decode.Position) bool {
 			there[p] = true
@@ -138,7 +138,7 @@ func (s *Sink) HasDeadLetters(ctx context.Context, r Range, want map[decode.Posi
 
 // hasPosition reports whether a position of r is wanted.
 func (s *Sink) hasPosition(ctx context.Context, table string, r Range, limit string, wanted func(decode.Position) bool) (bool, error) {
-	return decide(ctx, s, func(ctx context.Context) (bool, error) {
+	return Decide(ctx, s, func(ctx context.Context) (bool, error) {
 		return s.anyPosition(ctx, table, r, limit, wanted)
 	}, func(a, b bool) bool { return a == b })
 }
@@ -174,7 +174,7 @@ const missingPage = 1000
 //
 // Errors: errBelowQuorum, with Tables.Quorum.
 func (s *Sink) MissingEvents(ctx context.Context, ids []uuid.UUID) ([]uuid.UUID, error) {
-	return decide(ctx, s, func(ctx context.Context) ([]uuid.UUID, error) { return s.missingEvents(ctx, ids) }, slices.Equal)
+	return Decide(ctx, s, func(ctx context.Context) ([]uuid.UUID, error) { return s.missingEvents(ctx, ids) }, slices.Equal)
 }
 
 func (s *Sink) missingEvents(ctx context.Context, ids []uuid.UUID) ([]uuid.UUID, error) {

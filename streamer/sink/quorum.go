@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 )
@@ -21,14 +22,23 @@ func reading(ctx context.Context, sequential int) context.Context {
 	}))
 }
 
-// decide reads what a table holds, for a decision on what to write.
+// Decide reads what a table holds, for a decision on what to write. read must ask through what
+// ReadThrough was given, under the context that it gets, and may be called twice.
 //
 // Where inserts need a quorum, rows that too few replicas have can be read on the node that
 // took them. They must neither be acknowledged, because they may yet be lost, nor be sent
 // again, because they may yet reach the quorum: as long as there are some, the answer is
 // errBelowQuorum. Without a quorum a replica that lags shows too little, and sequential consistency does not
 // help: see upToDate.
-func decide[T any](ctx context.Context, s *Sink, read func(context.Context) (T, error), equal func(a, b T) bool) (T, error) {
+//
+// Errors: errBelowQuorum, errReplicaLags and errAnotherReplica, which are transient.
+func Decide[T any](ctx context.Context, s *Sink, read func(context.Context) (T, error), equal func(a, b T) bool) (T, error) {
+	if !s.knowsEngine {
+		if _, _, _, err := s.readEngine(ctx); err != nil {
+			var none T
+			return none, err
+		}
+	}
 	if s.mayLag && !s.quorum {
 		return upToDate(ctx, s, read)
 	}
@@ -41,4 +51,26 @@ func decide[T any](ctx context.Context, s *Sink, read func(context.Context) (T, 
 		err = errBelowQuorum
 	}
 	return all, err
+}
+
+const (
+	// settleWait is how long Await waits, and settlePoll how long between two attempts.
+	settleWait = time.Minute
+	settlePoll = 200 * time.Millisecond
+)
+
+// Await is Decide, for commands: it waits for a while where what ClickHouse shows decides nothing yet.
+func Await[T any](ctx context.Context, s *Sink, read func(context.Context) (T, error), equal func(a, b T) bool) (T, error) {
+	for began := time.Now(); ; {
+		value, err := Decide(ctx, s, read, equal)
+		unsettled := errors.Is(err, errBelowQuorum) || errors.Is(err, errReplicaLags) || errors.Is(err, errAnotherReplica)
+		if !unsettled || time.Since(began) > settleWait {
+			return value, err
+		}
+		select {
+		case <-ctx.Done():
+			return value, ctx.Err()
+		case <-time.After(settlePoll):
+		}
+	}
 }

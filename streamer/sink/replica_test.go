@@ -30,7 +30,7 @@ func TestADecisionIsReadOnOneUpToDateReplica(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	require.NoError(t, f.insert(sample(1, 3), 0, 3))
-	f.mayLag = true
+	f.knowsEngine, f.mayLag = true, true
 	end, _, err := f.Position(t.Context())
 	require.NoError(t, err)
 	assert.NotZero(t, end.LSN)

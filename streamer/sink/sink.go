@@ -29,9 +29,9 @@ type Sink struct {
 	source     Source
 	timeline   Timeline
 	encoder    *encoder
-	// Of event_log's engine, see CheckEngine.
-	replicated, mayLag bool
-	window             int
+	// Of event_log's engine, see CheckEngine and Decide.
+	knowsEngine, replicated, mayLag bool
+	window                          int
 	// knowsDeduplicateInsert: the server has the setting deduplicate_insert (26.2 and newer), see CheckTables.
 	knowsDeduplicateInsert bool
 	// textIndexes are those of event_log, which inserts leave to merges, see CheckTables.
