@@ -277,7 +277,7 @@ func (s *session) insertTimeout() time.Duration {
 // waitUntilNoneRuns waits until no node that can be asked runs an insert whose id begins
 // with prefix: a time limit does not end a commit that waits for its disk or Keeper.
 func (s *session) waitUntilNoneRuns(ctx context.Context, prefix string) error {
-	for {
+	for said := false; ; said = true {
 		var r sink.Running
 		err := s.untilAnswered(ctx, "running inserts", func(ctx context.Context) (err error) {
 			r, err = s.sink.Running(ctx, prefix)
@@ -292,7 +292,9 @@ func (s *session) waitUntilNoneRuns(ctx context.Context, prefix string) error {
 			}
 			return nil
 		}
-		s.log.Warn("inserts are beyond their time limit and still running (system.processes)", "inserts", r.Inserts)
+		if !said {
+			s.log.Warn("inserts are beyond their time limit and still running (system.processes); waiting for them", "inserts", r.Inserts)
+		}
 		if err := s.pause(ctx, oldInsertsPoll); err != nil {
 			return err
 		}

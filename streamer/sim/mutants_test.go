@@ -76,6 +76,10 @@ var mutants = []mutant{
 		"if len(w.blocks) < w.limit || ", "if true || ", "TestABacklogOfSmallBlocksAfterATakeover",
 	},
 	{
+		"the deduplication window is outlived by a commit that hangs", "pipeline/window.go",
+		"if !w.window.outlived(time.Now()) {", "if true {", "TestAHungInsertAndABacklogOfSmallBlocks",
+	},
+	{
 		"a replica that lags decides", "sink/quorum.go",
 		"if s.mayLag && !s.quorum {", "if false {", "lagging replicas",
 	},

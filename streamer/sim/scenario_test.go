@@ -228,3 +228,28 @@ func TestTwoFailoversOfWhichTheSecondSkipsATimeline(t *testing.T) {
 		w.finish(t)
 	})
 }
+
+// A commit that hangs is not bounded by a time limit, and neither is how long its token must be
+// remembered: ClickHouse is asked before so many blocks have gone that it may have been forgotten.
+func TestAHungInsertAndABacklogOfSmallBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := profiles[0]
+		p.rows = 2
+		w := newWorld(t, 1, p)
+		w.storm.Store(false)
+		w.start()
+		pause(time.Second)
+		w.fixedFate.Store(&simch.Fate{Work: 10 * time.Minute, Stalled: true})
+		w.commit(2)
+		pause(time.Second)
+		w.streamers[0].host.Freeze()
+		w.fixedFate.Store(nil)
+		for range 30 {
+			w.commit(80)
+		}
+		w.start()
+		pause(15 * time.Minute)
+		assert.Empty(t, w.check.missing(), w.trace.String())
+		w.finish(t)
+	})
+}
