@@ -149,8 +149,7 @@ func (p *program) prepare(ctx context.Context, b *testbed) error {
 	if !p.slot {
 		return nil
 	}
-	_, err := b.pool.Exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, peerSlot)
-	return err
+	return b.recordedSlot(ctx, peerSlot, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`)
 }
 
 func (p *program) start(ctx context.Context) error {
