@@ -475,6 +475,7 @@ func TestTheTableGoesAwayWhileRunning(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	s := delivering(t, env, 5)
+	confirmedPast(t, env)
 	command(t, env, "RENAME TABLE LOG TO away")
 	publish(t, env, 5)
 	says(t, s.refusal(), "streamer migrate up", "CLICKHOUSE_EVENT_LOG_TABLE_NAME")
