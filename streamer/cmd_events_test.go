@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
@@ -84,6 +85,14 @@ func TestEventsAnswersAnInvestigator(t *testing.T) {
 	out, err := command(t, "events", "--id", paid.String())
 	require.NoError(t, err)
 	assert.Regexp(t, `^20\d\d-\S+ \S+  `+paid.String()+`  order_paid  shop  \{"order": 42, "html": "<b>&"\}\n$`, out)
+
+	last := uuid.New()
+	_, err = env.Pool.Exec(t.Context(), "INSERT INTO outbox (id, event_type, event_date_time, event_context) VALUES ($1, 'far', '2299-12-31 23:59:59.999999Z', '1')", last)
+	require.NoError(t, err)
+	deliver(t, env, 0)
+	far := shownEvents(t, "--around", last.String())
+	require.Len(t, far, 1)
+	assert.Equal(t, "2299-12-31T23:59:59.999999Z", far[0].EventDateTime.Format(time.RFC3339Nano))
 
 	for flags, wants := range map[string]string{
 		"--id x": `--id "x" is not a UUID`, "--after 1": "is not a position", "--limit 0": "--limit must be 1 or more",

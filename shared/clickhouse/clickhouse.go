@@ -71,7 +71,7 @@ func Options(c Config) (*clickhouse.Options, error) {
 	options := &clickhouse.Options{
 		Protocol:     clickhouse.Native,
 		Addr:         c.Addresses(),
-		DialStrategy: failover(),
+		DialStrategy: explained(c, failover()),
 		Settings:     settingsOf(c),
 		Auth:         clickhouse.Auth{Database: c.Database, Username: c.User, Password: c.Password},
 		Compression:  &clickhouse.Compression{Method: c.method()},
@@ -106,13 +106,27 @@ func Open(ctx context.Context, c Config) (driver.Conn, error) {
 	return conn, nil
 }
 
-// Explain adds the address and a hint to an error of connecting.
+// Explain adds the address and what to do to an error of connecting.
 func Explain(c Config, err error) error {
-	where := fmt.Sprintf("connect to ClickHouse at %s", c.Address())
-	if hint := hintFor(c, err); hint != "" {
-		return fmt.Errorf("%s: %w (%s)", where, err, hint)
+	return fmt.Errorf("connect to ClickHouse at %s: %w", c.Address(), withHint(c, err))
+}
+
+// hintedError says what to do about an error of connecting.
+type hintedError struct {
+	error
+	hint string
+}
+
+func (h *hintedError) Error() string { return h.error.Error() + " (" + h.hint + ")" }
+func (h *hintedError) Unwrap() error { return h.error }
+
+// withHint adds what to do to err, once.
+func withHint(c Config, err error) error {
+	hint := hintFor(c, err)
+	if _, ok := errors.AsType[*hintedError](err); ok || hint == "" {
+		return err
 	}
-	return fmt.Errorf("%s: %w", where, err)
+	return &hintedError{err, hint}
 }
 
 func hintFor(c Config, err error) string {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,9 +120,15 @@ func TestOpenSaysWhatToDo(t *testing.T) {
 	} {
 		_, err := clickhouse.Open(t.Context(), c)
 		require.ErrorContains(t, err, "connect to ClickHouse at "+c.Address())
-		assert.ErrorContains(t, err, says)
+		assert.Equal(t, 1, strings.Count(err.Error(), says), err)
 	}
-	_, err := clickhouse.Open(t.Context(), unknown)
+	options, err := clickhouse.Options(wrong)
+	require.NoError(t, err)
+	later, err := driver.Open(options) // a program that runs and connects again
+	require.NoError(t, err)
+	defer later.Close()
+	require.ErrorContains(t, later.Exec(t.Context(), "SELECT 1"), "check that CLICKHOUSE_PORT is the native protocol's port")
+	_, err = clickhouse.Open(t.Context(), unknown)
 	assert.True(t, clickhouse.IsUnknownDatabase(err))
 
 	late, cancel := context.WithTimeout(t.Context(), 0)

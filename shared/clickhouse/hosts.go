@@ -59,6 +59,17 @@ func (c Config) isLocal() bool {
 // dialFunc is clickhouse.Options.DialStrategy.
 type dialFunc = func(ctx context.Context, connID int, options *clickhouse.Options, dial clickhouse.Dial) (clickhouse.DialResult, error)
 
+// explained says what to do when dial fails, whenever a connection is needed.
+func explained(c Config, dial dialFunc) dialFunc {
+	return func(ctx context.Context, connID int, options *clickhouse.Options, one clickhouse.Dial) (clickhouse.DialResult, error) {
+		result, err := dial(ctx, connID, options, one)
+		if err != nil {
+			err = withHint(c, err)
+		}
+		return result, err
+	}
+}
+
 // failover connects to the host that connected last, at first to the first one, or
 // else to the next one. Of several hosts, each gets failoverTimeout; if none answers
 // in that time, each gets the whole dial timeout.

@@ -74,7 +74,7 @@ type Filter struct {
 	Source       string
 }
 
-const columns = `source, commit_lsn, commit_seq, commit_time, ingested_at, event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_id, published_by`
+const columns = `source, commit_lsn, commit_seq, commit_time, ingested_at, event_id, event_type, toUnixTimestamp64Micro(event_date_time), environment, event_context, metadata_version, trace_id, published_by`
 
 // condition is f for WHERE, with its arguments.
 func (f Filter) condition() (string, []any) {
@@ -179,12 +179,13 @@ func (t *Table) read(ctx context.Context, rest string, args []any) ([]Event, err
 	for rows.Next() {
 		var e Event
 		var lsn uint64
-		err := rows.Scan(&e.Source, &lsn, &e.Seq, &e.CommitTime, &e.IngestedAt, &e.ID, &e.Type, &e.DateTime, &e.Environment, &e.Context, &e.MetadataVersion,
+		var at int64 // the driver's times end in the year 2262
+		err := rows.Scan(&e.Source, &lsn, &e.Seq, &e.CommitTime, &e.IngestedAt, &e.ID, &e.Type, &at, &e.Environment, &e.Context, &e.MetadataVersion,
 			&e.TraceID, &e.PublishedBy)
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", t.name, err)
 		}
-		e.LSN = pglogrepl.LSN(lsn)
+		e.LSN, e.DateTime = pglogrepl.LSN(lsn), time.UnixMicro(at).UTC()
 		list = append(list, e)
 	}
 	if err := rows.Err(); err != nil {
