@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/ClickHouse/clickhouse-go/v2/lib/chcol"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
 
@@ -17,10 +18,30 @@ import (
 func newCells(columns []driver.ColumnType) []any {
 	cells := make([]any, len(columns))
 	for i, column := range columns {
-		cells[i] = reflect.New(column.ScanType()).Interface()
+		if cells[i] = reflect.New(column.ScanType()).Interface(); column.ScanType() == reflect.TypeFor[chcol.JSON]() {
+			cells[i] = new(document)
+		}
 	}
 	return cells
 }
+
+// document is a value of type JSON, as JSON.
+type document string
+
+// DeserializeClickHouseJSON implements chcol.JSONDeserializer.
+func (d *document) DeserializeClickHouseJSON(value *chcol.JSON) error {
+	encoded, err := json.Marshal(value.NestedMap())
+	*d = document(encoded)
+	return err
+}
+
+// Scan implements sql.Scanner, for servers that send JSON as text.
+func (d *document) Scan(value any) error {
+	*d = document(fmt.Sprintf("%s", value))
+	return nil
+}
+
+func (d document) String() string { return oneLine(string(d)) }
 
 // formatCell renders what a cell of newCells points to, on one line.
 func formatCell(cell any, databaseType string) string {
@@ -33,7 +54,7 @@ func formatCell(cell any, databaseType string) string {
 	}
 	switch v := value.Interface().(type) {
 	case time.Time:
-		return v.Format(timeLayout(databaseType))
+		return unwrapped(v).Format(timeLayout(databaseType))
 	case fmt.Stringer:
 		return v.String()
 	case string:
@@ -43,6 +64,17 @@ func formatCell(cell any, databaseType string) string {
 	default:
 		return oneLine(formatOther(value))
 	}
+}
+
+// unwrapped is the time that the driver read, whose nanoseconds overflow after the year
+// 2262. ClickHouse has no time before 1900.
+func unwrapped(t time.Time) time.Time {
+	if t.Year() < 1900 {
+		for range 4 {
+			t = t.Add(1 << 62)
+		}
+	}
+	return t
 }
 
 // timeLayout shows the digits that the type has.
