@@ -99,6 +99,17 @@ func (o *owners) prove(ctx context.Context, pg *pgconn.PgConn) error {
 	return nil
 }
 
+// ProveOutbox proves once more, on a connection that may be older than what a stranger made,
+// and reports whether all relations of the outbox are there. Then nothing can be added any more
+// that the programs would read or call.
+//
+// Errors: failure.Fatal with a [*StrangerError].
+func ProveOutbox(ctx context.Context, conn *pgx.Conn, schema event.Schema) (complete bool, err error) {
+	o := &owners{schema: schema, relations: OutboxRelations, functions: Functions}
+	err = o.prove(ctx, conn.PgConn())
+	return o.complete.Load(), err
+}
+
 // after is first, and then prove.
 func (o *owners) after(first pgconn.AfterConnectFunc) pgconn.AfterConnectFunc {
 	return func(ctx context.Context, pg *pgconn.PgConn) error {

@@ -60,18 +60,22 @@ func OpenControl(ctx context.Context, url, application string, from Origin) (*Co
 	return &Control{conn: conn, from: from, slot: from.SlotName(), publication: from.PublicationName(), schema: from.Schema}, nil
 }
 
-// CheckMigrated asks migrated, which may be nil, with this connection.
+// CheckMigrated asks migrated, which may be nil, with this connection, once all tables are
+// there and nobody can put another in their place.
 //
-// Errors: those of migrated; failure.Fatal where the tables do not exist.
+// Errors: those of migrated; failure.Fatal where a table does not exist.
 func (c *Control) CheckMigrated(ctx context.Context, migrated func(context.Context, *pgx.Conn) error) error {
 	if migrated == nil {
 		return nil
 	}
-	err := migrated(ctx, c.conn)
-	if postgres.IsCode(err, pgerrcode.UndefinedTable) {
-		return fatal(failure.Schema, fmt.Errorf("there are no tables of the outbox: run `streamer migrate up`: %w", err))
+	complete, err := postgres.ProveOutbox(ctx, c.conn, c.schema)
+	switch {
+	case err != nil:
+		return classify(err)
+	case !complete:
+		return fatal(failure.Schema, errors.New("a table of the outbox does not exist: run `streamer migrate up`"))
 	}
-	return classify(err)
+	return classify(migrated(ctx, c.conn))
 }
 
 // Close ends the connection.

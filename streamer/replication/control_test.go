@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -346,4 +347,26 @@ func TestASlotWhoseCreationWasInterruptedIsCreatedOnceMore(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, slot.ConfirmedFlush, rec.Confirm)
 	assert.Nil(t, rec.UnprovedSince)
+}
+
+// A connection from before the migrations may find what a stranger has made since.
+func TestTheVersionIsReadOnceAllTablesAreThere(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c := control(t, env)
+	asked := 0
+	check := func() error {
+		return c.CheckMigrated(t.Context(), func(context.Context, *pgx.Conn) error { asked++; return nil })
+	}
+	execute(t, env, "ALTER TABLE diehard_intent RENAME TO away")
+	require.ErrorContains(t, check(), "does not exist: run `streamer migrate up`")
+	execute(t, env, "ALTER TABLE away RENAME TO diehard_intent")
+	execute(t, env, "CREATE ROLE "+env.Slot)
+	execute(t, env, "ALTER TABLE diehard_outbox_version OWNER TO "+env.Slot)
+	require.ErrorContains(t, check(), "belongs to "+env.Slot)
+	assert.Zero(t, asked)
+	execute(t, env, "ALTER TABLE diehard_outbox_version OWNER TO CURRENT_USER")
+	execute(t, env, "DROP ROLE "+env.Slot)
+	require.NoError(t, check())
+	assert.Equal(t, 1, asked)
 }
