@@ -52,7 +52,7 @@ func (p *program) cpuTime(t *testing.T) time.Duration {
 // A body is stored while it arrives: it never is in memory as a whole.
 func TestAStreamNeedsLittleMemory(t *testing.T) {
 	t.Parallel()
-	const lines, lineBytes = 400, 256 << 10 // 100 MiB
+	const lines, lineBytes = 800, 256 << 10 // 200 MiB
 	env := testenv.New(t)
 	p := start(t, env, "API_STREAM_TIMEOUT=10m")
 	require.Equal(t, http.StatusCreated, <-p.createUser(t))

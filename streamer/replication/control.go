@@ -61,7 +61,7 @@ func OpenControl(ctx context.Context, url, application string, from Origin) (*Co
 }
 
 // CheckMigrated asks migrated, which may be nil, with this connection, once all tables are
-// there and nobody can put another in their place.
+// there, so that no role can put another in their place.
 //
 // Errors: those of migrated; failure.Fatal where a table does not exist.
 func (c *Control) CheckMigrated(ctx context.Context, migrated func(context.Context, *pgx.Conn) error) error {
