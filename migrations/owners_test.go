@@ -75,10 +75,10 @@ func TestAnOwnerWithoutAGrantIsAStrangerToOthers(t *testing.T) {
 	require.NoError(t, use())
 
 	// Functions beside ours, of a real stranger, are no reason to stop.
-	stray := connect(t, testenv.AsUser(t, address, other, "secret"))
-	_, err = stray.Exec(t.Context(), "CREATE FUNCTION public.publish_event(int) RETURNS int LANGUAGE sql RETURN 1")
+	login := connect(t, testenv.AsUser(t, address, other, "secret"))
+	_, err = login.Exec(t.Context(), "CREATE FUNCTION public.publish_event(int) RETURNS int LANGUAGE sql RETURN 1")
 	require.NoError(t, err)
 	require.NoError(t, use())
-	_, err = stray.Exec(t.Context(), "DROP FUNCTION public.publish_event(int)")
+	_, err = login.Exec(t.Context(), "DROP FUNCTION public.publish_event(int)")
 	require.NoError(t, err)
 }

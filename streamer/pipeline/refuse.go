@@ -42,10 +42,12 @@ func (i *blockWriter) Insert(ctx context.Context, b sink.Block) error {
 
 // beginHalf goes on with a half of the part under an intent of its own.
 func (i *blockWriter) beginHalf(ctx context.Context, b sink.Block) error {
-	if err := i.w.awaitWindow(ctx); err != nil {
+	intent, err := i.w.newIntent(ctx, b.After, b.Through)
+	if err != nil {
 		return err
 	}
-	half := &part{b: i.part.b, intent: i.w.newIntent(b.After, b.Through, i.part.intent.IngestedAt)}
+	intent.IngestedAt = i.part.intent.IngestedAt
+	half := &part{b: i.part.b, intent: intent}
 	i.w.nameRefused(half)
 	i.part = half
 	return nil

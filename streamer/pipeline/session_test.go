@@ -51,7 +51,10 @@ func TestAttemptsAtTheSameRowsAreOneForClickHouse(t *testing.T) {
 		b.Append(decode.Position{LSN: 1, Seq: uint32(i) + 1}, 0, &decode.Event{ID: [16]byte{i}, Type: []byte("t")})
 	}
 	w := newWriter(s, &confirmed{kick: make(chan struct{}, 1)}, nil, nil, nil, &beginning{})
-	p := &part{b: b, intent: w.newIntent(decode.Position{}, b.Last(), time.Now().UnixMilli())}
+	intent, err := w.newIntent(t.Context(), decode.Position{}, b.Last())
+	require.NoError(t, err)
+	intent.IngestedAt = time.Now().UnixMilli()
+	p := &part{b: b, intent: intent}
 	queries := make(map[string]bool)
 	_, err = w.insertUntilDurable(t.Context(), p, insertion{
 		what: "rows", token: p.intent.Token,

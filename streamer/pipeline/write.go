@@ -166,10 +166,11 @@ func (w *writer) store(ctx context.Context, b *batch.Batch) error {
 		w.refuseAgain(part)
 	} else {
 		w.attemptsOver = time.Time{}
-		if err := w.awaitWindow(ctx); err != nil {
+		var err error
+		if part.intent, err = w.newIntent(ctx, w.written, b.Last()); err != nil {
 			return err
 		}
-		part.intent = w.newIntent(w.written, b.Last(), time.Now().UnixMilli())
+		part.intent.IngestedAt = time.Now().UnixMilli()
 	}
 	if err := w.writeRejects(ctx, part, "dead", decoded); err != nil {
 		return err
@@ -218,16 +219,20 @@ func (p *part) rangeOf() sink.Range {
 	return sink.Range{After: decode.Position(p.intent.After), Through: decode.Position(p.intent.Through)}
 }
 
-// newIntent has a token that no other has. Epochs begin anew when a record is deleted, and
-// repeat after a failover; the session's name does not.
-func (w *writer) newIntent(after, through decode.Position, ingestedAt int64) replication.Intent {
+// newIntent has a token that no other has, and waits until the window has room for it. Epochs
+// begin anew when a record is deleted, and repeat after a failover; the session's name does
+// not. IngestedAt is the caller's.
+func (w *writer) newIntent(ctx context.Context, after, through decode.Position) (replication.Intent, error) {
+	if err := w.awaitWindow(ctx); err != nil {
+		return replication.Intent{}, err
+	}
 	w.blocks++
 	return replication.Intent{
 		Version: replication.IntentVersion, After: replication.Position(after), Through: replication.Position(through),
-		Token:      fmt.Sprintf("%s%d-%d-%s-%d", w.s.source.QueryPrefix(), w.s.record.Timeline, w.s.record.Epoch, w.s.nonce, w.blocks),
-		IngestedAt: ingestedAt, InsertTimeout: w.s.insertTimeout().Milliseconds(), Blocks: w.window.add(time.Now()),
+		Token:         fmt.Sprintf("%s%d-%d-%s-%d", w.s.source.QueryPrefix(), w.s.record.Timeline, w.s.record.Epoch, w.s.nonce, w.blocks),
+		InsertTimeout: w.s.insertTimeout().Milliseconds(), Blocks: w.window.add(time.Now()),
 		Tables: []replication.IntentTable{{Name: w.s.cfg.Tables.EventLog}}, LocalOnly: w.s.cfg.Origin.LocalOnly,
-	}
+	}, nil
 }
 
 // untilAttemptsAreOver waits until no attempt under p's token can be written any more: one

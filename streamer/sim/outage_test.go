@@ -15,8 +15,7 @@ func TestAnOutageKeepsTheSession(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			p := profiles[0]
 			p.streamers = 1
-			w := newWorld(t, 1, p)
-			w.storm.Store(false)
+			w := newScenario(t, p)
 			w.ended()
 			pause(5 * time.Second)
 			end := make(chan struct{})

@@ -30,8 +30,7 @@ func TestAnInsertIsWrittenLateAndRefusedInBetween(t *testing.T) {
 		`{"toxic":1}`:  func(c *simch.Cluster, on bool) { c.SetIndex(eventLog, on) },
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t, 1, profiles[1])
-			w.storm.Store(false)
+			w := newScenario(t, profiles[1])
 			refuse(w.ch, false)
 			w.start()
 			pause(time.Second)
@@ -46,8 +45,7 @@ func TestAnInsertIsWrittenLateAndRefusedInBetween(t *testing.T) {
 			pause(10 * time.Second)
 			refuse(w.ch, false)
 			pause(5 * time.Minute)
-			assert.Empty(t, w.check.missing(), w.trace.String())
-			w.finish(t)
+			w.delivered(t)
 		})
 	}
 }
@@ -56,8 +54,7 @@ func TestAnInsertIsWrittenLateAndRefusedInBetween(t *testing.T) {
 // of it, and the frozen one goes on when nothing refuses it any more: one of the two is written.
 func TestAFrozenStreamerHoldsABlockThatIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, profiles[0])
-		w.storm.Store(false)
+		w := newScenario(t, profiles[0])
 		w.ch.SetConstraint(eventLog, true)
 		w.start()
 		pause(time.Second)
@@ -82,8 +79,7 @@ func TestAFrozenStreamerHoldsABlockThatIsRefused(t *testing.T) {
 // the rest, although ClickHouse would take the whole block by then.
 func TestATakeoverKeepsWhatWasRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, profiles[0])
-		w.storm.Store(false)
+		w := newScenario(t, profiles[0])
 		w.ch.SetConstraint(eventLog, true)
 		first := w.start()
 		pause(time.Second)
@@ -115,8 +111,7 @@ func TestATakeoverKeepsWhatWasRefused(t *testing.T) {
 // smaller from the beginning.
 func TestALimitLeadsToSmallerBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, profiles[0])
-		w.storm.Store(false)
+		w := newScenario(t, profiles[0])
 		w.ch.SetMaxRows(eventLog, 6)
 		largest, blocks := 0, 0
 		written := w.ch.Written

@@ -14,11 +14,18 @@ import (
 )
 
 // newScenario is a world without a schedule: a test says what happens.
-func newScenario(t *testing.T) *world {
+func newScenario(t *testing.T, p profile) *world {
 	t.Helper()
-	w := newWorld(t, 1, profiles[0])
+	w := newWorld(t, 1, p)
 	w.storm.Store(false)
 	return w
+}
+
+// delivered demands that every event has arrived, and ends the world.
+func (w *world) delivered(t *testing.T) {
+	t.Helper()
+	assert.Empty(t, w.check.missing(), w.trace.String())
+	w.finish(t)
 }
 
 // commit publishes a transaction of n events, and one more for each context, and returns them with the LSN of the commit.
@@ -73,7 +80,7 @@ func (w *world) replay(events []simpg.Event) {
 // Inserts of the old timeline are waited for although the new primary has no record that names it.
 func TestAFailoverThatLostTheRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newScenario(t)
+		w := newScenario(t, profiles[0])
 		w.pg.CreateSlot(w.slot()) // by hand, so that the first claim makes the record
 		w.commit(2)
 		at := w.pg.End()
@@ -85,8 +92,7 @@ func TestAFailoverThatLostTheRecord(t *testing.T) {
 		w.failover(w.pg.Since(at), 0)
 		w.start()
 		pause(10 * time.Minute)
-		assert.Empty(t, w.check.missing(), w.trace.String())
-		w.finish(t)
+		w.delivered(t)
 	})
 }
 
@@ -95,8 +101,7 @@ func TestAFailoverAndALowerInsertTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := profiles[1]
 		p.insertTimeout = 20 * time.Minute
-		w := newWorld(t, 1, p)
-		w.storm.Store(false)
+		w := newScenario(t, p)
 		first := w.start()
 		pause(time.Second)
 		w.commit(1)
@@ -115,8 +120,7 @@ func TestAFailoverAndALowerInsertTimeout(t *testing.T) {
 		w.profile.insertTimeout = time.Minute
 		w.start()
 		pause(15 * time.Minute)
-		assert.Empty(t, w.check.missing(), w.trace.String())
-		w.finish(t)
+		w.delivered(t)
 	})
 }
 
@@ -125,8 +129,7 @@ func TestAFailoverLosesTheIntentOfAFrozenStreamer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := profiles[1]
 		p.insertTimeout = 2 * time.Minute // a minute for the first streamer
-		w := newWorld(t, 1, p)
-		w.storm.Store(false)
+		w := newScenario(t, p)
 		first := w.start()
 		pause(time.Second)
 		w.commit(1)
@@ -145,15 +148,14 @@ func TestAFailoverLosesTheIntentOfAFrozenStreamer(t *testing.T) {
 		pause(80 * time.Second)
 		w.fixedFate.Store(nil)
 		pause(5 * time.Minute)
-		assert.Empty(t, w.check.missing(), w.trace.String())
-		w.finish(t)
+		w.delivered(t)
 	})
 }
 
 // A primary whose WAL uses the positions of lost events a second time is refused.
 func TestAFailoverThatLostWhatIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newScenario(t)
+		w := newScenario(t, profiles[0])
 		w.start()
 		pause(time.Second)
 		w.commit(1)
@@ -183,8 +185,7 @@ func TestABacklogOfSmallBlocksAfterATakeover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := profiles[1]
 		p.rows = 2
-		w := newWorld(t, 1, p)
-		w.storm.Store(false)
+		w := newScenario(t, p)
 		w.start()
 		pause(time.Second)
 		w.fixedFate.Store(&simch.Fate{Work: 25 * time.Second})
@@ -198,8 +199,7 @@ func TestABacklogOfSmallBlocksAfterATakeover(t *testing.T) {
 		}
 		w.start()
 		pause(5 * time.Minute)
-		assert.Empty(t, w.check.missing(), w.trace.String())
-		w.finish(t)
+		w.delivered(t)
 	})
 }
 
@@ -207,7 +207,7 @@ func TestABacklogOfSmallBlocksAfterATakeover(t *testing.T) {
 // on: a primary that has their WAL goes on, although it never was on that server's timeline.
 func TestTwoFailoversOfWhichTheSecondSkipsATimeline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newScenario(t)
+		w := newScenario(t, profiles[0])
 		first := w.start()
 		pause(time.Second)
 		w.commit(1)
@@ -224,8 +224,7 @@ func TestTwoFailoversOfWhichTheSecondSkipsATimeline(t *testing.T) {
 		assert.True(t, w.pg.Abandoned())
 		w.commit(2)
 		pause(10 * time.Minute)
-		assert.Empty(t, w.check.missing(), w.trace.String())
-		w.finish(t)
+		w.delivered(t)
 	})
 }
 
@@ -235,8 +234,7 @@ func TestAHungInsertAndABacklogOfSmallBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := profiles[0]
 		p.rows = 2
-		w := newWorld(t, 1, p)
-		w.storm.Store(false)
+		w := newScenario(t, p)
 		w.start()
 		pause(time.Second)
 		w.fixedFate.Store(&simch.Fate{Work: 10 * time.Minute, Stalled: true})
@@ -249,7 +247,6 @@ func TestAHungInsertAndABacklogOfSmallBlocks(t *testing.T) {
 		}
 		w.start()
 		pause(15 * time.Minute)
-		assert.Empty(t, w.check.missing(), w.trace.String())
-		w.finish(t)
+		w.delivered(t)
 	})
 }

@@ -12,28 +12,28 @@ import (
 )
 
 const (
-	codeTooManyParts       = 252
-	codeViolatedConstraint = 469
+	codeTooManyParts       = int32(proto.ErrTooManyParts)
+	codeViolatedConstraint = int32(proto.ErrViolatedConstraint)
 )
 
 // hints say what to do about fatal errors that an operator causes.
-var hints = map[int32]string{
-	16:  "the table is not ours: run `streamer migrate up`",
-	60:  "create the tables with `streamer migrate up`, or correct CLICKHOUSE_EVENT_LOG_TABLE_NAME",
-	81:  "create the database, or correct CLICKHOUSE_SCHEMA",
-	164: "the user may only read: correct its profile",
-	192: "correct CLICKHOUSE_USER",
-	193: "correct CLICKHOUSE_PASSWORD",
-	194: "set CLICKHOUSE_PASSWORD",
-	452: "the user's profile must allow the settings that the streamer sends with its queries: remove the constraint that this names",
-	471: "the user's profile has a value that does not go with the settings that the streamer sends with its queries: correct what this names",
-	472: "the user's profile must allow the settings that the streamer sends with its queries",
-	497: "grant the user INSERT and SELECT on the tables",
-	291: "grant the user access to the database",
-	392: "the server or the user's profile prohibits the query: allow INSERT and SELECT on the tables",
-	620: "the server or the user's profile prohibits the query: allow INSERT and SELECT on the tables",
-	720: "the user has expired: extend VALID UNTIL",
-	516: "correct CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+var hints = map[proto.Error]string{
+	proto.ErrNoSuchColumnInTable:        "the table is not ours: run `streamer migrate up`",
+	proto.ErrUnknownTable:               "create the tables with `streamer migrate up`, or correct CLICKHOUSE_EVENT_LOG_TABLE_NAME",
+	proto.ErrUnknownDatabase:            "create the database, or correct CLICKHOUSE_SCHEMA",
+	proto.ErrReadonly:                   "the user may only read: correct its profile",
+	proto.ErrUnknownUser:                "correct CLICKHOUSE_USER",
+	proto.ErrWrongPassword:              "correct CLICKHOUSE_PASSWORD",
+	proto.ErrRequiredPassword:           "set CLICKHOUSE_PASSWORD",
+	proto.ErrSettingConstraintViolation: "the user's profile must allow the settings that the streamer sends with its queries: remove the constraint that this names",
+	proto.ErrInvalidSettingValue:        "the user's profile has a value that does not go with the settings that the streamer sends with its queries: correct what this names",
+	proto.ErrReadonlySetting:            "the user's profile must allow the settings that the streamer sends with its queries",
+	proto.ErrAccessDenied:               "grant the user INSERT and SELECT on the tables",
+	proto.ErrDatabaseAccessDenied:       "grant the user access to the database",
+	proto.ErrQueryIsProhibited:          "the server or the user's profile prohibits the query: allow INSERT and SELECT on the tables",
+	proto.ErrQueryNotAllowed:            "the server or the user's profile prohibits the query: allow INSERT and SELECT on the tables",
+	proto.ErrUserExpired:                "the user has expired: extend VALID UNTIL",
+	proto.ErrAuthenticationFailed:       "correct CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
 }
 
 // Answered reports that err is the server's word that an insert is over and will not be written.
@@ -76,7 +76,7 @@ func classify(err error) error {
 	case ex.Code == codeTooManyParts && strings.Contains(ex.Message, "Too many partitions"):
 		return failure.Wrap(failure.Fatal, err) // the other meaning of 252 is back-pressure
 	case code.class == fatal:
-		if hint := hints[ex.Code]; hint != "" {
+		if hint := hints[proto.Error(ex.Code)]; hint != "" {
 			err = fmt.Errorf("%w (%s)", err, hint)
 		}
 		return failure.Wrap(failure.Fatal, err)

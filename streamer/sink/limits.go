@@ -3,15 +3,17 @@ package sink
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ClickHouse/ch-go/proto"
 )
 
 // tooMuch are the codes of limits that fewer rows may not exceed.
 var tooMuch = map[int32]bool{
-	158: true, // TOO_MANY_ROWS
-	159: true, // TIMEOUT_EXCEEDED
-	241: true, // MEMORY_LIMIT_EXCEEDED
-	307: true, // TOO_MANY_BYTES
-	396: true, // TOO_MANY_ROWS_OR_BYTES
+	int32(proto.ErrTooManyRows):         true,
+	int32(proto.ErrTimeoutExceeded):     true,
+	int32(proto.ErrMemoryLimitExceeded): true,
+	int32(proto.ErrTooManyBytes):        true,
+	int32(proto.ErrTooManyRowsOrBytes):  true,
 }
 
 // ErrTooMuch is returned by Writer.Insert for a block that exceeds a limit of ClickHouse and of
