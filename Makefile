@@ -172,7 +172,7 @@ fuzz: ## Every fuzz target in turn (FUZZ_TIME=30s each)
 	done
 
 .PHONY: bench
-bench: ## Measure beside others (BENCH=drain|latency|producer|api|growth|peers|questions|indexes|all BENCH_ROUNDS=3)
+bench: ## Measure beside others (BENCH=drain|path|latency|producer|api|growth|peers|questions|indexes|all BENCH_ROUNDS=3)
 	@go build -o bin/bench ./shared/dev/bench
 	@bin/bench $(BENCH)
 

@@ -72,12 +72,12 @@ func drain(ctx context.Context, env *environment) (*report, error) {
 	r := newReport("drain", fmt.Sprintf("Drain of %d rows (%d in one transaction, %d of one row each)", log.rows(), log.bulk, log.single), drainColumns...)
 	for round := range env.Rounds {
 		for i, c := range contestants {
-			m, err := drainOnce(ctx, b, c, fmt.Sprintf("run_%d_%d", round, i), log)
+			d, err := drainOnce(ctx, b, c, fmt.Sprintf("run_%d_%d", round, i), log)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
-			env.progress("round %d: %s: %s", round+1, c.name, r.describe(m))
-			r.add(c.name, m...)
+			env.progress("round %d: %s: %s", round+1, c.name, r.describe(d.figures()))
+			r.add(c.name, d.figures()...)
 		}
 	}
 	return r, nil
@@ -91,56 +91,69 @@ var drainColumns = []string{
 	"walsender CPU µs/row", "segments per 1,000 rows", "walsender's context switches per 1,000 rows",
 }
 
-func drainOnce(ctx context.Context, b *testbed, c contestant, slot string, log backlog) ([]float64, error) {
+// drained is what a drain took.
+type drained struct {
+	rows    float64
+	ended   time.Time
+	took    time.Duration // with the contestant's start
+	cpu     time.Duration // of the contestant
+	servers serverCPU
+	peak    float64 // MB
+	sender  walsender
+}
+
+func (d drained) perRow(t time.Duration) float64 { return float64(t.Microseconds()) / d.rows }
+
+func (d drained) figures() []float64 {
+	return []float64{
+		d.rows / d.took.Seconds(), d.perRow(d.cpu), d.perRow(d.servers.postgres), d.perRow(d.servers.clickhouse), d.peak,
+		d.perRow(d.sender.cpu), 1000 * d.sender.segments / d.rows, 1000 * d.sender.switches / d.rows,
+	}
+}
+
+func drainOnce(ctx context.Context, b *testbed, c contestant, slot string, log backlog) (d drained, err error) {
 	if err := b.freshClickHouse(ctx); err != nil {
-		return nil, err
+		return d, err
 	}
 	if err := b.copySlot(ctx, slot); err != nil {
-		return nil, err
+		return d, err
 	}
 	if _, err := b.pool.Exec(ctx, c.prepare); err != nil {
-		return nil, err
+		return d, err
 	}
 	cmd := c.start(ctx, b, slot, log)
 	cmd.Stderr = os.Stderr
 	began, servers := time.Now(), b.env.serverCPU()
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return d, err
 	}
 	watched := b.watchWalsender(ctx, slot, c.half)
-	var err error
-	var took time.Duration
-	var sender walsender
 	if c.countsRows {
-		took, err = b.waitForRows(ctx, log.rows(), began)
-		sender = watched()
+		d.took, err = b.waitForRows(ctx, log.rows(), began)
+		d.sender = watched()
 		servers = b.env.serverCPU().since(servers) // its walsender still runs
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait() // its rows were checked
 	} else {
 		err = cmd.Wait()
-		took = time.Since(began)
-		sender = watched()
+		d.took = time.Since(began)
+		d.sender = watched()
 		sleepFor(ctx, reapTime)
 		servers = b.env.serverCPU().since(servers)
 	}
 	if err != nil {
-		return nil, err
+		return d, err
 	}
 	if _, err := b.pool.Exec(ctx, c.cleanup); err != nil {
-		return nil, err
+		return d, err
 	}
 	usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
 	if !ok {
-		return nil, fmt.Errorf("no resource usage on this platform")
+		return d, fmt.Errorf("no resource usage on this platform")
 	}
-	cpu := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	rows := float64(log.rows())
-	perRow := func(d time.Duration) float64 { return float64(d.Microseconds()) / rows }
-	return []float64{
-		rows / took.Seconds(), perRow(cpu), perRow(servers.postgres), perRow(servers.clickhouse), float64(usage.Maxrss) / 1024,
-		perRow(sender.cpu), 1000 * sender.segments / rows, 1000 * sender.switches / rows,
-	}, b.dropSlot(ctx, slot)
+	d.rows, d.ended, d.servers, d.peak = float64(log.rows()), began.Add(d.took), servers, float64(usage.Maxrss)/1024
+	d.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return d, b.dropSlot(ctx, slot)
 }
 
 // waitForRows waits until ClickHouse has n rows, and checks that none is duplicated.

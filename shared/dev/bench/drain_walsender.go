@@ -16,6 +16,7 @@ import (
 // walsender is the server process of a contestant, and what it has used so far.
 type walsender struct {
 	pid, clientPort    int
+	started            time.Time // when it got START_REPLICATION
 	segments, switches float64
 	cpu                time.Duration
 }
@@ -48,8 +49,8 @@ func (b *testbed) watchWalsender(ctx context.Context, slot string, half bool) (s
 }
 
 func (w *walsender) find(ctx context.Context, b *testbed, slot string) bool {
-	return b.pool.QueryRow(ctx, `SELECT r.pid, coalesce(r.client_port, 0) FROM pg_replication_slots s
-		JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = $1`, slot).Scan(&w.pid, &w.clientPort) == nil
+	return b.pool.QueryRow(ctx, `SELECT a.pid, coalesce(a.client_port, 0), a.query_start FROM pg_replication_slots s
+		JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1`, slot).Scan(&w.pid, &w.clientPort, &w.started) == nil
 }
 
 // look reports whether the process still runs.
@@ -72,15 +73,16 @@ func (w *walsender) look(ctx context.Context) bool {
 	return true
 }
 
-var segmentsOut = regexp.MustCompile(`data_segs_out:(\d+)`)
+var segmentsIn = regexp.MustCompile(`data_segs_in:(\d+)`)
 
-// segmentsTo asks ss (of iproute2) how many segments with data the server has sent to a client.
+// segmentsTo asks ss (of iproute2) how many segments with data have come to a client. The server
+// may be in a network namespace of its own.
 func segmentsTo(ctx context.Context, port int) (float64, bool) {
-	out, err := exec.CommandContext(ctx, "ss", "-tinH", "dport", "=", ":"+strconv.Itoa(port)).Output()
+	out, err := exec.CommandContext(ctx, "ss", "-tinH", "sport", "=", ":"+strconv.Itoa(port)).Output()
 	if err != nil {
 		return 0, false
 	}
-	found := segmentsOut.FindSubmatch(out)
+	found := segmentsIn.FindSubmatch(out)
 	if found == nil {
 		return 0, false
 	}

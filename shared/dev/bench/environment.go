@@ -39,10 +39,14 @@ type environment struct {
 
 // options of the program.
 type options struct {
-	Rounds   int     `env:"BENCH_ROUNDS" envDefault:"3" min:"1" doc:"rounds per contestant"`
-	Scale    float64 `env:"BENCH_SCALE" envDefault:"1" doc:"factor on the number of rows"`
-	Profile  string  `env:"BENCH_CPUPROFILE" doc:"file for a CPU profile of the streamer's last round; empty for none"`
-	LogLevel string  `env:"BENCH_LOG_LEVEL" envDefault:"warn" doc:"log level of the contestants"`
+	Rounds  int     `env:"BENCH_ROUNDS" envDefault:"3" min:"1" doc:"rounds per contestant"`
+	Scale   float64 `env:"BENCH_SCALE" envDefault:"1" doc:"factor on the number of rows"`
+	Profile string  `env:"BENCH_CPUPROFILE" doc:"file for a CPU profile of the streamer's last round; empty for none"`
+	// Of the links of path.
+	RTT      []time.Duration `env:"BENCH_RTT" envDefault:"0s,200us,500us,1ms,2ms,10ms,40ms" doc:"round trips of path's links"`
+	MTU      []int           `env:"BENCH_MTU" envDefault:"1500,9000" doc:"MTUs of path's links"`
+	TLS      []bool          `env:"BENCH_TLS" envDefault:"false,true" doc:"whether path's sessions have TLS"`
+	LogLevel string          `env:"BENCH_LOG_LEVEL" envDefault:"warn" doc:"log level of the contestants"`
 }
 
 func openEnvironment(ctx context.Context) (*environment, error) {
@@ -95,10 +99,7 @@ func (env *environment) startEngines(ctx context.Context) error {
 	} else {
 		env.postgres, err = embedded.StartPostgres(ctx, embedded.PostgresOptions{
 			DataDir: filepath.Join(env.dir, "postgres-"+embedded.PostgresVersion()), Log: env.progress,
-			Settings: map[string]string{
-				"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min",
-				"max_connections": "200", "max_replication_slots": "50", "max_wal_senders": "50",
-			},
+			Settings: postgresSettings(),
 		})
 		if err != nil {
 			return err
@@ -118,6 +119,13 @@ func (env *environment) startEngines(ctx context.Context) error {
 	}
 	env.chConfig = env.clickhouse.Config("default")
 	return nil
+}
+
+func postgresSettings() map[string]string {
+	return map[string]string{
+		"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min",
+		"max_connections": "200", "max_replication_slots": "50", "max_wal_senders": "50",
+	}
 }
 
 func (env *environment) progress(format string, args ...any) {

@@ -30,12 +30,12 @@ func growthOf(ctx context.Context, env *environment, r *report, log backlog) err
 	}
 	name := fmt.Sprintf("Die Hard, %d rows", log.rows())
 	for round := range env.Rounds {
-		m, err := drainOnce(ctx, b, contestant{name: name, countsRows: true, start: ours}, fmt.Sprintf("growth_%d", round), log)
+		d, err := drainOnce(ctx, b, contestant{name: name, countsRows: true, start: ours}, fmt.Sprintf("growth_%d", round), log)
 		if err != nil {
 			return err
 		}
-		env.progress("round %d: %s: %.0f rows/s, %.0f MB", round+1, name, m[0], m[4])
-		r.add(name, m...)
+		env.progress("round %d: %s: %.0f rows/s, %.0f MB", round+1, name, d.rows/d.took.Seconds(), d.peak)
+		r.add(name, d.figures()...)
 	}
 	return nil
 }

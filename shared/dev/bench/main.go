@@ -2,11 +2,12 @@
 // machine in the same run. Compare contestants of one run, not figures of different
 // machines. See README.md in this folder.
 //
-//	bench [drain|badrows|growth|latency|producer|api|peers|questions|indexes|all]
+//	bench [drain|path|badrows|growth|latency|producer|api|peers|questions|indexes|all]
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -20,6 +21,7 @@ var benchmarks = []struct {
 	run  func(ctx context.Context, env *environment) (*report, error)
 }{
 	{"drain", drain},
+	{"path", path},
 	{"latency", latency},
 	{"producer", producer},
 	{"api", api},
@@ -31,6 +33,9 @@ var benchmarks = []struct {
 	{"peers-latency", peersLatency},
 	{"peers-exact", peersExact},
 }
+
+// errSkipped is for benchmarks that this machine cannot run.
+var errSkipped = errors.New("skipped")
 
 func main() {
 	ctx, stop := shutdown.Context(context.Background())
@@ -66,17 +71,21 @@ func dispatch(ctx context.Context, args []string) error {
 			continue
 		}
 		r, err := b.run(ctx, env)
+		if errors.Is(err, errSkipped) {
+			env.progress("%s: %v", b.name, err)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
 		if err := r.write(os.Stdout, env.Rounds, description); err != nil {
 			return err
 		}
-		path, err := r.plot(env.dir)
+		picture, err := r.plot(env.dir)
 		if err != nil {
 			return err
 		}
-		env.progress("picture: %s", path)
+		env.progress("picture: %s", picture)
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ const (
 // plotted are the columns in the picture; the table has all.
 var plotted = map[string][]int{
 	"drain":    {0, 1, 4},
+	"path":     {1},
 	"latency":  {0, 1, 4},
 	"producer": {0, 1},
 	"api":      {0},

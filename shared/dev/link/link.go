@@ -1,6 +1,7 @@
 // Package link joins two network namespaces with a link that has a round trip and an
 // MTU, as a server that is some way off has. Tests and benchmarks share it. Nothing
-// outside of the two namespaces changes, and they end with the process at the latest.
+// outside of the two namespaces changes, unless Here is asked for, and all of it ends with
+// the process at the latest.
 package link
 
 import (
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -25,13 +27,19 @@ const (
 	Far
 )
 
-// addresses of the ends, for documentation (RFC 5737): no network has them.
-var addresses = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
+// addressesOf returns the addresses of the ends: a pair of those for documentation
+// (RFC 5737), which no network has.
+func addressesOf(pair byte) [2]netip.Addr {
+	return [2]netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 2*pair + 1}), netip.AddrFrom4([4]byte{192, 0, 2, 2*pair + 2})}
+}
 
 // Options of a link.
 type Options struct {
 	RTT time.Duration // what the link adds to a round trip
 	MTU int           // 0 means 1,500
+	// Here makes the near end a device of this process's own namespace, so that each program of
+	// the machine reaches the far end.
+	Here bool
 }
 
 // ErrUnavailable says why this machine cannot have a link.
@@ -39,9 +47,12 @@ var ErrUnavailable = errors.New("no delayed link here")
 
 // Link is open until Close.
 type Link struct {
-	spaces  [2]*os.File // network namespaces
-	tunnels [2]*os.File
-	pumps   sync.WaitGroup
+	addresses [2]netip.Addr
+	spaces    [2]*os.File // network namespaces; nil for the process's own
+	tunnels   [2]*os.File
+	devices   [2]string
+	pumps     sync.WaitGroup
+	delay     atomic.Int64 // nanoseconds one way
 }
 
 // New opens a link for a test, which is skipped where there can be none.
@@ -59,12 +70,12 @@ func New(t testing.TB, o Options) *Link {
 }
 
 // Address of an end, which only the two namespaces know.
-func (l *Link) Address(end End) netip.Addr { return addresses[end] }
+func (l *Link) Address(end End) netip.Addr { return l.addresses[end] }
 
 // Listen listens at an end on a free port.
 func (l *Link) Listen(end End) (listener net.Listener, err error) {
 	err = l.Within(end, func() error {
-		listener, err = net.Listen("tcp", netip.AddrPortFrom(addresses[end], 0).String())
+		listener, err = net.Listen("tcp", netip.AddrPortFrom(l.addresses[end], 0).String())
 		return err
 	})
 	return listener, err

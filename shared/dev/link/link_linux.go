@@ -1,6 +1,8 @@
 package link
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,41 +20,45 @@ func Open(o Options) (*Link, error) {
 	if _, err := exec.LookPath("ip"); err != nil {
 		return nil, fmt.Errorf("%w: the program ip is missing (Debian's iproute2 has it)", ErrUnavailable)
 	}
-	if o.MTU == 0 {
-		o.MTU = 1500
+	l := &Link{addresses: addressesOf(0)}
+	if o.Here { // two processes must not have the same
+		l.addresses = addressesOf(byte(os.Getpid() % 126)) //nolint:gosec // less than 126
 	}
-	l := &Link{}
 	for end := range l.spaces {
-		if err := l.makeEnd(End(end), o.MTU); err != nil {
+		if err := l.makeEnd(End(end), o.Here && End(end) == Near); err != nil {
 			l.Close()
 			return nil, err
 		}
 	}
+	if err := l.Set(o.RTT, o.MTU); err != nil {
+		l.Close()
+		return nil, err
+	}
 	for end := range l.tunnels {
 		from, to := l.tunnels[end], l.tunnels[1-end]
 		packets := make(chan packet, queueLength)
-		l.pumps.Go(func() { receive(from, packets, o.MTU, o.RTT/2) })
+		l.pumps.Go(func() { l.receive(from, packets) })
 		l.pumps.Go(func() { deliver(to, packets) })
 	}
 	return l, nil
 }
 
-func (l *Link) makeEnd(end End, mtu int) error {
-	space, err := newSpace()
-	if err != nil {
-		return fmt.Errorf("%w: make a network namespace (root may): %w", ErrUnavailable, err)
-	}
-	l.spaces[end] = space
-	return l.Within(end, func() error {
-		tunnel, err := openTunnel()
+func (l *Link) makeEnd(end End, here bool) error {
+	if !here {
+		space, err := newSpace()
 		if err != nil {
+			return fmt.Errorf("%w: make a network namespace (root may): %w", ErrUnavailable, err)
+		}
+		l.spaces[end] = space
+	}
+	return l.Within(end, func() (err error) {
+		if l.tunnels[end], l.devices[end], err = openTunnel(); err != nil {
 			return fmt.Errorf("%w: open /dev/net/tun: %w", ErrUnavailable, err)
 		}
-		l.tunnels[end] = tunnel
 		for _, args := range [][]string{
 			{"link", "set", "dev", "lo", "up"},
-			{"link", "set", "dev", device, "mtu", strconv.Itoa(mtu), "txqueuelen", strconv.Itoa(queueLength), "up"},
-			{"address", "add", addresses[end].String(), "peer", addresses[1-end].String(), "dev", device},
+			{"link", "set", "dev", l.devices[end], "txqueuelen", strconv.Itoa(queueLength), "up"},
+			{"address", "add", l.addresses[end].String(), "peer", l.addresses[1-end].String(), "dev", l.devices[end]},
 		} {
 			if err := run("ip", args...); err != nil {
 				return err
@@ -62,8 +68,26 @@ func (l *Link) makeEnd(end End, mtu int) error {
 	})
 }
 
+// Set changes the round trip of what is sent from now on, and the MTU (0 means 1,500) of
+// connections that are made from now on.
+func (l *Link) Set(rtt time.Duration, mtu int) error {
+	l.delay.Store(int64(rtt / 2))
+	for end := range l.devices {
+		err := l.Within(End(end), func() error {
+			return run("ip", "link", "set", "dev", l.devices[end], "mtu", strconv.Itoa(cmp.Or(mtu, 1500)))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Within runs f in the namespace of an end. What f opens or starts stays there.
 func (l *Link) Within(end End, f func() error) error {
+	if l.spaces[end] == nil {
+		return f()
+	}
 	return within(func() error { return unix.Setns(int(l.spaces[end].Fd()), unix.CLONE_NEWNET) }, f)
 }
 
@@ -102,28 +126,29 @@ func within(enter, f func() error) error {
 	return <-done
 }
 
-// device is the name of the TUN device, the same in each namespace.
-const device = "tun0"
-
-func openTunnel() (*os.File, error) {
+// openTunnel also returns the name of the device; the kernel chooses its number.
+func openTunnel() (tunnel *os.File, device string, err error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	request, err := unix.NewIfreq(device)
+	request, err := unix.NewIfreq("diehard%d")
 	if err == nil {
 		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
-		return nil, err
+		return nil, "", err
 	}
-	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
+	return os.NewFile(uintptr(fd), "/dev/net/tun"), request.Name(), nil
 }
 
 // queueLength is how many packets are on their way at most; others are lost.
 const queueLength = 16 << 10
+
+// maxPacket is what an IP packet has at most.
+const maxPacket = 64 << 10
 
 type packet struct {
 	content []byte
@@ -131,16 +156,16 @@ type packet struct {
 }
 
 // receive takes the packets that an end sends, until its tunnel is closed.
-func receive(from *os.File, packets chan<- packet, mtu int, delay time.Duration) {
+func (l *Link) receive(from *os.File, packets chan<- packet) {
 	defer close(packets)
+	buffer := make([]byte, maxPacket)
 	for {
-		content := make([]byte, mtu)
-		n, err := from.Read(content)
+		n, err := from.Read(buffer)
 		if err != nil {
 			return
 		}
 		select {
-		case packets <- packet{content[:n], time.Now().Add(delay)}:
+		case packets <- packet{bytes.Clone(buffer[:n]), time.Now().Add(time.Duration(l.delay.Load()))}:
 		default:
 		}
 	}

@@ -2,7 +2,10 @@
 
 package link
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Open is for Linux, which has network namespaces.
 func Open(Options) (*Link, error) {
@@ -11,3 +14,6 @@ func Open(Options) (*Link, error) {
 
 // Within has no namespace to run f in.
 func (l *Link) Within(End, func() error) error { return ErrUnavailable }
+
+// Set has no link to change.
+func (l *Link) Set(time.Duration, int) error { return ErrUnavailable }

@@ -88,6 +88,29 @@ func TestTheAddressesAreTheLinksAlone(t *testing.T) {
 	}
 }
 
+// With Here a plain connection of this process crosses the link, whose round trip and MTU
+// can be changed.
+func TestTheNearEndCanBeHere(t *testing.T) {
+	t.Parallel()
+	l := New(t, Options{Here: true})
+	listener, err := l.Listen(Far)
+	require.NoError(t, err)
+	defer listener.Close()
+	require.NoError(t, l.Set(20*time.Millisecond, 9000))
+	began := time.Now()
+	near, err := new(net.Dialer).DialContext(t.Context(), "tcp", listener.Addr().String())
+	require.NoError(t, err)
+	defer near.Close()
+	assert.GreaterOrEqual(t, time.Since(began), 20*time.Millisecond)
+	assert.Equal(t, l.Address(Near).String(), near.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Prev().String())
+	device, err := net.InterfaceByName(l.devices[Near])
+	require.NoError(t, err)
+	assert.Equal(t, 9000, device.MTU)
+	l.Close()
+	_, err = net.InterfaceByName(l.devices[Near])
+	require.Error(t, err)
+}
+
 func TestAClosedLinkCarriesNothing(t *testing.T) {
 	t.Parallel()
 	l := New(t, Options{})
