@@ -21,7 +21,8 @@ var benchmarks = []struct {
 	run  func(ctx context.Context, env *environment) (*report, error)
 }{
 	{"drain", drain},
-	{"path", path},
+	{"path-postgres", pathPostgres},
+	{"path-clickhouse", pathClickHouse},
 	{"latency", latency},
 	{"producer", producer},
 	{"api", api},
@@ -81,11 +82,11 @@ func dispatch(ctx context.Context, args []string) error {
 		if err := r.write(os.Stdout, env.Rounds, description); err != nil {
 			return err
 		}
-		picture, err := r.plot(env.dir)
+		path, err := r.plot(env.dir)
 		if err != nil {
 			return err
 		}
-		env.progress("picture: %s", picture)
+		env.progress("picture: %s", path)
 	}
 	return nil
 }

@@ -24,16 +24,13 @@ var pathContestants = []contestant{
 	{name: "idiom", countsRows: true, start: plainIdiom},
 }
 
-// path drains over links with a round trip and an MTU: PostgreSQL is at the far end, all others
-// are at the near one.
-func path(ctx context.Context, env *environment) (*report, error) {
+// pathPostgres drains over links with a round trip and an MTU: PostgreSQL is at the far end, all
+// others are at the near one.
+func pathPostgres(ctx context.Context, env *environment) (*report, error) {
 	if _, err := exec.LookPath("pg_recvlogical"); err != nil {
 		return nil, fmt.Errorf("%w: pg_recvlogical is missing (Debian's postgresql-client has it)", errSkipped)
 	}
-	l, err := link.Open(link.Options{Here: true})
-	if errors.Is(err, link.ErrUnavailable) {
-		return nil, fmt.Errorf("%w: %w", errSkipped, err)
-	}
+	l, err := openLink()
 	if err != nil {
 		return nil, err
 	}
@@ -43,17 +40,12 @@ func path(ctx context.Context, env *environment) (*report, error) {
 		return nil, err
 	}
 	defer func() { _ = far.postgres.Stop(context.WithoutCancel(ctx)) }()
-	b, err := far.newTestbed(ctx, "path")
+	b, log, err := far.pathBacklog(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = b.close(context.WithoutCancel(ctx)) }()
-	log := backlog{bulk: int(200_000 * env.Scale), single: int(100_000 * env.Scale)}
-	env.progress("producing a backlog of %d rows in one transaction and %d of one row each", log.bulk, log.single)
-	if err := log.produce(ctx, b); err != nil {
-		return nil, err
-	}
-	r := newReport("path", fmt.Sprintf("Drain of %d rows (%d in one transaction, %d of one row each) over a link", log.rows(), log.bulk, log.single), pathColumns...)
+	r := newReport("path-postgres", fmt.Sprintf("Drain of %d rows (%d in one transaction, %d of one row each) over a link", log.rows(), log.bulk, log.single), pathColumns...)
 	r.control = pathControl
 	for round := range env.Rounds {
 		for _, p := range env.paths() {
@@ -119,4 +111,27 @@ func (p onePath) measure(ctx context.Context, b *testbed, l *link.Link, r *repor
 		r.add(name, figures...)
 	}
 	return nil
+}
+
+// openLink opens a link to the machine.
+func openLink() (*link.Link, error) {
+	l, err := link.Open(link.Options{Here: true})
+	if errors.Is(err, link.ErrUnavailable) {
+		return nil, fmt.Errorf("%w: %w", errSkipped, err)
+	}
+	return l, err
+}
+
+// pathBacklog makes databases with what is to be drained over links.
+func (env *environment) pathBacklog(ctx context.Context) (*testbed, backlog, error) {
+	log := backlog{bulk: int(200_000 * env.Scale), single: int(100_000 * env.Scale)}
+	b, err := env.newTestbed(ctx, "path")
+	if err != nil {
+		return nil, log, err
+	}
+	env.progress("producing a backlog of %d rows in one transaction and %d of one row each", log.bulk, log.single)
+	if err := log.produce(ctx, b); err != nil {
+		return nil, log, errors.Join(err, b.close(ctx))
+	}
+	return b, log, nil
 }

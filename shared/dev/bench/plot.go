@@ -23,11 +23,13 @@ const (
 // plotted are the columns in the picture; the table has all.
 var plotted = map[string][]int{
 	"drain":    {0, 1, 4},
-	"path":     {1},
 	"latency":  {0, 1, 4},
 	"producer": {0, 1},
 	"api":      {0},
 	"growth":   {0, 4},
+
+	"path-postgres":   {1},
+	"path-clickhouse": {0},
 
 	"questions": {0},
 	"indexes":   {0, 1},

@@ -17,7 +17,7 @@ import (
 // clickhouseServerCommand is how embedded.StartClickHouse runs ClickHouse as a
 // process of its own. It ends on SIGTERM.
 func clickhouseServerCommand() *cobra.Command {
-	var library, data, build, profile, grants string
+	var library, data, host, build, profile, grants string
 	var port int
 	var replicas []int
 	var lag time.Duration
@@ -37,17 +37,18 @@ func clickhouseServerCommand() *cobra.Command {
 				return err
 			}
 			options := chserver.Options{
-				LibPath: library, DataDir: data, Addr: address(port), Users: users, Lag: lag, Profile: profile, Grants: grants,
+				LibPath: library, DataDir: data, Addr: net.JoinHostPort(host, strconv.Itoa(port)), Users: users, Lag: lag, Profile: profile, Grants: grants,
 			}
 			for _, port := range replicas {
-				options.Replicas = append(options.Replicas, address(port))
+				options.Replicas = append(options.Replicas, net.JoinHostPort(host, strconv.Itoa(port)))
 			}
 			return chserver.Serve(cmd.Context(), options)
 		},
 	}
 	cmd.Flags().StringVar(&library, "library", "", "path of libchdb")
 	cmd.Flags().StringVar(&data, "data", "", "data directory")
-	cmd.Flags().IntVar(&port, "port", 0, "port on the loopback interface")
+	cmd.Flags().StringVar(&host, "address", embedded.Host, "address to listen on")
+	cmd.Flags().IntVar(&port, "port", 0, "port to listen on")
 	cmd.Flags().IntSliceVar(&replicas, "replica", nil, "port of a further listener")
 	cmd.Flags().DurationVar(&lag, "replica-lag", 0, "time until an insert is visible through another listener")
 	cmd.Flags().StringVar(&profile, "profile", "", "XML in the profile of user default")
@@ -73,5 +74,3 @@ func serverUsers(data string) (map[string]string, error) {
 	}
 	return map[string]string{"default": password}, err
 }
-
-func address(port int) string { return net.JoinHostPort(embedded.Host, strconv.Itoa(port)) }

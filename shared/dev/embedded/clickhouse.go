@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -27,7 +28,9 @@ const (
 type ClickHouseOptions struct {
 	// DataDir keeps the data. It is created when it does not exist.
 	DataDir string
-	// Port of the native protocol on Host. 0 keeps the port of an engine that
+	// Address to listen on. Defaults to Host.
+	Address string
+	// Port of the native protocol on Address. 0 keeps the port of an engine that
 	// runs, or picks a free one.
 	Port int
 	// LogFile gets the server's log, appended. Defaults to DataDir + ".log".
@@ -138,7 +141,7 @@ func (c *ClickHouse) DataDir() string { return c.opts.DataDir }
 // listener.
 func (c *ClickHouse) Config(database string) clickhouse.Config {
 	return clickhouse.Config{
-		Host: Host, Port: uint16(c.port), User: "default", Password: c.password, Database: database,
+		Host: cmp.Or(c.opts.Address, Host), Port: uint16(c.port), User: "default", Password: c.password, Database: database,
 		EventLogTable: "event_log", DeadLetterTable: "event_dead_letter",
 	}
 }
@@ -221,7 +224,7 @@ func (c *ClickHouse) launch(ctx context.Context) error {
 		}
 	}
 	args := []string{
-		"clickhouse-server", "--library", c.library, "--data", c.opts.DataDir, "--port", strconv.Itoa(c.port), "--build", c.build,
+		"clickhouse-server", "--library", c.library, "--data", c.opts.DataDir, "--address", cmp.Or(c.opts.Address, Host), "--port", strconv.Itoa(c.port), "--build", c.build,
 		"--replica-lag", c.opts.ReplicaLag.String(), "--profile", c.opts.Profile, "--grants", c.opts.Grants,
 	}
 	for _, port := range c.replicas {

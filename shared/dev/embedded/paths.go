@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 )
 
-// Host is the only address that the engines listen on.
+// Host is the address that the engines listen on, if nothing else is asked for.
 const Host = "127.0.0.1"
 
 // LogFunc receives progress for people, such as "fetching PostgreSQL 18".

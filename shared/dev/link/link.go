@@ -53,6 +53,7 @@ type Link struct {
 	devices   [2]string
 	pumps     sync.WaitGroup
 	delay     atomic.Int64 // nanoseconds one way
+	trips     [2]atomic.Int64
 }
 
 // New opens a link for a test, which is skipped where there can be none.

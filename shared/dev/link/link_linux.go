@@ -35,10 +35,9 @@ func Open(o Options) (*Link, error) {
 		return nil, err
 	}
 	for end := range l.tunnels {
-		from, to := l.tunnels[end], l.tunnels[1-end]
 		packets := make(chan packet, queueLength)
-		l.pumps.Go(func() { l.receive(from, packets) })
-		l.pumps.Go(func() { deliver(to, packets) })
+		l.pumps.Go(func() { l.receive(End(end), packets) })
+		l.pumps.Go(func() { l.deliver(End(1-end), packets) })
 	}
 	return l, nil
 }
@@ -153,19 +152,20 @@ const maxPacket = 64 << 10
 type packet struct {
 	content []byte
 	due     time.Time
+	trip    int64 // see RoundTrips
 }
 
 // receive takes the packets that an end sends, until its tunnel is closed.
-func (l *Link) receive(from *os.File, packets chan<- packet) {
+func (l *Link) receive(from End, packets chan<- packet) {
 	defer close(packets)
 	buffer := make([]byte, maxPacket)
 	for {
-		n, err := from.Read(buffer)
+		n, err := l.tunnels[from].Read(buffer)
 		if err != nil {
 			return
 		}
 		select {
-		case packets <- packet{bytes.Clone(buffer[:n]), time.Now().Add(time.Duration(l.delay.Load()))}:
+		case packets <- packet{bytes.Clone(buffer[:n]), time.Now().Add(time.Duration(l.delay.Load())), l.tripOf(from, buffer[:n])}:
 		default:
 		}
 	}
@@ -173,7 +173,7 @@ func (l *Link) receive(from *os.File, packets chan<- packet) {
 
 // deliver gives the other end each packet when it is due. The timers of the runtime are
 // too coarse for a tenth of a millisecond.
-func deliver(to *os.File, packets <-chan packet) {
+func (l *Link) deliver(to End, packets <-chan packet) {
 	runtime.LockOSThread() // not unlocked: the thread ends with its precise timer
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	for p := range packets {
@@ -181,6 +181,7 @@ func deliver(to *os.File, packets <-chan packet) {
 			timeout := unix.NsecToTimespec(wait.Nanoseconds())
 			_ = unix.Nanosleep(&timeout, nil)
 		}
-		_, _ = to.Write(p.content) // a link may lose packets
+		l.arrived(to, p.trip)
+		_, _ = l.tunnels[to].Write(p.content) // a link may lose packets
 	}
 }

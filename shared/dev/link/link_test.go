@@ -111,6 +111,27 @@ func TestTheNearEndCanBeHere(t *testing.T) {
 	require.Error(t, err)
 }
 
+// A round trip is one, however many packets it has; what is sent meanwhile adds none.
+func TestRoundTripsAreCounted(t *testing.T) {
+	t.Parallel()
+	l := New(t, Options{RTT: 20 * time.Millisecond})
+	near, far := connect(t, l)
+	assert.Zero(t, l.RoundTrips(), "to connect carries no data")
+	pass := func(from, to net.Conn) {
+		_, err := from.Write(make([]byte, 10_000))
+		require.NoError(t, err)
+		_, err = io.ReadFull(to, make([]byte, 10_000))
+		require.NoError(t, err)
+	}
+	for n := range int64(3) {
+		pass(near, far)
+		pass(near, far)
+		pass(far, near)
+		pass(far, near)
+		assert.Equal(t, n+1, l.RoundTrips())
+	}
+}
+
 func TestAClosedLinkCarriesNothing(t *testing.T) {
 	t.Parallel()
 	l := New(t, Options{})

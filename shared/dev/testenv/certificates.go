@@ -8,13 +8,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"io"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -110,32 +108,7 @@ func TerminateTLS(t testing.TB, target string, config *tls.Config) (port uint16)
 	t.Helper()
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", config)
 	require.NoError(t, err)
-	var running sync.WaitGroup
-	t.Cleanup(func() {
-		_ = listener.Close()
-		running.Wait()
-	})
-	running.Go(func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			server, err := new(net.Dialer).DialContext(t.Context(), "tcp", target)
-			if err != nil {
-				_ = client.Close()
-				continue
-			}
-			// The end of one direction closes both connections.
-			for _, pair := range [][2]net.Conn{{client, server}, {server, client}} {
-				running.Go(func() {
-					_, _ = io.Copy(pair[0], pair[1])
-					_ = pair[0].Close()
-					_ = pair[1].Close()
-				})
-			}
-		}
-	})
+	Relay(t, listener, target)
 	_, text, err := net.SplitHostPort(listener.Addr().String())
 	require.NoError(t, err)
 	number, err := strconv.ParseUint(text, 10, 16)
