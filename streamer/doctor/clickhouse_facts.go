@@ -138,7 +138,7 @@ func (f *clickhouseFacts) readOthers(ctx context.Context, p *ops.Probe, source s
 		if err := rows.Scan(&database, &name); err != nil {
 			return fmt.Errorf("find other event logs: %w", err)
 		}
-		names = append(names, "`"+database+"`.`"+name+"`")
+		names = append(names, sink.Quote(database)+"."+sink.Quote(name))
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("find other event logs: %w", err)

@@ -115,7 +115,7 @@ func (l *Log) Next(ctx context.Context) ([]Event, error) {
 // may lie far from 0.
 func (l *Log) first(ctx context.Context, end decode.Position) (decode.Position, error) {
 	var lsn uint64
-	err := l.table.conn.QueryRow(ctx, fmt.Sprintf(`SELECT min(commit_lsn) FROM %s WHERE source = %s`, l.table.name, quoteString(l.filter.Source))).Scan(&lsn)
+	err := l.table.conn.QueryRow(ctx, fmt.Sprintf(`SELECT min(commit_lsn) FROM %s WHERE source = %s`, l.table.name, sink.QuoteString(l.filter.Source))).Scan(&lsn)
 	if err != nil {
 		return end, fmt.Errorf("read %s: %w", l.table.name, sink.Classify(err))
 	}
@@ -123,10 +123,6 @@ func (l *Log) first(ctx context.Context, end decode.Position) (decode.Position, 
 		return decode.Position{LSN: from + l.span, Seq: math.MaxUint32}, nil
 	}
 	return end, nil
-}
-
-func quoteString(text string) string {
-	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(text) + "'"
 }
 
 const (

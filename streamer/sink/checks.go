@@ -42,10 +42,10 @@ func (s *Sink) readChecks(ctx context.Context) (c checks, err error) {
 			continue
 		}
 		if kind == "" || expression == "" {
-			expression = "defaultValueOfTypeName(" + quoteString(typ) + ")"
+			expression = "defaultValueOfTypeName(" + QuoteString(typ) + ")"
 		}
-		c.derived = append(c.derived, "CAST(("+expression+") AS "+typ+") AS "+quote(name))
-		c.names = append(c.names, quote(name))
+		c.derived = append(c.derived, "CAST(("+expression+") AS "+typ+") AS "+Quote(name))
+		c.names = append(c.names, Quote(name))
 	}
 	if err := rows.Err(); err != nil {
 		return c, fmt.Errorf("read the columns of %s: %w", s.table, classify(err))
@@ -159,8 +159,4 @@ func endOfName(s string) int {
 		return i
 	}
 	return len(s)
-}
-
-func quoteString(s string) string {
-	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
 }

@@ -1,6 +1,15 @@
 package sink
 
-// Quote returns the name of a table for use in SQL. CLICKHOUSE_EVENT_LOG_TABLE_NAME and
-// its like are checked when they are parsed; check another name with
-// clickhouse.QuoteIdentifier first.
-func Quote(name string) string { return quote(name) }
+import "strings"
+
+// Quote returns the name of a table or column for use in SQL. A table that streamer creates or
+// writes must also pass clickhouse.QuoteIdentifier, as those of the settings have.
+func Quote(name string) string { return "`" + nameEscaper.Replace(name) + "`" }
+
+// QuoteString returns text as a string literal.
+func QuoteString(text string) string { return "'" + stringEscaper.Replace(text) + "'" }
+
+var (
+	nameEscaper   = strings.NewReplacer(`\`, `\\`, "`", "\\`")
+	stringEscaper = strings.NewReplacer(`\`, `\\`, `'`, `\'`)
+)

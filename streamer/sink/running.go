@@ -56,7 +56,7 @@ func cannotAskReplicas(err error) bool {
 func (s *Sink) runningOnReplicas(ctx context.Context, prefix string) (r Running, err error) {
 	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"skip_unavailable_shards": 1}))
 	rows, err := s.conn.Query(ctx, `SELECT toString(serverUUID()), countIf(startsWith(query_id, {prefix:String}))
-		FROM clusterAllReplicas(`+quote(s.tables.Cluster)+`, system, processes) GROUP BY 1`,
+		FROM clusterAllReplicas(`+Quote(s.tables.Cluster)+`, system, processes) GROUP BY 1`,
 		clickhouse.Named("prefix", prefix))
 	if err != nil {
 		return r, fmt.Errorf("read system.processes of all replicas: %w", classify(err))

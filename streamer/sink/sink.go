@@ -71,12 +71,10 @@ func OnTimeline(n uint32) Timeline { return func(pglogrepl.LSN) uint32 { return 
 // New returns a Sink for the rows of source. timeline of its commit is stored with each row.
 func New(conn driver.Conn, t Tables, source Source, timeline Timeline) *Sink {
 	return &Sink{
-		conn: conn, reader: conn, tables: t, table: quote(t.EventLog), deadLetter: quote(t.DeadLetter), quorum: t.Quorum,
+		conn: conn, reader: conn, tables: t, table: Quote(t.EventLog), deadLetter: Quote(t.DeadLetter), quorum: t.Quorum,
 		source: source, timeline: timeline, encoder: newEncoder(),
 	}
 }
-
-func quote(name string) string { return "`" + strings.ReplaceAll(name, "`", "\\`") + "`" }
 
 // InsertRequest identifies one attempt to write a block.
 type InsertRequest struct {
