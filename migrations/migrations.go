@@ -48,19 +48,6 @@ func Up(ctx context.Context, db postgres.Config, set Set, cfg clickhouse.Config,
 	})
 }
 
-// StatusOf lists the migrations of both databases. It changes nothing.
-func StatusOf(ctx context.Context, db postgres.Config, set Set, cfg clickhouse.Config) ([]Status, error) {
-	list, err := set.Status(ctx, db)
-	if err != nil {
-		return nil, err
-	}
-	more, err := StatusClickHouse(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return append(list, more...), nil
-}
-
 // up runs what is pending and logs a line for each migration.
 func up(ctx context.Context, provider *goose.Provider, database string, log *slog.Logger) error {
 	results, err := provider.Up(ctx)

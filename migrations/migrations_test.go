@@ -37,13 +37,22 @@ func emptyDatabases(t *testing.T, env *testenv.Env) (postgresURL string, cfg cli
 	return strings.Replace(env.PostgresURL, "/"+env.Slot, "/"+name, 1), cfg
 }
 
+// statusOf lists the migrations of both databases.
+func statusOf(t *testing.T, url string, cfg clickhouse.Config) []migrations.Status {
+	t.Helper()
+	list, err := migrations.Outbox("", "").Status(t.Context(), postgres.Config{URL: url})
+	require.NoError(t, err)
+	more, err := migrations.StatusClickHouse(t.Context(), cfg)
+	require.NoError(t, err)
+	return append(list, more...)
+}
+
 func TestUpBySeveralAtOnceThenAgain(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
 	url, cfg := emptyDatabases(t, env)
 
-	pending, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
-	require.NoError(t, err)
+	pending := statusOf(t, url, cfg)
 	require.NotEmpty(t, pending)
 	for _, m := range pending {
 		assert.False(t, m.Applied(), m.Name)
@@ -57,8 +66,7 @@ func TestUpBySeveralAtOnceThenAgain(t *testing.T) {
 	}
 	require.NoError(t, group.Wait())
 
-	applied, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
-	require.NoError(t, err)
+	applied := statusOf(t, url, cfg)
 	require.Len(t, applied, len(pending))
 	for i, m := range applied {
 		assert.True(t, m.Applied(), m.Name)
@@ -67,8 +75,7 @@ func TestUpBySeveralAtOnceThenAgain(t *testing.T) {
 	}
 
 	require.NoError(t, migrations.Up(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg, slog.New(slog.DiscardHandler)))
-	again, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
-	require.NoError(t, err)
+	again := statusOf(t, url, cfg)
 	assert.Equal(t, applied, again)
 }
 
@@ -109,8 +116,7 @@ func TestStatusChangesNothing(t *testing.T) {
 	env := testenv.New(t)
 	url, cfg := emptyDatabases(t, env)
 	for range 2 {
-		list, err := migrations.StatusOf(t.Context(), postgres.Config{URL: url}, migrations.Outbox("", ""), cfg)
-		require.NoError(t, err)
+		list := statusOf(t, url, cfg)
 		assert.False(t, list[0].Applied())
 	}
 	var databases uint64

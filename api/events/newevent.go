@@ -50,11 +50,6 @@ func (e *InvalidError) Error() string {
 	return "invalid events: " + strings.Join(parts, "; ")
 }
 
-var (
-	earliest = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
-	latest   = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) // exclusive
-)
-
 // problems returns what is wrong with n, per field.
 func (n *NewEvent) problems() []FieldError {
 	broken := map[string]bool{}
@@ -75,7 +70,7 @@ func (n *NewEvent) problems() []FieldError {
 	if n.Environment != nil {
 		check("environment", textProblem(*n.Environment, event.MaxEnvironmentBytes))
 	}
-	if !n.DateTime.IsZero() && (n.DateTime.Before(earliest) || !n.DateTime.Before(latest)) {
+	if !n.DateTime.IsZero() && !event.ValidTime(n.DateTime) {
 		check("event_date_time", "must be between the years 1900 and 2299")
 	}
 	if n.MetadataVersion < 0 {

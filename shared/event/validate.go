@@ -19,6 +19,9 @@ var (
 	latest   = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) // exclusive
 )
 
+// ValidTime reports whether event_date_time can be t.
+func ValidTime(t time.Time) bool { return !t.Before(earliest) && t.Before(latest) }
+
 // Validate reports whether the outbox would take e. Errors wrap [ErrInvalid] and
 // never contain the context.
 func (e Event) Validate() error {
@@ -71,7 +74,7 @@ func (e Event) checkRest() string {
 	switch {
 	case e.MetadataVersion < 0:
 		return fmt.Sprintf("the metadata version %d is negative", e.MetadataVersion)
-	case !e.DateTime.IsZero() && (e.DateTime.Before(earliest) || !e.DateTime.Before(latest)):
+	case !e.DateTime.IsZero() && !ValidTime(e.DateTime):
 		return fmt.Sprintf("the time %s is not between the years 1900 and 2299", e.DateTime.Format(time.RFC3339))
 	case e.TraceContext != "" && !ValidTraceContext(e.TraceContext):
 		return "the trace context is not a W3C traceparent"

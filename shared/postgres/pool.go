@@ -100,10 +100,6 @@ func (p *Pool) configure(c, given *pgx.ConnConfig) {
 	}
 }
 
-// BehindPooler reports that a connection pooler answers at the address. It is known
-// from the first connection on.
-func (p *Pool) BehindPooler() bool { return p.pooler.Load() }
-
 // Ping opens a connection, if there is none, and uses it.
 func (p *Pool) Ping(ctx context.Context) error { return p.pool.Ping(ctx) }
 

@@ -3,29 +3,20 @@ package telemetry
 import (
 	"context"
 	"net/http"
-	"regexp"
 
 	"github.com/getsentry/sentry-go"
-)
 
-// traceparentPattern is a W3C traceparent of version 00.
-// Source: W3C Trace Context, "traceparent Header".
-var traceparentPattern = regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$`)
-
-const (
-	zeroTraceID = "00000000000000000000000000000000"
-	zeroSpanID  = "0000000000000000"
+	"diehard/shared/event"
 )
 
 // parseTraceparent returns the parts of a W3C traceparent; ok is false if it is
 // invalid.
 func parseTraceparent(text string) (traceID, spanID string, sampled, ok bool) {
-	m := traceparentPattern.FindStringSubmatch(text)
-	if m == nil || m[1] == zeroTraceID || m[2] == zeroSpanID {
+	if !event.ValidTraceContext(text) {
 		return "", "", false, false
 	}
-	flags := m[3][1]
-	return m[1], m[2], flags%2 == 1, true // '1' is odd as a character, too
+	flags := text[len(text)-1]
+	return text[3:35], text[36:52], flags%2 == 1, true // '1' is odd as a character, too
 }
 
 // sentryTrace returns traceparent as a sentry-trace header. For an unsampled one,

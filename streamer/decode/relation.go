@@ -46,6 +46,15 @@ var columnMappings = map[string]columnMapping{
 	"published_by":     {field{setPublishedBy, 0}, []uint32{pgtype.TextOID, pgtype.VarcharOID}},
 }
 
+// ColumnTypes returns the types, as OIDs, that each column of the outbox may have.
+func ColumnTypes() map[string][]uint32 {
+	types := make(map[string][]uint32, len(columnMappings))
+	for name, mapping := range columnMappings {
+		types[name] = slices.Clone(mapping.oids)
+	}
+	return types
+}
+
 // allRequired has the bit of every required column.
 const allRequired = 1 | 2 | 4 | 8 | 16 | 32
 

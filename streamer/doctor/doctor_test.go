@@ -149,7 +149,7 @@ func TestMissingObjectsAreNamed(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ where, check, harm, is string }{
 		{"postgresql", "outbox columns", "ALTER TABLE outbox RENAME COLUMN event_type TO kind", "event_type is missing"},
-		{"postgresql", "outbox columns", "DROP VIEW diehard_events; ALTER TABLE outbox DROP CONSTRAINT outbox_event, ALTER trace_context TYPE int USING 0", "trace_context is integer, not text or character varying"},
+		{"postgresql", "outbox columns", "DROP VIEW diehard_events; ALTER TABLE outbox DROP CONSTRAINT outbox_event, ALTER trace_context TYPE int USING 0", "trace_context is integer, not text or varchar"},
 		{"postgresql", "slot", "INSERT INTO diehard_slot (slot_name) VALUES ('SLOT')", "is gone, and with it the position in the WAL: events may be missing"},
 		{"postgresql", "slot", "SELECT pg_create_physical_replication_slot('SLOT')", "not pgoutput"},
 		{"postgresql", "outbox", "ALTER TABLE outbox RENAME TO outbox_2; CREATE VIEW outbox AS SELECT * FROM outbox_2", "is a view"},

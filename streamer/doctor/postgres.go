@@ -7,6 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"diehard/streamer/decode"
 	"diehard/streamer/replication"
 )
 
@@ -145,29 +148,19 @@ var postgresChecks = []check[postgresFacts]{
 	{"clock", func(f *postgresFacts) result { return checkClock(f.skew) }},
 }
 
-// columnTypes are the types that the columns of the outbox may have.
-var columnTypes = map[string][]string{
-	"id":               {"uuid"},
-	"event_type":       {"text", "character varying"},
-	"event_date_time":  {"timestamp with time zone", "timestamp without time zone"},
-	"environment":      {"text", "character varying"},
-	"event_context":    {"json", "jsonb", "text"},
-	"metadata_version": {"bigint", "integer"},
-	"trace_context":    {"text", "character varying"},
-	"published_at":     {"timestamp with time zone"},
-}
-
 func checkColumns(f *postgresFacts) result {
 	if len(f.columns) == 0 {
 		return failed(f.schema.SQL("table {outbox}.outbox does not exist"), "it exists", "streamer migrate up")
 	}
+	types := decode.ColumnTypes()
+	types["published_at"] = []uint32{pgtype.TimestamptzOID} // for retention and replay
 	var wrong []string
-	for name, types := range columnTypes {
-		switch have := f.columns[name]; {
-		case have == "":
+	for name, oids := range types {
+		switch have, exists := f.columns[name]; {
+		case !exists:
 			wrong = append(wrong, name+" is missing")
-		case !slices.Contains(types, have):
-			wrong = append(wrong, fmt.Sprintf("%s is %s, not %s", name, have, strings.Join(types, " or ")))
+		case !slices.Contains(oids, have.oid):
+			wrong = append(wrong, fmt.Sprintf("%s is %s, not %s", name, have.typ, typeNames(oids)))
 		}
 	}
 	if len(wrong) > 0 {
@@ -175,6 +168,18 @@ func checkColumns(f *postgresFacts) result {
 		return failed(strings.Join(wrong, "; "), "as the migrations create them", f.schema.SQL("ALTER TABLE {outbox}.outbox …: restore the names and types of the columns"))
 	}
 	return ok(fmt.Sprintf("%d, as the migrations create them", len(f.columns)))
+}
+
+// typeNames names the types with these OIDs, which pgx knows.
+func typeNames(oids []uint32) string {
+	known := pgtype.NewMap()
+	var names []string
+	for _, oid := range oids {
+		if t, ok := known.TypeForOID(oid); ok {
+			names = append(names, t.Name)
+		}
+	}
+	return strings.Join(names, " or ")
 }
 
 // expected are the preconditions of the streamer.

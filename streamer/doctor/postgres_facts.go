@@ -42,7 +42,7 @@ type postgresFacts struct {
 	openMessages     string   // statements that close them; empty where messages are not read, or closed
 	oldestTx         time.Duration
 	oldestPrepared   time.Duration
-	columns          map[string]string // of the outbox
+	columns          map[string]column // of the outbox
 	outbox           *ops.Outbox
 	outboxErr        error
 	pendingMigration int
@@ -59,7 +59,7 @@ func readPostgres(ctx context.Context, p Target) (*postgresFacts, error) {
 	from := p.Probe.Origin
 	f := &postgresFacts{
 		Postgres: answer, schema: from.Schema, slotName: from.SlotName(), slot: answer.Slot(from.SlotName()), publication: from.PublicationName(),
-		skew: answer.Skew(), unmet: map[string]error{}, settings: map[string]string{}, columns: map[string]string{},
+		skew: answer.Skew(), unmet: map[string]error{}, settings: map[string]string{}, columns: map[string]column{},
 	}
 	for _, ask := range []func(context.Context, *ops.Probe) error{
 		f.readSettings, f.readServer, f.readPrivileges, f.readTransactions, f.readColumns,
@@ -169,16 +169,23 @@ func (f *postgresFacts) readTransactions(ctx context.Context, p *ops.Probe) erro
 	return err
 }
 
+// column is the type of a column of the outbox.
+type column struct {
+	oid uint32
+	typ string
+}
+
 func (f *postgresFacts) readColumns(ctx context.Context, p *ops.Probe) error {
 	rows, err := p.Postgres.Query(ctx, p.Origin.Schema.SQL(`
-		SELECT attname::text, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute
+		SELECT attname::text, atttypid, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute
 		WHERE attrelid = to_regclass('{outbox}.outbox') AND attnum > 0 AND NOT attisdropped`))
 	if err != nil {
 		return err
 	}
-	var name, kind string
-	_, err = pgx.ForEachRow(rows, []any{&name, &kind}, func() error {
-		f.columns[name] = kind
+	var name string
+	var c column
+	_, err = pgx.ForEachRow(rows, []any{&name, &c.oid, &c.typ}, func() error {
+		f.columns[name] = c
 		return nil
 	})
 	return err

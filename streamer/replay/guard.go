@@ -62,19 +62,15 @@ const (
 // The position is that of a commit of our own. That of WAL which merely exists
 // may lie between two records, and a slot would not reach it on an idle server.
 func (g *guard) waitUntilConfirmed(ctx context.Context, log *slog.Logger) (pglogrepl.LSN, error) {
-	var text string
 	batch := &pgx.Batch{}
 	batch.Queue(`SET synchronous_commit = local`)
 	batch.Queue(g.schema.SQL(`SELECT {outbox}.diehard_mark_wal()`))
 	if err := g.Conn.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("mark the WAL: %w", err)
 	}
-	if err := g.Conn.QueryRow(ctx, `SELECT pg_catalog.pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
+	var end pglogrepl.LSN
+	if err := g.Conn.QueryRow(ctx, `SELECT pg_catalog.pg_current_wal_flush_lsn()`).Scan(&end); err != nil {
 		return 0, fmt.Errorf("read the end of the WAL: %w", err)
-	}
-	end, err := pglogrepl.ParseLSN(text)
-	if err != nil {
-		return 0, err
 	}
 	return end, g.await(ctx, end, log)
 }

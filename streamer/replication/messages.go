@@ -30,13 +30,13 @@ func (c *Control) WithMessages(ctx context.Context) (bool, error) {
 	return from != 0 || c.readsMessages(), err
 }
 
-// NoteMessages notes whether messages are wanted, which opens or closes the door
-// for those who publish them, and returns MessagesFrom. When they are wanted for the
+// NoteMessages notes whether messages are wanted, which publish_event_message otherwise
+// refuses, and returns MessagesFrom. When they are wanted for the
 // first time they begin at next, before which everything has been delivered already. The
 // slot must be ours.
 func (c *Control) NoteMessages(ctx context.Context, next pglogrepl.LSN) (pglogrepl.LSN, error) {
-	_, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_messages($1::text, $2::boolean, $3::text::pg_lsn)`),
-		c.slot, c.readsMessages(), next.String())
+	_, err := c.conn.Exec(ctx, c.schema.SQL(`SELECT {outbox}.diehard_slot_messages($1::text, $2::boolean, $3::pg_lsn)`),
+		c.slot, c.readsMessages(), next)
 	if err != nil {
 		return 0, classify(fmt.Errorf("note that messages are read: %w", err))
 	}

@@ -229,7 +229,7 @@ var statements = []statement{
 	},
 	{
 		has:    "SELECT public.diehard_slot_messages(",
-		params: oids{tText, tBool, tText}, columns: oids{tText},
+		params: oids{tText, tBool, tLSN}, columns: oids{tText},
 		run: func(*query) ([][]any, error) { return one(""), nil },
 	},
 }
