@@ -84,7 +84,7 @@ func TestAPIRoleMayWriteEventsAndNothingElse(t *testing.T) {
 	}
 }
 
-// A producer publishes through every door, and neither reads, forges who published, nor
+// A producer publishes in every way, and neither reads, forges who published, nor
 // touches what is the api's.
 func TestProducerRoleMayPublishAndNothingElse(t *testing.T) {
 	t.Parallel()

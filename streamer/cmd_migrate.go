@@ -57,7 +57,7 @@ func migrateUpCommand() *cobra.Command {
 			}
 			closeMessages(cmd.Context(), set, cfg.Postgres, cfg.Replication, log)
 			if err := prepareSlot(cmd.Context(), cfg, log); err != nil {
-				log.Warn("the replication slot could not be prepared; the streamer will do it, or say what is wrong", "error", err)
+				log.Warn("cannot prepare the replication slot; the streamer tries again when it starts", "error", err)
 			}
 			return nil
 		},
@@ -89,10 +89,10 @@ func closeMessages(ctx context.Context, set migrations.Set, db postgres.Config, 
 	}
 	if err := set.CloseMessages(ctx, db); err != nil {
 		if open, ok := errors.AsType[*migrations.OpenMessagesError](err); ok {
-			log.Error("every login may write messages, which become events: let a superuser run the fix", "fix", open.Fix)
+			log.Error("every login may write messages, which become events: run the fix as a superuser", "fix", open.Fix)
 			return
 		}
-		log.Warn("who may write messages is not known", "error", err)
+		log.Warn("cannot check who may write messages", "error", err)
 	}
 }
 
@@ -151,10 +151,10 @@ func prepareSlot(ctx context.Context, cfg config.Config, log *slog.Logger) error
 	}
 	switch {
 	case late && cfg.Replication.Shard.Count > 0: // moving to shards, another streamer delivers those
-		log.Info("the slots of all shards are made; events from before are for the streamer that ran until now, " +
-			"and if there was none, `streamer replay --from-table` delivers them")
+		log.Info("the slots of all shards are created; the streamer that ran until now delivers the events before them; " +
+			"if there was none, run `streamer replay --from-table`")
 	case late:
-		log.Warn("the outbox had events before the slot was made: once the streamer runs, `streamer replay --from-table` delivers them")
+		log.Warn("the outbox had events before the slot was created: start the streamer, then run `streamer replay --from-table` to deliver them")
 	}
 	return nil
 }

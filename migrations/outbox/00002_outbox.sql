@@ -20,7 +20,7 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- What is wrong with an event, or NULL: the rules of every door. A name is that of
+-- What is wrong with an event, or NULL: the rules of every way to publish. A name is that of
 -- publish_event's parameter.
 CREATE FUNCTION {{.Schema}}.diehard_problem(
     event_id uuid, event_type text, event_date_time timestamptz, environment text, event_context json, metadata_version bigint,

@@ -10,7 +10,7 @@ import (
 
 func (c Config) checkTLS() error {
 	if !c.Secure && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "" || c.ServerName != "" || c.InsecureSkipVerify) {
-		return errors.New("CLICKHOUSE_SECURE must be true for the other TLS settings of ClickHouse to have a meaning")
+		return errors.New("CLICKHOUSE_SECURE must be true for the other TLS settings of ClickHouse to have an effect")
 	}
 	if (c.CertFile == "") != (c.KeyFile == "") {
 		return errors.New("CLICKHOUSE_CERT_FILE and CLICKHOUSE_KEY_FILE go together: set both or none")

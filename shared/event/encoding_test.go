@@ -40,7 +40,7 @@ var brokenEscape = regexp.MustCompile(`\\u(0000|[dD][89a-fA-F])`)
 
 func refusedInArrays(content string) bool { return brokenEscape.MatchString(content) }
 
-// A double encoding is refused at every door where the setting is on, and nowhere else.
+// A double encoding is refused in every way to publish where the setting is on, and nowhere else.
 func TestDoubleEncodingIsRefusedWhereWanted(t *testing.T) {
 	t.Parallel()
 	env := listening(t)
@@ -48,7 +48,7 @@ func TestDoubleEncodingIsRefusedWhereWanted(t *testing.T) {
 	t.Cleanup(func() { assert.NoError(t, db.Close()) })
 	publish := func(content string) (failures []error) {
 		e := event.Event{Type: "t", Context: json.RawMessage(content)}
-		for _, door := range []func(context.Context, pgx.Tx) error{
+		for _, publish := range []func(context.Context, pgx.Tx) error{
 			execute(`INSERT INTO outbox (event_type, event_context) VALUES ('t', $1)`, content),
 			execute(`INSERT INTO diehard_events (event_type, event_context) VALUES ('t', $1)`, content),
 			execute(`SELECT publish_event('t', $1::text)`, content),
@@ -64,7 +64,7 @@ func TestDoubleEncodingIsRefusedWhereWanted(t *testing.T) {
 		} {
 			tx, err := env.Pool.Begin(t.Context())
 			require.NoError(t, err)
-			failures = append(failures, door(t.Context(), tx))
+			failures = append(failures, publish(t.Context(), tx))
 			require.NoError(t, tx.Rollback(t.Context()))
 		}
 		return failures
@@ -72,7 +72,7 @@ func TestDoubleEncodingIsRefusedWhereWanted(t *testing.T) {
 	for _, content := range slices.Concat(encodedTwice, encodedOnce) {
 		for i, err := range publish(content) {
 			if i != 4 || !refusedInArrays(content) {
-				assert.NoError(t, err, "door %d: %s", i, content)
+				assert.NoError(t, err, "way %d: %s", i, content)
 			}
 		}
 	}
@@ -83,7 +83,7 @@ func TestDoubleEncodingIsRefusedWhereWanted(t *testing.T) {
 	env.Pool.Reset()
 	for _, content := range encodedTwice {
 		for i, err := range publish(content) {
-			require.ErrorContains(t, err, "event_context is JSON encoded twice", "door %d: %s", i, content)
+			require.ErrorContains(t, err, "event_context is JSON encoded twice", "way %d: %s", i, content)
 			var pgErr *pgconn.PgError
 			require.ErrorAs(t, err, &pgErr)
 			assert.Equal(t, "23514", pgErr.Code)
@@ -92,7 +92,7 @@ func TestDoubleEncodingIsRefusedWhereWanted(t *testing.T) {
 	for _, content := range encodedOnce {
 		for i, err := range publish(content) {
 			if i != 4 || !refusedInArrays(content) {
-				assert.NoError(t, err, "door %d: %s", i, content)
+				assert.NoError(t, err, "way %d: %s", i, content)
 			}
 		}
 	}

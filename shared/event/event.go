@@ -124,7 +124,7 @@ func New(payload any, options ...Option) (Event, error) {
 func marshal(payload any) (json.RawMessage, error) {
 	switch p := payload.(type) {
 	case nil:
-		return nil, errors.New("there is none")
+		return nil, errors.New("payload is nil")
 	case json.RawMessage:
 		return p, nil
 	default:

@@ -122,7 +122,7 @@ func types(events []event.Event) (list []string) {
 	return list
 }
 
-// One rule for every door: what one refuses all refuse, and the functions say which event.
+// One rule for every way to publish: what one refuses all refuse, and the functions say which event.
 func TestTheDoorsRefuseTheSame(t *testing.T) {
 	t.Parallel()
 	env := listening(t)

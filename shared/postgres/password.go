@@ -88,7 +88,7 @@ func readPassword(r io.Reader, variable string) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("%s: %w", variable, err)
 	case len(text) > maxPassword:
-		return "", fmt.Errorf("%s: more than %d bytes are no password", variable, maxPassword)
+		return "", fmt.Errorf("%s: a password has at most %d bytes", variable, maxPassword)
 	}
 	text = bytes.TrimRight(text, "\r\n")
 	switch {

@@ -69,7 +69,7 @@ func TestPasswordsDoNotShowInErrors(t *testing.T) {
 		"password is empty": {PasswordCommand: "true"},
 		"one line":          {PasswordCommand: "echo hunter2; echo hunter2"},
 		"no such file":      {PasswordFile: "/no/such/file"},
-		"are no password":   {PasswordCommand: "head -c 100000 /dev/zero | tr '\\0' 'x'"},
+		"has at most":       {PasswordCommand: "head -c 100000 /dev/zero | tr '\\0' 'x'"},
 	} {
 		cfg.URL = "postgres://app@127.0.0.1:1/app"
 		_, err := postgres.Connect(t.Context(), cfg, postgres.Options{})

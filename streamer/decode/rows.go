@@ -29,8 +29,13 @@ func (p Position) Compare(q Position) int {
 }
 
 // Rows are outbox rows as columns, laid out as ClickHouse's format Native wants
-// them, and the rows that could not be decoded. Buffers are reused: what the
-// fields hold is valid until the next Reset. Not safe for concurrent use.
+// them, and the rows that could not be decoded. Not safe for concurrent use.
+//
+// Invariants:
+//   - Every column has one value for each of the Len rows: 16 bytes of ID and TraceID, and the
+//     part of Context that ends at ContextEnd.
+//   - Rows are in stream order, and so are Rejects; no position is in both, or twice.
+//   - Buffers are reused: what the fields hold is valid until the next Reset.
 type Rows struct {
 	ID              []byte // 16 bytes a row, in ClickHouse's order: two little-endian halves
 	Type            Dict

@@ -16,8 +16,8 @@ import (
 	"diehard/shared/postgres"
 )
 
-// publisherDoors are the ways of a producer to publish an event of the type that stands for $1.
-var publisherDoors = map[string]string{
+// publisherWays are the ways of a producer to publish an event of the type that stands for $1.
+var publisherWays = map[string]string{
 	"INSERT":         "INSERT INTO outbox (event_type, event_context) VALUES ($1, '{}')",
 	"the view":       "INSERT INTO diehard_events (event_type, event_context) VALUES ($1, '{}') RETURNING *",
 	"function":       "SELECT publish_event($1::text, '{}')",
@@ -45,7 +45,7 @@ var forgeries = []string{
 }
 
 // Who published an event is what PostgreSQL or the api knows of its session, in event_log as
-// well, whatever door it came through and whatever its producer says.
+// well, whichever way it came and whatever its producer says.
 func TestThePublisherCannotBeForged(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
@@ -55,10 +55,10 @@ func TestThePublisherCannotBeForged(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = producer.Close(t.Context()) })
 	want := map[string]string{}
-	for door, statement := range publisherDoors {
-		_, err := producer.Exec(t.Context(), statement, pgx.QueryExecModeExec, door)
-		require.NoError(t, err, door)
-		want[door] = env.Slot + "_diehard_producer"
+	for way, statement := range publisherWays {
+		_, err := producer.Exec(t.Context(), statement, pgx.QueryExecModeExec, way)
+		require.NoError(t, err, way)
+		want[way] = env.Slot + "_diehard_producer"
 	}
 	_, err = producer.CopyFrom(t.Context(), pgx.Identifier{"outbox"}, []string{"event_type", "event_context"}, pgx.CopyFromRows([][]any{{"COPY", []byte("{}")}}))
 	require.NoError(t, err)

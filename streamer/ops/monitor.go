@@ -93,7 +93,7 @@ func (m *Monitor) Start(ctx context.Context, progress *pipeline.Progress) (stop 
 	group.Go(func() { m.sampler.run(watching) })
 	group.Go(func() { every(watching, time.Second, m.tick) })
 	group.Go(func() { serve(watching, listener, handler, m.opts.Log) })
-	m.opts.Log.Info("watch", "page", "http://"+m.addr)
+	m.opts.Log.Info("serving the live page", "page", "http://"+m.addr)
 	return func() {
 		cancel()
 		group.Wait()

@@ -22,7 +22,7 @@ const (
 	answerTimeout = 500 * time.Millisecond
 )
 
-// end is what is known of one database.
+// endpoint is what is known of one database.
 type endpoint[T any] struct {
 	last    *T        // the last answer, nil before the first
 	at      time.Time // when it was given

@@ -69,7 +69,7 @@ type ClickHouseEndpoint struct {
 	Error string `json:"error,omitempty"`
 }
 
-// ends fills what the databases say.
+// endpoints fills in what the databases say.
 func (s *Status) endpoints(x snapshot, slot string) {
 	s.SlotName, s.Lag = slot, x.lag
 	s.Postgres = PostgresEndpoint{Postgres: x.postgres.last, Up: up(x.postgres), Error: text(x.postgres.failure), Skew: x.skew.Seconds()}

@@ -74,7 +74,7 @@ func (w *writer) answered(ctx context.Context, p *part, in insertion, attempt in
 	}
 	there, err := w.look(ctx, in.what, in.written)
 	if err == nil && !there {
-		w.s.log.Error("ClickHouse accepted a repeated insert and its rows are not there: they were deleted, have expired, or were lost with their token kept; "+
+		w.s.log.Error("ClickHouse accepted a repeated insert, but its rows are missing: they were deleted, have expired, or were lost while their token was kept; "+
 			"run `streamer verify`", "what", in.what, "after", p.intent.After.String(), "through", p.intent.Through.String())
 	}
 	return err
@@ -210,8 +210,8 @@ const (
 	// idleBytes is the WAL behind our last record that is worth another one: it is much
 	// more than a record makes itself.
 	idleBytes = 4 << 10
-	// idleInterval is the shortest time between two records without rows, and
-	// maxIdleInterval the longest as long as less than idleBytes of WAL was written.
+	// idleRecordInterval is the shortest time between two records without rows, and
+	// maxIdleRecordInterval the longest as long as less than idleBytes of WAL was written.
 	idleRecordInterval    = 500 * time.Millisecond
 	maxIdleRecordInterval = 30 * time.Second
 )

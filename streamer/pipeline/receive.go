@@ -216,7 +216,7 @@ func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
 	}
 }
 
-// due is when the open batch should go out if nothing more arrives.
+// flushDeadline is when the open batch should go out if nothing more arrives.
 func (r *receiver) flushDeadline(now time.Time) time.Time {
 	switch {
 	case r.replyRequested:
@@ -243,7 +243,7 @@ func (r *receiver) flushBlocking(work context.Context) {
 	case empty := <-r.free:
 		now := time.Now()
 		r.swapBatches(now, empty)
-		r.lastMessageAt = now // what came while we were not reading counts as lastMessageAt
+		r.lastMessageAt = now // the server may have sent something while nothing was read
 	case <-work.Done():
 	}
 }
@@ -266,10 +266,10 @@ func (r *receiver) swapBatches(now time.Time, empty *batch.Batch) {
 	r.waiting.Store(0)
 }
 
-// step is how long to wait when nothing is due.
+// pollTimeout is how long to wait when nothing is due.
 func (r *receiver) pollTimeout() time.Duration { return min(maxStep, r.s.cfg.SenderTimeout/5) }
 
-// checkServer asks a silent server for a sign of life, and gives it up when none
+// checkServer asks a silent server for a keepalive, and gives it up when none
 // comes. A walsender that works through a large transaction of which nothing is
 // sent looks at our messages only now and then, twice in SenderTimeout, so it is asked often and
 // waited for twice as long. A standby does not wait for that: the server's own timeout frees the slot.
@@ -283,7 +283,7 @@ func (r *receiver) checkServer(now time.Time) error {
 	silence := now.Sub(r.lastMessageAt)
 	if silence > r.s.cfg.SenderTimeout<<(1+min(r.s.p.silences, maxSilences)) {
 		r.s.p.silences++
-		return fmt.Errorf("no sign of life from PostgreSQL for %s", silence.Round(time.Second))
+		return fmt.Errorf("PostgreSQL has sent nothing for %s", silence.Round(time.Second))
 	}
 	if silence > r.s.cfg.SenderTimeout/4 {
 		r.confirmed.ask.Store(true)

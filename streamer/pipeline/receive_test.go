@@ -274,11 +274,11 @@ func TestASilentServerIsAskedAndThenGivenUp(t *testing.T) {
 	r.wait(now.Add(senderTimeout / 4))
 	assert.False(t, r.confirmed.ask.Load())
 	r.wait(now.Add(senderTimeout/4 + time.Millisecond))
-	assert.True(t, r.confirmed.ask.Swap(false), "a sign of life is asked for")
+	assert.True(t, r.confirmed.ask.Swap(false), "a keepalive is asked for")
 	r.wait(now.Add(2 * senderTimeout))
 	assert.True(t, r.confirmed.ask.Load(), "again and again")
 	_, err := r.beforeWait(now.Add(2*senderTimeout + time.Millisecond))
-	require.ErrorContains(t, err, "no sign of life from PostgreSQL for 20s")
+	require.ErrorContains(t, err, "PostgreSQL has sent nothing for 20s")
 
 	r.keepalive(1, false)
 	later := now.Add(3 * senderTimeout)

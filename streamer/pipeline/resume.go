@@ -240,9 +240,9 @@ func (s *session) warnOfOtherServers(ctx context.Context) error {
 		predecessor := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Origin.SlotName()}.String() // upgraded, or restored from a dump
 		sources = slices.DeleteFunc(sources, func(source string) bool { return source == predecessor })
 		if len(sources) > 0 {
-			s.log.Error("event_log has events of this slot from another PostgreSQL server, and this one knows nothing of it: was its data lost, or does DATABASE_URL lead elsewhere? "+
+			s.log.Error("event_log has events of this slot from another PostgreSQL server, which is not a predecessor of this one: was its data lost, or is DATABASE_URL wrong? "+
 				"The streamer goes on with a source of its own", "slot", s.cfg.Origin.SlotName(), "known", s.source.String(), "unknown", sources,
-				"fix", "if data was lost, restore PostgreSQL from a backup; if this server is meant, nothing")
+				"fix", "if data was lost, restore PostgreSQL from a backup; if this server is the right one, nothing")
 		}
 		return err
 	})
@@ -255,7 +255,7 @@ const oldInsertsPoll = 500 * time.Millisecond
 // began is over by its time limit, and until no node that can be asked runs one.
 func (s *session) waitForOldInserts(ctx context.Context) error {
 	over := s.p.newTimeline.since.Add(sink.InsertBound(s.insertTimeout()))
-	s.log.Info("the record is of another timeline or server, or new: waiting for the time limit of the inserts before",
+	s.log.Info("the record is new, or from another timeline or server: waiting until earlier inserts have passed their time limit",
 		"record", fmt.Sprintf("%s/%d", s.record.SystemID, s.record.Timeline), "server", fmt.Sprintf("%s/%d", s.source.SystemID, s.history.Timeline),
 		"wait", time.Until(over).Round(time.Second))
 	prefix := sink.Source{SystemID: s.record.SystemID, Slot: s.cfg.Origin.SlotName()}.QueryPrefix()
@@ -288,7 +288,7 @@ func (s *session) waitUntilNoneRuns(ctx context.Context, prefix string) error {
 		}
 		if r.Inserts == 0 {
 			if r.Unknown != "" {
-				s.log.Warn("what some nodes of ClickHouse run is not known; their inserts are over by the time limit, if no commit hangs", "unknown", r.Unknown)
+				s.log.Warn("some nodes of ClickHouse do not say what they run; their inserts count as over after the time limit", "unknown", r.Unknown)
 			}
 			return nil
 		}
@@ -349,7 +349,7 @@ func (s *session) warnOfMissingShards(ctx context.Context) error {
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	s.log.Warn("other shards have no slot: their events are not kept until `streamer migrate up` or a streamer creates it, "+
-		"and need `streamer replay --from-table` then", "slots", strings.Join(missing, ", "))
+	s.log.Warn("other shards have no slot, so PostgreSQL keeps no WAL for them: run `streamer migrate up` or start their streamers, "+
+		"then `streamer replay --from-table`", "slots", strings.Join(missing, ", "))
 	return nil
 }

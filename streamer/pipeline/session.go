@@ -120,12 +120,12 @@ func (s *session) stream(ctx context.Context) error {
 	}
 	failpoint.Hit("drained")
 	if err := s.conn.Finish(time.Now().Add(finishTimeout)); err != nil {
-		s.log.Debug("the server did not end the stream in order", "error", err)
+		s.log.Debug("the server did not end the stream gracefully", "error", err)
 	}
 	return nil
 }
 
-// finishTimeout is how long the server may take to end the stream in order.
+// finishTimeout is how long the server may take to end the stream gracefully.
 const finishTimeout = 2 * time.Second
 
 var errDrain = errors.New("the last rows were not written within SHUTDOWN_TIMEOUT; they come again at the next start")

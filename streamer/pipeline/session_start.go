@@ -191,12 +191,12 @@ func (p *Pipeline) sameServer(systemID string, record func() (replication.Intent
 	if known != "" && known != systemID {
 		if rec, err := record(); err != nil || rec.SystemID != known {
 			return failure.Wrap(failure.Fatal, failure.Because(failure.History, fmt.Errorf("DATABASE_URL leads to another server than before: its system identifier is %s and was %s; "+
-				"correct the address, or restart the streamer if the change is meant", systemID, known)))
+				"correct the address, or restart the streamer if the change is intended", systemID, known)))
 		}
-		p.log.Warn("the server was upgraded, or restored from a dump: its system identifier is another one", "system_id", systemID, "before", known)
+		p.log.Warn("the server was upgraded, or restored from a dump: its system identifier has changed", "system_id", systemID, "before", known)
 		p.newTimeline.timeline = 0 // its timelines are others
 		if p.cfg.StartLSN != 0 {   // and so is its WAL
-			p.log.Warn("--start-lsn is a position of the server before and counts no more", "start_lsn", p.cfg.StartLSN.String())
+			p.log.Warn("--start-lsn is ignored: it is a position of the previous server", "start_lsn", p.cfg.StartLSN.String())
 			p.cfg.StartLSN = 0
 		}
 	}

@@ -117,7 +117,7 @@ func (w *writer) findMissing(ctx context.Context) error {
 	if err := w.replaceRecord(ctx, rec); err != nil {
 		return err
 	}
-	w.s.log.Info("events of the outbox are not in ClickHouse yet; the stream must bring them", "events", len(u.missing), "before_lsn", u.upTo.String())
+	w.s.log.Info("events of the outbox are not in ClickHouse yet; waiting for the stream to deliver them", "events", len(u.missing), "before_lsn", u.upTo.String())
 	return nil
 }
 
@@ -157,6 +157,6 @@ func (w *writer) proved(ctx context.Context) error {
 	if err := w.writeRecord(ctx, rec); err != nil {
 		return err
 	}
-	w.s.log.Info("every event since the record in doubt is in ClickHouse")
+	w.s.log.Info("all events in doubt are in ClickHouse")
 	return nil
 }

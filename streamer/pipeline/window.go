@@ -76,7 +76,7 @@ func (w *window) add(now time.Time) int {
 // awaitWindow waits until the window has room for another block.
 func (w *writer) awaitWindow(ctx context.Context) error {
 	if wait := w.window.wait(time.Now()); wait > 0 {
-		w.s.log.Info("many small blocks: waiting until an insert without an answer is over, whose token ClickHouse must not forget",
+		w.s.log.Info("many small blocks: waiting until an insert without an answer is over, so that ClickHouse does not forget its token",
 			"wait", wait.Round(time.Second), "blocks", w.window.limit)
 		if err := w.s.pause(ctx, wait); err != nil {
 			return err

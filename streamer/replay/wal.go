@@ -104,14 +104,14 @@ func (w *wal) chunks(ctx context.Context, do func(context.Context, chunk) error)
 		b.Reset(w.limits)
 		return err
 	}
-	heard := time.Now()
+	lastMessageAt := time.Now()
 	for {
 		msg, err := w.conn.Receive(time.Now().Add(statusInterval))
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			if w.conn.Progressed() {
-				heard = time.Now()
+				lastMessageAt = time.Now()
 			}
-			if time.Since(heard) < senderTimeout {
+			if time.Since(lastMessageAt) < senderTimeout {
 				continue
 			}
 		}
@@ -130,7 +130,7 @@ func (w *wal) chunks(ctx context.Context, do func(context.Context, chunk) error)
 				return err
 			}
 		}
-		heard = time.Now()
+		lastMessageAt = time.Now()
 	}
 }
 

@@ -26,13 +26,14 @@ import (
 type Kind uint8
 
 const (
-	// Data carries one pgoutput message.
+	// Data is XLogData, which carries one pgoutput message.
 	Data Kind = iota
-	// Keepalive carries how far the server has sent.
+	// Keepalive is a primary keepalive message: how far the server has sent.
 	Keepalive
 )
 
-// Message is what the walsender sent. Data is valid until the next Receive. Of a message
+// Message is an XLogData ('w') or a primary keepalive message ('k') of the streaming replication
+// protocol. Data is valid until the next Receive. Of a message
 // that is larger than an event can be, Data has the beginning.
 type Message struct {
 	Kind           Kind
@@ -49,7 +50,7 @@ type Conn struct {
 	wire *wire
 	conn net.Conn // set once the stream has started
 	pid  uint32
-	out  [39]byte // the status update being sent
+	out  [39]byte // the standby status update being sent
 }
 
 // Connect opens a connection in replication mode. The server drops it when it
@@ -78,7 +79,7 @@ func Connect(ctx context.Context, url, application string, senderTimeout time.Du
 // PID is the server process of this session.
 func (c *Conn) PID() uint32 { return c.pid }
 
-// Identify returns the server's system identifier, timeline and WAL end.
+// Identify sends IDENTIFY_SYSTEM and returns the server's system identifier, timeline and WAL end.
 func (c *Conn) Identify(ctx context.Context) (pglogrepl.IdentifySystemResult, error) {
 	sys, err := pglogrepl.IdentifySystem(ctx, c.pg)
 	if err != nil {
@@ -200,8 +201,8 @@ func serverError(body []byte) error {
 	return pgconn.ErrorResponseToPgError(&msg)
 }
 
-// Confirm reports flushed as durably stored, letting the server recycle older
-// WAL. All three positions are set: a zero flush position would be taken for
+// Confirm sends a standby status update ('r'): flushed is stored durably, and the server may
+// recycle older WAL. All three positions are set: a zero flush position would be taken for
 // the write position. flushed must be the end of a transaction or an idle
 // keepalive position, and never lower than before; 0 confirms nothing. ask makes the
 // server answer with a keepalive. Fails when the message cannot be written within timeout.
@@ -226,7 +227,7 @@ func (c *Conn) Confirm(flushed pglogrepl.LSN, ask bool, timeout time.Duration) e
 	return nil
 }
 
-// Finish ends the stream in order, so that the server has read the last Confirm
+// Finish ends the stream gracefully, so that the server has read the last Confirm
 // before the connection goes. It discards what still arrives, until deadline.
 // Call it when Receive and Confirm are no longer running.
 func (c *Conn) Finish(deadline time.Time) error {

@@ -128,8 +128,8 @@ func (c *Control) DeleteRecord(ctx context.Context) error {
 	return c.deleteIntent(ctx)
 }
 
-// DropSlot removes the slot and closes the door for messages. That it existed stays
-// known: retention waits for ReplaceSlot, or for DeleteRecord.
+// DropSlot removes the slot, after which publish_event_message refuses messages. That it existed
+// stays known: retention waits for ReplaceSlot, or for DeleteRecord.
 //
 // Errors: ErrSlotActive, ErrNoSlot.
 func (c *Control) DropSlot(ctx context.Context) error {

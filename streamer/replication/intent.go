@@ -141,7 +141,7 @@ type IntentRecord struct {
 func (r IntentRecord) BeingCreated() bool { return r.Epoch > 0 && r.Confirm == 0 }
 
 // ErrForeignReader means that the slot stands beyond what this streamer may have confirmed.
-var ErrForeignReader = errors.New("the slot was advanced by something else than this streamer")
+var ErrForeignReader = errors.New("the slot was advanced by something other than this streamer")
 
 // RefuseForeignReader describes what happened to the slot since rec was written.
 //

@@ -87,9 +87,9 @@ func TestNotesOfMessages(t *testing.T) {
 	_, err := off.EnsureSlot(t.Context())
 	require.NoError(t, err)
 	for _, step := range []struct {
-		by         *Control
-		next, from pglogrepl.LSN
-		door, with bool
+		by          *Control
+		next, from  pglogrepl.LSN
+		noted, with bool
 	}{
 		{off, 10, 0, false, false},
 		{on, 20, 20, true, true},
@@ -104,9 +104,9 @@ func TestNotesOfMessages(t *testing.T) {
 		with, err := step.by.WithMessages(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, step.with, with)
-		var door bool
-		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT messages FROM diehard_slot WHERE slot_name = $1", env.Slot).Scan(&door))
-		assert.Equal(t, step.door, door)
+		var noted bool
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT messages FROM diehard_slot WHERE slot_name = $1", env.Slot).Scan(&noted))
+		assert.Equal(t, step.noted, noted)
 	}
 	require.NoError(t, on.DropSlot(t.Context()))
 	require.NoError(t, on.DeleteRecord(t.Context()))

@@ -74,7 +74,7 @@ func modelClickHouse(t *testing.T) clickhouse {
 		Kind: simch.Plain, Nodes: 1, Window: 3, Schema: schema(t),
 		Fate: func() simch.Fate { return fate }, Lag: func(int) time.Duration { return 0 },
 	})
-	n := simnet.New(1, calm)
+	n := simnet.New(1, shortDelays)
 	client, server := n.Host("client"), n.Host("ch")
 	n.Listen("ch", server, c.Node(0).Accept)
 	conn, err := ch.Open(&ch.Options{
@@ -107,7 +107,7 @@ func modelClickHouse(t *testing.T) clickhouse {
 	}
 }
 
-// writer inserts blocks as the streamer does.
+// blocks inserts blocks as the streamer does.
 type blocks struct {
 	t    *testing.T
 	sink *sink.Sink

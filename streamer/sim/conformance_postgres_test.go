@@ -74,7 +74,7 @@ func realPostgres(t *testing.T) postgres {
 
 func modelPostgres(t *testing.T) postgres {
 	t.Helper()
-	n, s := simnet.New(1, calm), simpg.New(systemID)
+	n, s := simnet.New(1, shortDelays), simpg.New(systemID)
 	client, server := n.Host("client"), n.Host("server")
 	n.Listen(pgAddress, server, s.Accept)
 	dial := func(ctx context.Context, _, address string) (net.Conn, error) { return client.Dial(ctx, address) }

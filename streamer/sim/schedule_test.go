@@ -36,7 +36,7 @@ type profile struct {
 // base are the faults that every world has.
 var base = map[string]int{
 	"kick": 30, "lose": 8, "freeze at intent": 8, "cut": 20, "freeze": 20, "stall": 15, "kill": 20, "stop": 8, "crash": 6,
-	"weather": 10, "node cut": 10, "node freeze": 8, "other writers": 3, "read-only": 3,
+	"wide delays": 10, "node cut": 10, "node freeze": 8, "other writers": 3, "read-only": 3,
 }
 
 func with(extra map[string]int) map[string]int {
@@ -106,12 +106,12 @@ var profiles = []profile{
 	},
 }
 
-func calm(r *rand.Rand) time.Duration {
+func shortDelays(r *rand.Rand) time.Duration {
 	return 20*time.Microsecond + time.Duration(r.IntN(200_000))
 }
 
-// windy mostly delays little, and now and then for a long time.
-func windy(typical, long time.Duration, often float64) simnet.Delay {
+// longTailed mostly delays little, and now and then for a long time.
+func longTailed(typical, long time.Duration, often float64) simnet.Delay {
 	return func(r *rand.Rand) time.Duration {
 		d := time.Duration(r.ExpFloat64() * float64(typical))
 		if r.Float64() < often {
@@ -247,8 +247,8 @@ func (w *world) act(what string, r *rand.Rand) {
 		n := r.IntN(4)
 		w.pg.Crash(n)
 		note("slot goes back %d times", n)
-	case "weather":
-		w.weather(r, note)
+	case "wide delays":
+		w.widenDelays(r, note)
 	case "node cut":
 		h := w.chHosts[r.IntN(len(w.chHosts))]
 		h.Cut(lost)
@@ -290,10 +290,10 @@ func (w *world) act(what string, r *rand.Rand) {
 	}
 }
 
-func (w *world) weather(r *rand.Rand, note func(string, ...any)) {
+func (w *world) widenDelays(r *rand.Rand, note func(string, ...any)) {
 	typical := []time.Duration{50 * time.Microsecond, time.Millisecond, 30 * time.Millisecond}[r.IntN(3)]
 	span, often := long(r), []float64{0, 0.002, 0.02}[r.IntN(3)]
-	w.net.SetDelay(windy(typical, span, often))
+	w.net.SetDelay(longTailed(typical, span, often))
 	note("%s, %.1f %% up to %s", typical, 100*often, span)
 }
 

@@ -81,7 +81,7 @@ func (w *world) traffic(end <-chan struct{}, every time.Duration) {
 // heal ends all faults and waits until everything has arrived.
 func (w *world) heal() {
 	w.storm.Store(false)
-	w.net.SetDelay(calm)
+	w.net.SetDelay(shortDelays)
 	w.pg.SetReadOnly(false)
 	for _, s := range w.streamers {
 		s.host.Thaw()

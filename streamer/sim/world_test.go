@@ -95,7 +95,7 @@ func newWorld(t *testing.T, seed uint64, p profile) *world {
 	}
 	w.storm.Store(true)
 	w.lagUntil = make([]time.Time, p.nodes)
-	w.net = simnet.New(seed, calm)
+	w.net = simnet.New(seed, shortDelays)
 	w.check = newChecker(w.trace)
 	fates := rand.New(rand.NewPCG(seed, 2))
 	lags := rand.New(rand.NewPCG(seed, 3))

@@ -72,7 +72,7 @@ func watermill(binary string, batched bool) *program {
 	return p
 }
 
-// build compiles a peer, a module of its own, which is fetched on demand. reason says why
+// buildPeer compiles a peer, a module of its own, which is fetched on demand. reason says why
 // it cannot be had.
 func buildPeer(ctx context.Context, env *environment, name string) (binary, reason string) {
 	root, err := embedded.Root()

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// npm holds, for each engine, a package.json that names the package of every
+// npmFiles holds, for each engine, a package.json that names the package of every
 // platform and the package-lock.json with their integrity hashes, as npm wrote
 // it. To move to a newer engine, edit the version and run in its folder:
 // npm install --package-lock-only --omit-lockfile-registry-resolved

@@ -28,6 +28,8 @@ var bannedWords = []struct{ pattern, instead string }{
 	{`\b(patience|hurry)\b`, "timeout, force"},
 	{`\bfor good\b`, "permanently"},
 	{`\bdoubled\b`, "duplicated"},
+	{`\bdoors?\b`, "way to publish"},
+	{`\bweather\b`, "faults"},
 }
 
 // plainUses are the places where a banned word is the right one.

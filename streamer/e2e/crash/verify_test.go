@@ -260,7 +260,7 @@ func checkBySQL(ctx context.Context, w *environment, r *result) {
 	}
 }
 
-// report is the table of a run.
+// lines are the table of a run.
 func (r result) lines() [][2]string {
 	return [][2]string{
 		{"events in event_log", fmt.Sprint(r.events)},

@@ -91,7 +91,7 @@ func newCoalescer(raw syscall.RawConn) *coalescer {
 	c := &coalescer{raw: raw, window: smallWindow, pause: firstPause}
 	c.path, _ = look(raw)
 	c.chunk = c.least()
-	if c.near() {
+	if c.lowLatency() {
 		setWindow(raw, c.window, true)
 	}
 	return c
@@ -108,7 +108,7 @@ func (c *coalescer) limit(deadline *time.Time, n int) int {
 		if deadline != nil {
 			left = min(left, time.Until(*deadline)/2)
 		}
-		if c.near() {
+		if c.lowLatency() {
 			c.next(left)
 		} else {
 			c.nextFar(left)
@@ -254,12 +254,12 @@ func (c *coalescer) adaptWindow(now traffic) {
 
 // open gives the kernel the window, which may have changed it.
 func (c *coalescer) open() {
-	setWindow(c.raw, c.window, c.near())
+	setWindow(c.raw, c.window, c.lowLatency())
 	setLowWater(c.raw, c.window)
 }
 
-// near is when a round trip is less than a pause.
-func (c *coalescer) near() bool { return c.roundTrip < firstPause }
+// lowLatency reports that a round trip is shorter than a pause.
+func (c *coalescer) lowLatency() bool { return c.roundTrip < firstPause }
 
 // allow grants n bytes of what is there.
 func (c *coalescer) allow(n int, now traffic) {
@@ -272,7 +272,7 @@ func (c *coalescer) allow(n int, now traffic) {
 
 func (c *coalescer) quiet() {
 	setLowWater(c.raw, 1)
-	if !c.near() { // there the window decides how fast a burst comes
+	if !c.lowLatency() { // there the window decides how fast a burst comes
 		releaseWindow(c.raw)
 	}
 	c.busy, c.reads, c.bytes = false, 0, 0

@@ -97,7 +97,7 @@ func TestTheWindowFollowsTheRoundTrip(t *testing.T) {
 	ours, theirs := overLink(t, 40*time.Millisecond)
 	w := newReader(ours)
 	co := coalescerOf(w)
-	assert.False(t, co.near())
+	assert.False(t, co.lowLatency())
 	go stream(theirs, 50_000, 275, 0)
 	largest := 0
 	for range 50_000 {

@@ -22,9 +22,9 @@ import (
 	"diehard/shared/event"
 )
 
-// doors publish an event of a type with a context, by the names that the table of
+// waysToPublish publish an event of a type with a context, by the names that the table of
 // shared/event/README.md gives them.
-func doors(env *testenv.Env, db *sql.DB, api string) map[string]func(ctx context.Context, kind, content string) error {
+func waysToPublish(env *testenv.Env, db *sql.DB, api string) map[string]func(ctx context.Context, kind, content string) error {
 	statement := func(query string) func(context.Context, string, string) error {
 		return func(ctx context.Context, kind, content string) error {
 			_, err := env.Pool.Exec(ctx, query, kind, content)
@@ -107,7 +107,7 @@ func doorsTable(t *testing.T) (head []string, rows [][]string) {
 	require.NoError(t, err)
 	readme, err := os.ReadFile(filepath.Join(root, "shared", "event", "README.md"))
 	require.NoError(t, err)
-	_, rest, found := strings.Cut(string(readme), "<!-- tested: doors -->\n")
+	_, rest, found := strings.Cut(string(readme), "<!-- tested: ways -->\n")
 	require.True(t, found)
 	table, _, _ := strings.Cut(rest, "\n\n")
 	for i, line := range strings.Split(table, "\n") {
@@ -124,17 +124,17 @@ func doorsTable(t *testing.T) (head []string, rows [][]string) {
 	return head, rows
 }
 
-// Every context is published through every door, and ClickHouse has of it what the table says.
-func TestTheDoorsKeepWhatTheTableSays(t *testing.T) {
+// Every context is published in every way, and ClickHouse has of it what the table says.
+func TestEveryWayKeepsWhatTheTableSays(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	start(t, env, withMessages)
 	api := run(t, env, "api", "API_OPEN=true").address()
 	db := stdlib.OpenDBFromPool(env.Pool)
 	t.Cleanup(func() { assert.NoError(t, db.Close()) })
-	all := doors(env, db, api)
+	all := waysToPublish(env, db, api)
 	head, rows := doorsTable(t)
-	require.Len(t, head, len(all)+1, "a column for every door")
+	require.Len(t, head, len(all)+1, "a column for every way")
 	require.Greater(t, len(rows), 15)
 
 	want := map[string]string{} // by event type
@@ -145,17 +145,17 @@ func TestTheDoorsKeepWhatTheTableSays(t *testing.T) {
 			content = strings.Trim(cells[0], "`")
 		}
 		for i, promise := range cells[1:] {
-			door := head[i+1]
-			require.Contains(t, all, door)
-			kind := fmt.Sprintf("%.40s by %s", cells[0], door)
-			err := all[door](t.Context(), kind, content)
+			way := head[i+1]
+			require.Contains(t, all, way)
+			kind := fmt.Sprintf("%.40s by %s", cells[0], way)
+			err := all[way](t.Context(), kind, content)
 			if promise == "refused" {
 				assert.Error(t, err, kind)
 				continue
 			}
 			require.NoError(t, err, kind)
 			total++
-			if strings.Contains(door, "text or json") {
+			if strings.Contains(way, "text or json") {
 				total++
 			}
 			switch promise {
