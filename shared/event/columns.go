@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// How events are written was chosen with BenchmarkPublish: events a second of one
+// How events are written was chosen with BenchmarkPublish: events per second of one
 // client, PostgreSQL 18 on the same two cores:
 //
 //	events      unnest      COPY     VALUES

@@ -37,7 +37,7 @@ func (p Position) Compare(q Position) int {
 //   - Rows are in stream order, and so are Rejects; no position is in both, or twice.
 //   - Buffers are reused: what the fields hold is valid until the next Reset.
 type Rows struct {
-	ID              []byte // 16 bytes a row, in ClickHouse's order: two little-endian halves
+	ID              []byte // 16 bytes per row, in ClickHouse's order: two little-endian halves
 	Type            Dict
 	DateTime        []int64 // microseconds since 1970
 	Environment     Dict

@@ -92,7 +92,7 @@ var eventLog = []col{
 // encoder moves rows into clickhouse-go's columns. The library's Append boxes
 // every value of a LowCardinality and knows no raw microseconds, so the columns
 // are decoded from our own buffers instead, which already have the format Native
-// that the library reads from servers: a memory copy a column.
+// that the library reads from servers: a memory copy per column.
 type encoder struct {
 	feed   feed
 	reader *proto.Reader
@@ -147,7 +147,7 @@ func (e *encoder) raw(c column.Interface, rows int, b []byte) error {
 	return c.Decode(e.reader, rows)
 }
 
-// LowCardinality on the wire: flags and key width, the dictionary, one key a row.
+// LowCardinality on the wire: flags and key width, the dictionary, one key per row.
 // Source: ClickHouse's SerializationLowCardinality, IndexesSerializationType.
 const lowCardinality16 = 1<<9 /* has additional keys */ | 1<<10 /* update the dictionary */ | 1 /* UInt16 keys */
 
