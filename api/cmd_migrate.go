@@ -34,10 +34,10 @@ func migrateCommand() *cobra.Command {
 			})
 		},
 	}
-	script.Flags().BoolVar(&all, "all", false, "every migration, for an empty database; PostgreSQL is not asked")
+	script.Flags().BoolVar(&all, "all", false, "every migration, for an empty database; without a connection to PostgreSQL")
 	cmd.AddCommand(script, &cobra.Command{
 		Use:   "up",
-		Short: "Run the migrations that are missing; safe to run again, and by several at once",
+		Short: "Run the pending migrations; safe to repeat, and in several processes at once",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withMigrations(func(cfg migrateConfig, set migrations.Set) error {

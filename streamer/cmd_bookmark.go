@@ -18,7 +18,7 @@ import (
 func bookmarkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bookmark",
-		Short: "Positions in the WAL that can be replayed from",
+		Short: "Manage positions in the WAL to replay from",
 		Long: "A bookmark is a copy of the streamer's slot that is never active. PostgreSQL keeps all WAL since then,\n" +
 			"so move it forward now and then, or drop it. It is lost when max_slot_wal_keep_size is reached and does not\n" +
 			"follow a failover to a standby.",
@@ -92,7 +92,7 @@ func bookmarkMove() *cobra.Command {
 	var to lsnFlag
 	cmd := &cobra.Command{
 		Use:   "move NAME",
-		Short: "Roll a bookmark forward, letting PostgreSQL remove the WAL before it",
+		Short: "Move a bookmark forward, letting PostgreSQL remove the WAL before it",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withBookmarks(cmd.Context(), func(ctx context.Context, b *replay.Bookmarks) error {
@@ -104,7 +104,7 @@ func bookmarkMove() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().Var(&to, "to", "the new position; what the streamer has confirmed if not given")
+	cmd.Flags().Var(&to, "to", "the new position; by default what the streamer has confirmed")
 	return cmd
 }
 

@@ -77,7 +77,7 @@ func deadLetterList() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "Show the events that could not be written, the last first",
+		Short: "Show the events that could not be written, the latest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter, err := chosen.filter()

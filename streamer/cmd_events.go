@@ -39,7 +39,7 @@ func eventsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Show the events of event_log: the latest, those around one, or a source as a log that can be followed",
-		Long: "Events shows the latest events, a line each, the last one at the end.\n\n" +
+		Long: "Events prints the latest events, one per line, the newest last.\n\n" +
 			"With --follow or --after it reads the events of one source by position, in commit order. A program that stores the\n" +
 			"position of the last event it has handled, and starts again with --after that position, gets every event once.",
 		Example: "  streamer events --since 1h --type 'order_*'\n  streamer events --around 01a208ec-6f26-7d1d-aaa1-df0ad3300db9\n" +

@@ -11,7 +11,7 @@ func healthcheckCommand() *cobra.Command {
 	var ready bool
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
-		Short: "Ask the streamer at STREAMER_ADDR whether it lives, for containers",
+		Short: "Check the streamer at STREAMER_ADDR: liveness, or readiness; for containers",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// The address alone: a health check is no place to judge the other settings.
@@ -24,6 +24,6 @@ func healthcheckCommand() *cobra.Command {
 			return healthcheck.Check(cmd.Context(), cfg.Addr, ready)
 		},
 	}
-	cmd.Flags().BoolVar(&ready, "ready", false, "ask whether it can work: /readyz instead of /healthz")
+	cmd.Flags().BoolVar(&ready, "ready", false, "check readiness: /readyz instead of /healthz")
 	return cmd
 }

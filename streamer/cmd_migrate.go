@@ -40,7 +40,7 @@ func migrateUpCommand() *cobra.Command {
 	onlyPostgres := false
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Run the migrations that are missing; safe to run again, and by several at once",
+		Short: "Run the pending migrations; safe to repeat, and in several processes at once",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if onlyPostgres {
@@ -125,8 +125,8 @@ func migrateSQLCommand() *cobra.Command {
 			return migrations.Outbox(cfg.Postgres.Schema, cfg.Replication.Publication).WritePending(cmd.Context(), cfg.Postgres, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().BoolVar(&cloud, "clickhouse", false, "tables and grants of ClickHouse instead, for a ClickHouse Cloud service; no database is asked")
-	cmd.Flags().BoolVar(&all, "all", false, "every migration, for an empty database; PostgreSQL is not asked")
+	cmd.Flags().BoolVar(&cloud, "clickhouse", false, "tables and grants of ClickHouse instead, for a ClickHouse Cloud service; without a connection to a database")
+	cmd.Flags().BoolVar(&all, "all", false, "every migration, for an empty database; without a connection to PostgreSQL")
 	return cmd
 }
 

@@ -61,7 +61,7 @@ func replayCommand() *cobra.Command {
 	}
 	chosen.add(cmd)
 	cmd.Flags().BoolVar(&chosen.table, "from-table", false, "read the outbox itself instead of the WAL")
-	cmd.Flags().BoolVar(&mode.DryRun, "dry-run", false, "only count")
+	cmd.Flags().BoolVar(&mode.DryRun, "dry-run", false, "only count what is missing")
 	cmd.Flags().StringVar(&mode.Into, "into", "", "reprocess into this table, created by CREATE TABLE … AS event_log")
 	cmd.MarkFlagsOneRequired("from-bookmark", "from-lsn", "from-table")
 	cmd.MarkFlagsMutuallyExclusive("from-table", "from-bookmark")

@@ -23,7 +23,7 @@ func runCommand() *cobra.Command {
 	var start lsnFlag
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Stream until a signal; the default",
+		Short: "Stream until SIGTERM or SIGINT; the default",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := settings.Parse[config.Config]("streamer")

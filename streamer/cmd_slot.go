@@ -18,9 +18,9 @@ func slotCommand() *cobra.Command {
 		slotVerb("create", "Create the slot at the present end of the WAL; earlier events need `replay --from-table`",
 			(*replication.Control).ReplaceSlot, "slot %s starts at %s\n"),
 		dropSlotCommand(),
-		slotVerb("accept", "Go on with a slot that may not have sent every event, which `replay --from-table` then finds; it keeps what waits in the slot",
+		slotVerb("accept", "Go on with a slot that may not have sent every event: `replay --from-table` then delivers those, and the slot keeps what it still has to send",
 			(*replication.Control).AcceptSlot, "slot %s goes on behind %s; run `streamer replay --from-table`, retention waits for it\n"),
-		slotVerb("finish", "Confirm the end of the WAL, when everything is delivered and the streamer is stopped, as pg_upgrade wants it",
+		slotVerb("finish", "Confirm the end of the WAL once everything is delivered and the streamer is stopped, as pg_upgrade requires",
 			(*replication.Control).FinishSlot, "slot %s has delivered everything and stands at %s; stop the server before anything is published\n"),
 	)
 	return cmd

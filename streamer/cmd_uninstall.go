@@ -35,6 +35,6 @@ func uninstallCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "do it; the streamer must be stopped")
+	cmd.Flags().BoolVar(&yes, "yes", false, "drop them; the streamer must be stopped")
 	return cmd
 }

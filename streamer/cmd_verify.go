@@ -43,7 +43,7 @@ func verifyCommand() *cobra.Command {
 		},
 	}
 	chosen.add(cmd)
-	cmd.Flags().IntVar(&limit, "limit", 20, "print at most so many differences")
+	cmd.Flags().IntVar(&limit, "limit", 20, "print at most this many differences")
 	for _, begin := range []string{"from-bookmark", "from-lsn"} {
 		cmd.MarkFlagsMutuallyExclusive(begin, "since")
 		cmd.MarkFlagsMutuallyExclusive(begin, "until")
@@ -89,7 +89,7 @@ func printDifferences(out io.Writer, list []replay.Difference) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "WHAT\tEVENT ID\tCOMMIT LSN\tSEQ\tDETAIL")
 	for _, d := range list {
-		lsn, seq := "-", "-" // a row of the outbox does not tell its place
+		lsn, seq := "-", "-" // a row of the outbox has no position
 		if d.LSN != 0 {
 			lsn, seq = d.LSN.String(), fmt.Sprint(d.Seq)
 		}

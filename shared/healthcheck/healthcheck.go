@@ -26,12 +26,7 @@ func Check(ctx context.Context, addr string, ready bool) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+Reachable(addr)+path, http.NoBody)
-	if err != nil {
-		return fmt.Errorf("health check: %w", err)
-	}
-	request.Close = true
-	response, err := http.DefaultClient.Do(request)
+	response, err := Get(ctx, addr, path)
 	if err != nil {
 		return fmt.Errorf("health check: %w", err)
 	}
@@ -41,6 +36,16 @@ func Check(ctx context.Context, addr string, ready bool) error {
 	}
 	answer, _ := io.ReadAll(io.LimitReader(response.Body, maxBodySize)) // the status is enough
 	return fmt.Errorf("health check: %s answers %s: %s", path, response.Status, strings.TrimSpace(string(answer)))
+}
+
+// Get requests a path of the program that listens on addr. The caller closes the body.
+func Get(ctx context.Context, addr, path string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+Reachable(addr)+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	request.Close = true
+	return http.DefaultClient.Do(request)
 }
 
 // Reachable returns the address to connect to for an address to listen on.

@@ -44,16 +44,15 @@ type Filter struct {
 
 // open is the condition for open records, and for those that f adds.
 func (f Filter) open() string {
-	const waits = "toUnixTimestamp64Milli(retried_at) = 0"
 	switch {
 	case f.Retried && f.Dropped:
 		return "true"
 	case f.Retried:
 		return "NOT dropped"
 	case f.Dropped:
-		return "(" + waits + " OR dropped)"
+		return sink.DeadLetterNotWritten
 	default:
-		return waits
+		return sink.DeadLetterOpen
 	}
 }
 

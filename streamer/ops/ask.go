@@ -26,12 +26,7 @@ const askTimeout = 2 * time.Second
 func AskStreamer(ctx context.Context, addr string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+healthcheck.Reachable(addr)+"/status", http.NoBody)
-	if err != nil {
-		return Status{}, fmt.Errorf("ask the streamer: %w", err)
-	}
-	request.Close = true
-	response, err := http.DefaultClient.Do(request)
+	response, err := healthcheck.Get(ctx, addr, "/status")
 	if err != nil {
 		return Status{}, fmt.Errorf("ask the streamer: %w", err)
 	}

@@ -106,7 +106,7 @@ func (p *Probe) askDeadLetters(ctx context.Context, source string, c *ClickHouse
 	table := sink.Quote(p.DeadLetter)
 	rows, err := p.ClickHouse.Query(ctx, `
 		SELECT commit_lsn, commit_seq, toString(event_id), event_type, reason, error_code, failed_at, count() OVER ()
-		FROM `+table+` FINAL WHERE source = {source:String} AND toUnixTimestamp(retried_at) = 0
+		FROM `+table+` FINAL WHERE source = {source:String} AND `+sink.DeadLetterOpen+`
 		ORDER BY failed_at DESC, commit_lsn DESC, commit_seq DESC LIMIT {limit:UInt8}`,
 		clickhouse.Named("source", source), clickhouse.Named("limit", fmt.Sprint(maxDeadLetters)))
 	if err != nil {

@@ -141,7 +141,7 @@ func (l eventLog) positions(ctx context.Context, source string, p chunk, do func
 // deadLetters calls do for the position of every dead letter of source in p whose event is not in event_log.
 func (l eventLog) deadLetters(ctx context.Context, source string, p chunk, do func(decode.Position)) error {
 	return ask(ctx, l, l.deadLetter, scanPosition, do, `SELECT commit_lsn, commit_seq FROM `+l.deadLetter+` FINAL
-		WHERE source = ? AND `+within+` AND `+notWritten+` ORDER BY commit_lsn, commit_seq`, append([]any{source}, p.bounds()...)...)
+		WHERE source = ? AND `+within+` AND `+sink.DeadLetterNotWritten+` ORDER BY commit_lsn, commit_seq`, append([]any{source}, p.bounds()...)...)
 }
 
 func scanPosition(rows driver.Rows) (at decode.Position, err error) {
@@ -223,19 +223,16 @@ func typeCondition(types []string) string {
 	return "event_type IN (" + strings.Join(quoted, ",") + ")"
 }
 
-// notWritten is the condition for dead letters whose event is not in event_log: they wait for their retry, or were dropped.
-const notWritten = `(toUnixTimestamp64Milli(retried_at) = 0 OR dropped)`
-
 // deadLettersByID calls do for each of ids that is a dead letter, and not in event_log.
 func (l eventLog) deadLettersByID(ctx context.Context, from sources, ids []uuid.UUID, do func(uuid.UUID)) error {
 	some := false
-	err := ask(ctx, l, l.deadLetter, scanFlag, func(found bool) { some = found }, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+notWritten)
+	err := ask(ctx, l, l.deadLetter, scanFlag, func(found bool) { some = found }, `SELECT count() > 0 FROM `+l.deadLetter+` FINAL WHERE `+sink.DeadLetterNotWritten)
 	if err != nil || !some {
 		return err
 	}
 	for chunk := range slices.Chunk(ids, idsAtOnce) {
 		err := ask(ctx, l, l.deadLetter, scanID, do, `SELECT event_id FROM `+l.deadLetter+` FINAL
-			WHERE event_id IN (`+idList(chunk)+`) AND `+from.condition+` AND `+notWritten+` ORDER BY event_id`, from.args...)
+			WHERE event_id IN (`+idList(chunk)+`) AND `+from.condition+` AND `+sink.DeadLetterNotWritten+` ORDER BY event_id`, from.args...)
 		if err != nil {
 			return err
 		}

@@ -132,7 +132,7 @@ func (c Config) open(ctx context.Context) (*session, error) {
 // checkDeadLetterTable refuses a dead-letter table that is older than this program: asking it
 // what was dropped would fail for ever.
 func (c Config) checkDeadLetterTable(ctx context.Context) error {
-	err := c.ClickHouse.Exec(ctx, `SELECT `+notWritten+` FROM `+sink.Quote(c.Tables.DeadLetter)+` LIMIT 0`)
+	err := c.ClickHouse.Exec(ctx, `SELECT `+sink.DeadLetterNotWritten+` FROM `+sink.Quote(c.Tables.DeadLetter)+` LIMIT 0`)
 	switch {
 	case proto.Error(sink.Code(err)) == proto.ErrUnknownIdentifier:
 		return fmt.Errorf("table %s lacks a column: run `streamer migrate up`", c.Tables.DeadLetter)

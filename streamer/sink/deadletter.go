@@ -26,6 +26,14 @@ var deadLetter = []col{
 	{name: "failed_at"},
 }
 
+// Conditions on rows of the dead-letter table, which is read with FINAL.
+const (
+	// DeadLetterOpen holds for those that were neither written to event_log since nor dropped.
+	DeadLetterOpen = `toUnixTimestamp64Milli(retried_at) = 0`
+	// DeadLetterNotWritten holds for those whose event is not in event_log: open ones, and dropped ones.
+	DeadLetterNotWritten = `(` + DeadLetterOpen + ` OR dropped)`
+)
+
 // PutDeadLetters writes rejects as one block, like Insert. rejects must not be empty.
 func (s *Sink) PutDeadLetters(ctx context.Context, rejects []decode.Reject, a InsertRequest) error {
 	op := fmt.Sprintf("dead-letter %d rows at %s", len(rejects), rejects[0].LSN)
@@ -39,7 +47,7 @@ func (s *Sink) PutDeadLetters(ctx context.Context, rejects []decode.Reject, a In
 	})
 }
 
-// rejectColumns turns rejects into one slice a column.
+// rejectColumns turns rejects into one slice per column.
 func (s *Sink) rejectColumns(rejects []decode.Reject, failedAt time.Time) []any {
 	n := len(rejects)
 	source, types, raw, reason := make([]string, n), make([]string, n), make([]string, n), make([]string, n)

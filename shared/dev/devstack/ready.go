@@ -4,12 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/http"
 	"os/exec"
-	"strings"
 	"time"
 
 	"diehard/shared/dev/embedded"
+	"diehard/shared/healthcheck"
 )
 
 // readyTimeout is how long the programs may take to become ready.
@@ -20,30 +19,13 @@ func waitUntilReady(ctx context.Context, addresses ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	for _, address := range addresses {
-		for problem := checkReady(ctx, address); problem != nil; problem = checkReady(ctx, address) {
+		for problem := healthcheck.Check(ctx, address, true); problem != nil; problem = healthcheck.Check(ctx, address, true) {
 			select {
 			case <-ctx.Done():
-				return problem
+				return fmt.Errorf("%s: %w", address, problem)
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-	}
-	return nil
-}
-
-func checkReady(ctx context.Context, address string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", http.NoBody)
-	if err != nil {
-		return err
-	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(io.LimitReader(answer.Body, 500))
-		return fmt.Errorf("http://%s/readyz: %s: %s", address, answer.Status, strings.TrimSpace(string(body)))
 	}
 	return nil
 }
