@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "record the streams in testdata/golden a
 
 var modes = []string{"binary", "text"}
 
-// expected.txt is written by hand: one expectation for every version and format.
+// The file expected.txt is written by hand: one expectation for every version and format.
 func TestGoldenStreamsOfEveryVersion(t *testing.T) {
 	want, err := os.ReadFile("testdata/golden/expected.txt")
 	require.NoError(t, err)

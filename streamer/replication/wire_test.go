@@ -43,7 +43,7 @@ func tcpPair(t testing.TB) (ours, theirs net.Conn) {
 	return client, server
 }
 
-// pgconn reads the answer to START_REPLICATION and then lets go: what the server
+// After pgconn has read the answer to START_REPLICATION it lets go: what the server
 // sent behind it must still be there, in the same segment or in what pgconn's
 // background reader has already taken from the socket.
 func TestReadStopsAtTheEndOfAMessage(t *testing.T) {

@@ -107,7 +107,7 @@ func (t *questionTable) awaitMerges(ctx context.Context) error {
 	return nil
 }
 
-// microseconds between two events.
+// step is the time between two events, in microseconds.
 func (t *questionTable) step() uint64 { return months * monthSeconds * 1_000_000 / t.rows }
 
 // insert writes events [from, end). One of 500 is reported up to a day late. Half of the
