@@ -123,7 +123,7 @@ func types(events []event.Event) (list []string) {
 }
 
 // One rule for every way to publish: what one refuses all refuse, and the functions say which event.
-func TestTheDoorsRefuseTheSame(t *testing.T) {
+func TestEveryWayRefusesTheSame(t *testing.T) {
 	t.Parallel()
 	env := listening(t)
 	for _, c := range []struct{ field, value, says string }{

@@ -100,8 +100,8 @@ var named = map[string]string{
 	"not UTF-8":                  "\"\xff\"",
 }
 
-// doorsTable reads the table: the head, and the rows.
-func doorsTable(t *testing.T) (head []string, rows [][]string) {
+// waysTable reads the table: the head, and the rows.
+func waysTable(t *testing.T) (head []string, rows [][]string) {
 	t.Helper()
 	root, err := embedded.Root()
 	require.NoError(t, err)
@@ -133,7 +133,7 @@ func TestEveryWayKeepsWhatTheTableSays(t *testing.T) {
 	db := stdlib.OpenDBFromPool(env.Pool)
 	t.Cleanup(func() { assert.NoError(t, db.Close()) })
 	all := waysToPublish(env, db, api)
-	head, rows := doorsTable(t)
+	head, rows := waysTable(t)
 	require.Len(t, head, len(all)+1, "a column for every way")
 	require.Greater(t, len(rows), 15)
 
