@@ -33,7 +33,7 @@ func TestTheNamesOfOursAreThoseOfTheCatalog(t *testing.T) {
 }
 
 // An owner who may create in the schema only as every login may cannot be distinguished from a
-// stranger: the migrations say so, other logins refuse, and the statement cures both.
+// stranger: the migrations say so, other logins refuse, and the statement fixes both.
 func TestAnOwnerWithoutAGrantIsAStrangerToOthers(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
@@ -54,8 +54,8 @@ func TestAnOwnerWithoutAGrantIsAStrangerToOthers(t *testing.T) {
 	var log bytes.Buffer
 	set := migrations.Outbox("", "")
 	require.NoError(t, set.Up(t.Context(), postgres.Config{URL: testenv.AsUser(t, address, owner, "secret")}, slog.New(slog.NewTextHandler(&log, nil))))
-	cure := fmt.Sprintf("GRANT CREATE ON SCHEMA public TO %q", owner)
-	assert.Contains(t, strings.ReplaceAll(log.String(), `\"`, `"`), cure)
+	fix := fmt.Sprintf("GRANT CREATE ON SCHEMA public TO %q", owner)
+	assert.Contains(t, strings.ReplaceAll(log.String(), `\"`, `"`), fix)
 
 	use := func() error {
 		conn, err := postgres.Connect(t.Context(), postgres.Config{URL: testenv.AsUser(t, address, other, "secret")}, postgres.Options{Outbox: true})
@@ -68,9 +68,9 @@ func TestAnOwnerWithoutAGrantIsAStrangerToOthers(t *testing.T) {
 	stranger, ok := errors.AsType[*postgres.StrangerError](err)
 	require.True(t, ok, "%v", err)
 	assert.Equal(t, owner, stranger.Owner)
-	assert.Contains(t, err.Error(), cure)
+	assert.Contains(t, err.Error(), fix)
 	require.Equal(t, failure.Fatal, failure.Of(err))
-	_, err = admin.Exec(t.Context(), cure)
+	_, err = admin.Exec(t.Context(), fix)
 	require.NoError(t, err)
 	require.NoError(t, use())
 

@@ -32,7 +32,7 @@ const (
 type Set struct {
 	name    string // folder of the files
 	command string // that runs the set
-	cure    string // where another table has the name of ours
+	fix     string // where another table has the name of ours
 	schema  event.Schema
 	made    []string // relations that the set begins with
 	called  []string // functions that producers call by name: an overload of another's may fit better
@@ -75,9 +75,9 @@ func API(schema event.Schema) Set {
 	return s
 }
 
-func newSet(name, command, cure string, schema event.Schema, made ...string) Set {
+func newSet(name, command, fix string, schema event.Schema, made ...string) Set {
 	others := []string{"jsonb", "text"}
-	return Set{name: name, command: command, cure: cure, schema: schema, made: made, data: templateData{
+	return Set{name: name, command: command, fix: fix, schema: schema, made: made, data: templateData{
 		Schema: schema.Quoted(), SchemaText: literal(schema.Name()), OutboxText: literal(schema.SQL("{outbox}.outbox")),
 		JSONTypes: others, AllJSONTypes: append([]string{"json"}, others...),
 	}}

@@ -43,7 +43,7 @@ func (s Set) prepare(ctx context.Context, db *sql.DB) error {
 }
 
 func (s Set) taken(what string) error {
-	return fmt.Errorf("%s exists, and was not made by `%s`: %s", what, s.command, s.cure)
+	return fmt.Errorf("%s exists, and was not made by `%s`: %s", what, s.command, s.fix)
 }
 
 // prepareNames refuses functions and a publication of another that have the names of ours.

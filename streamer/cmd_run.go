@@ -98,7 +98,7 @@ const (
 
 // runUntilStopped runs the pipeline again after a fatal error, with back-off: until an
 // operator has acted, the streamer is up and not ready, and says why. What only
-// another configuration can cure ends the program, as exit asks for with any error.
+// another configuration can fix ends the program, as exit asks for with any error.
 func runUntilStopped(ctx context.Context, p *pipeline.Pipeline, monitor *ops.Monitor, exit bool, log *slog.Logger) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = firstFailureWait, maxFailureWait

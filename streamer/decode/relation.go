@@ -126,7 +126,7 @@ func (r *relation) resolve() error {
 	return nil
 }
 
-// pastRows is the rest of a cure: the WAL keeps rows in the shape they were written in.
+// pastRows is the rest of a fix: the WAL keeps rows in the shape they were written in.
 const pastRows = ". Rows written since cannot be read from the WAL: run `streamer slot drop`, `streamer slot create` " +
 	"and `streamer replay --from-table`"
 

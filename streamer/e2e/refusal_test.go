@@ -23,7 +23,7 @@ import (
 )
 
 var (
-	cure   = regexp.MustCompile(`run (ALTER PUBLICATION .*)$`)
+	fix    = regexp.MustCompile(`run (ALTER PUBLICATION .*)$`)
 	accept = []string{"did not send them", "streamer slot accept", "streamer replay --from-table"}
 	anew   = []string{"streamer slot drop", "streamer slot create", "streamer replay --from-table"}
 	rename = []string{"streamer slot drop", "REPLICATION_SLOT", "streamer replay --from-table"}
@@ -54,7 +54,7 @@ func TestRefusalsOfAPublication(t *testing.T) {
 			publish(t, env, 3)
 			err := launch(t, env).refusal()
 			require.ErrorContains(t, err, is.problem)
-			statement := cure.FindStringSubmatch(err.Error())
+			statement := fix.FindStringSubmatch(err.Error())
 			require.NotNil(t, statement, "%v", err)
 			execute(t, env, statement[1])
 			filled := "0 were missing"
@@ -140,7 +140,7 @@ func TestRefusalOfAPublicationRecreatedWhileRunning(t *testing.T) {
 		refusal = launch(t, env).refusal()
 	}
 	says(t, refusal, "streamer replay --from-table")
-	assert.NotContains(t, refusal.Error(), "cannot verify", "the cause and the cure only")
+	assert.NotContains(t, refusal.Error(), "cannot verify", "the cause and the fix only")
 }
 
 // Nothing arrives that could be checked: only a position, which must not be confirmed.
@@ -167,7 +167,7 @@ func TestRefusalOfAPublicationThatSendsNothing(t *testing.T) {
 				refusal = launch(t, env).refusal()
 			}
 			says(t, refusal, is.says...)
-			assert.NotContains(t, refusal.Error(), "cannot verify", "the cause and the cure only")
+			assert.NotContains(t, refusal.Error(), "cannot verify", "the cause and the fix only")
 			at, err := pglogrepl.ParseLSN(lost)
 			require.NoError(t, err)
 			assert.Less(t, slotLSN(t, env, "confirmed_flush_lsn"), at, "the row that was not sent is not acknowledged")
@@ -470,7 +470,7 @@ func TestRefusalsOfClickHouse(t *testing.T) {
 }
 
 // The same refusals when it happens while rows flow: nothing is confirmed, and
-// after the cure everything arrives.
+// after the fix everything arrives.
 func TestTheTableGoesAwayWhileRunning(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)

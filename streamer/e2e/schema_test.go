@@ -68,7 +68,7 @@ func TestSchemaChangesThatAreRefused(t *testing.T) {
 	}
 }
 
-// The cure of the refusal: the WAL keeps the rows as they were written, so that
+// The fix of the refusal: the WAL keeps the rows as they were written, so that
 // restoring the name is not enough once there are any.
 func TestARenamedColumnIsCured(t *testing.T) {
 	t.Parallel()

@@ -83,7 +83,7 @@ const (
 	maxWait   = 15 * time.Second
 )
 
-// final reports errors that a retry cannot cure. A refusal is final too where
+// final reports errors that a retry cannot fix. A refusal is final too where
 // no rows were inserted: a query of ours is wrong.
 func final(err error) bool {
 	return failure.Of(err) != failure.Transient || errors.Is(err, replication.ErrSession)

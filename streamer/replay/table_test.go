@@ -53,7 +53,7 @@ func TestAnOutboxWithoutItsOptionalColumnsIsRead(t *testing.T) {
 	assert.False(t, verdict.Wrong(), "%+v", verdict)
 }
 
-// The cure for a slot that was dropped, or lost.
+// The fix for a slot that was dropped, or lost.
 func TestADroppedSlotIsCuredByTheTable(t *testing.T) {
 	f := newFixture(t)
 	stop := f.stream()

@@ -13,7 +13,7 @@ import (
 // CopySlot makes the slot to, a copy of the logical slot from that belongs to
 // this session and goes with it. It may be started where from could be.
 //
-// Errors: failure.Fatal with the cure.
+// Errors: failure.Fatal with the fix.
 func (c *Conn) CopySlot(ctx context.Context, from, to string) error {
 	sql := "SELECT pg_catalog.pg_copy_logical_replication_slot(" + quoteLiteral(from) + ", " + quoteLiteral(to) + ", true)"
 	_, err := c.pg.Exec(ctx, sql).ReadAll()

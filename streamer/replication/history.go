@@ -90,7 +90,7 @@ func parseHistory(content string) (forks []fork, err error) {
 // from a backup, or a standby that was promoted too early. walEnd is the end of its WAL,
 // read after w.
 //
-// Errors: failure.Fatal with the cure.
+// Errors: failure.Fatal with the fix.
 func (h History) Check(w Written, walEnd pglogrepl.LSN) error {
 	if w.LSN > walEnd {
 		return historyRefused("ClickHouse holds events up to %s, but this server's WAL ends at %s: it was restored from a backup or is a standby "+

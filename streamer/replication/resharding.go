@@ -21,7 +21,7 @@ func (o Origin) ShardingPattern() string {
 // a slot that divides the same outbox differently: they would be written again, by
 // this slot. written is the last commit of each slot that has rows in ClickHouse.
 //
-// Errors: failure.Fatal with the cure.
+// Errors: failure.Fatal with the fix.
 func (c *Control) CheckOverlap(ctx context.Context, begin pglogrepl.LSN, written map[string]pglogrepl.LSN) error {
 	other, slots := c.otherSharding(begin, written)
 	if other == "" {

@@ -121,7 +121,7 @@ func (c *Control) checkShards(ctx context.Context) error {
 // CheckResharding refuses to stream beside a streamer that has divided the same
 // outbox differently: events would arrive twice.
 //
-// Errors: failure.Fatal with the cure.
+// Errors: failure.Fatal with the fix.
 func (c *Control) CheckResharding(ctx context.Context) error {
 	var other *string
 	err := c.conn.QueryRow(ctx, `

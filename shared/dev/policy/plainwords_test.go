@@ -30,6 +30,7 @@ var bannedWords = []struct{ pattern, instead string }{
 	{`\bdoubled\b`, "duplicated"},
 	{`\bdoors?\b`, "way to publish"},
 	{`\bweather\b`, "faults"},
+	{`\bcure[sd]?\b`, "fix"},
 }
 
 // plainUses are the places where a banned word is the right one.
