@@ -17,7 +17,7 @@ import (
 )
 
 // The runbook's entry for a slot that is gone, step by step, with producers that go on.
-func TestASlotThatIsDroppedIsCuredAsTheRunbookSays(t *testing.T) {
+func TestASlotThatIsDroppedIsFixedAsTheRunbookSays(t *testing.T) {
 	env := testenv.New(t)
 	use(t, env)
 	t.Setenv("STREAMER_ADDR", testenv.FreeAddress(t))

@@ -35,8 +35,8 @@ type Config struct {
 	MaxLag          settings.Bytes `env:"STREAMER_MAX_LAG" envDefault:"0" doc:"unconfirmed WAL above which /readyz is 503; 0 for no limit"`
 	Retention       time.Duration  `env:"OUTBOX_RETENTION" envDefault:"168h" doc:"how long delivered events stay in the outbox, at least 1h, by whole days; 0 keeps them for ever"`
 	ExitOnFailure   bool           `env:"STREAMER_EXIT_ON_FAILURE" envDefault:"false" doc:"true exits when an operator must act; false stays up, not ready, and retries"`
-	Environment     string         `env:"ENVIRONMENT" envDefault:"Local" doc:"name of the environment, as in logs and Sentry"`
-	ShutdownTimeout time.Duration  `env:"SHUTDOWN_TIMEOUT" envDefault:"30s" min:"1s" doc:"maximum time between the first signal and the exit"`
+	Environment     string         `env:"ENVIRONMENT" envDefault:"Local" doc:"name of this installation: in logs and Sentry, and stored with events that the api publishes without an environment"`
+	ShutdownTimeout time.Duration  `env:"SHUTDOWN_TIMEOUT" envDefault:"30s" min:"1s" doc:"timeout of a graceful stop after SIGTERM or SIGINT"`
 }
 
 // Validate reports what single variables cannot.

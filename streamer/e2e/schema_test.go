@@ -70,7 +70,7 @@ func TestSchemaChangesThatAreRefused(t *testing.T) {
 
 // The fix of the refusal: the WAL keeps the rows as they were written, so that
 // restoring the name is not enough once there are any.
-func TestARenamedColumnIsCured(t *testing.T) {
+func TestARenamedColumnIsFixed(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
 	execute(t, env, "DROP VIEW diehard_events")

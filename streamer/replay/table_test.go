@@ -54,7 +54,7 @@ func TestAnOutboxWithoutItsOptionalColumnsIsRead(t *testing.T) {
 }
 
 // The fix for a slot that was dropped, or lost.
-func TestADroppedSlotIsCuredByTheTable(t *testing.T) {
+func TestADroppedSlotIsFixedByTheTable(t *testing.T) {
 	f := newFixture(t)
 	stop := f.stream()
 	f.confirmed(f.publish("before", 120))

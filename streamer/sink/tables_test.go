@@ -70,7 +70,7 @@ func TestTablesThatAreNotOursAreRefused(t *testing.T) {
 	}
 }
 
-func TestAMissingTableIsFatalWithItsCure(t *testing.T) {
+func TestAMissingTableIsFatalWithItsFix(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	s := New(f.ClickHouse, Tables{EventLog: "nowhere", DeadLetter: "nowhere_either"}, f.source, OnTimeline(timeline))

@@ -181,15 +181,16 @@ func TestReadmesListTheSettings(t *testing.T) {
 }
 
 func TestTheProgramsAgreeOnSharedSettings(t *testing.T) {
-	defaults := map[string]string{}
+	ofAPI := map[string]settings.Var{}
 	for _, v := range settings.Vars[apiconfig.Config]() {
-		defaults[v.Name] = v.Default
+		ofAPI[v.Name] = v
 	}
 	shared := 0
 	for _, v := range settings.Vars[streamerconfig.Config]() {
-		if value, ok := defaults[v.Name]; ok {
+		if other, ok := ofAPI[v.Name]; ok {
 			shared++
-			assert.Equal(t, value, v.Default, "default of %s", v.Name)
+			assert.Equal(t, other.Default, v.Default, "default of %s", v.Name)
+			assert.Equal(t, other.Doc, v.Doc, "meaning of %s", v.Name)
 		}
 	}
 	assert.Greater(t, shared, 5)
