@@ -17,8 +17,8 @@ import (
 // the slots are made while another streamer delivers them.
 func TestEventsFromBeforeTheSlot(t *testing.T) {
 	for shard, want := range map[string][2]string{
-		"1/1": {"WARN", "once the streamer runs, `streamer replay --from-table` delivers them"},
-		"2/2": {"INFO", "events from before are for the streamer that ran until now"},
+		"1/1": {"WARN", "start the streamer, then run `streamer replay --from-table` to deliver them"},
+		"2/2": {"INFO", "the streamer that ran until now delivers the events before them"},
 	} {
 		env := testenv.New(t)
 		if shard != "1/1" && env.Major(t) < 15 {

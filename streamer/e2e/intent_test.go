@@ -112,9 +112,9 @@ func TestAForeignReaderIsRefused(t *testing.T) {
 				s.stop()
 				publish(t, env, 3)
 				read(t, env)
-				says(t, launch(t, env).refusal(), "advanced by something else", env.Slot, "streamer slot accept", "streamer replay --from-table")
+				says(t, launch(t, env).refusal(), "advanced by something other", env.Slot, "streamer slot accept", "streamer replay --from-table")
 				publish(t, env, 2)
-				says(t, launch(t, env).refusal(), "advanced by something else")
+				says(t, launch(t, env).refusal(), "advanced by something other")
 				require.Equal(t, before, countRows(t, env))
 
 				await.True(t, func() bool { return walsender(t, env) == 0 }, "the end of the refused session")
@@ -152,7 +152,7 @@ func TestAForeignReaderIsRefusedAfterStandingBy(t *testing.T) {
 	end := walEnd(t, env)
 	await.True(t, func() bool { return slotLSN(t, env, "confirmed_flush_lsn") >= end }, "it does not confirm")
 	require.NoError(t, reader.Process.Signal(syscall.SIGINT))
-	says(t, s.refusal(), "advanced by something else")
+	says(t, s.refusal(), "advanced by something other")
 	require.Zero(t, countRows(t, env))
 }
 
@@ -221,7 +221,7 @@ func TestAFailoverThatLosesEventsThatWereNeverWritten(t *testing.T) {
 	trickle(t, env, 10)
 	second := launch(t, env, func(c *setup) { c.InsertTimeout = time.Second })
 	await.True(t, func() bool {
-		return strings.Contains(second.log.text(), "waiting for the time limit of the inserts before")
+		return strings.Contains(second.log.text(), "waiting until earlier inserts have passed their time limit")
 	}, "it does not wait")
 	first.kill()
 	second.await(pipeline.Streaming)

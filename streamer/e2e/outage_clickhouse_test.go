@@ -155,7 +155,7 @@ func TestRowsThatLeaveBeforeTheirInsertIsRepeatedDoNotComeBack(t *testing.T) {
 	command(t, env, "ALTER TABLE LOG DELETE WHERE true SETTINGS mutations_sync = 2")
 	require.Zero(t, countRows(t, env))
 	n.heal()
-	await.True(t, func() bool { return strings.Contains(s.log.text(), "its rows are not there") }, "nothing is said of it")
+	await.True(t, func() bool { return strings.Contains(s.log.text(), "its rows are missing") }, "nothing is said of it")
 	execute(t, env, "DELETE FROM outbox")
 	publish(t, env, 5)
 	require.Equal(t, 5, delivered(t, env))
