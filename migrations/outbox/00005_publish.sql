@@ -59,7 +59,8 @@ BEGIN
         EXIT WHEN FOUND; -- or it was deleted in between
     END LOOP;
     IF known.content <> digest THEN
-        RAISE EXCEPTION 'idempotency_key was used for another event' USING ERRCODE = 'unique_violation';
+        RAISE EXCEPTION 'idempotency_key was used for another event' USING ERRCODE = 'unique_violation',
+            HINT = 'For a day a key stands for one event_type and event_context: choose another key for another event.';
     END IF;
     RETURN known.event_id;
 END $$;
@@ -88,12 +89,12 @@ AS $$
 DECLARE
     claimed uuid;
 BEGIN
-    IF event_type IS NULL OR event_context IS NULL THEN
-        RAISE EXCEPTION 'invalid event: % is missing', CASE WHEN event_type IS NULL THEN 'event_type' ELSE 'event_context' END
-            USING ERRCODE = 'check_violation';
-    END IF;
     event_id := coalesce(event_id, {{.Schema}}.event_id_for(event_key));
     IF idempotency_key IS NOT NULL THEN
+        IF event_type IS NULL OR event_context IS NULL THEN -- the outbox says so, but the key is written first
+            RAISE EXCEPTION 'invalid event: % is missing', CASE WHEN event_type IS NULL THEN 'event_type' ELSE 'event_context' END
+                USING ERRCODE = 'check_violation';
+        END IF;
         claimed := {{.Schema}}.diehard_claim_key(idempotency_key, event_id, event_type, event_context::text);
         IF claimed IS NOT NULL THEN
             RETURN claimed;
@@ -126,9 +127,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     texts   text[] := '{event_type,environment,trace_context,event_key,idempotency_key}';
+    others  text[] := '{event_context,metadata_version,event_date_time,event_id}';
     e       record;
     element record;
-    r       record;
+    field   text;
 BEGIN
     IF json_typeof(events) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'invalid events: must be an array of objects' USING ERRCODE = 'check_violation';
@@ -148,25 +150,36 @@ BEGIN
             json_to_record(a.event) AS f (event_type text, environment text, metadata_version bigint, trace_context text,
                 event_date_time timestamptz, event_id uuid, event_key text, idempotency_key text),
             LATERAL (SELECT coalesce(
-                (SELECT format(CASE WHEN count(*) = 1 AND bool_or(k.name = ANY (texts)) THEN '.%s must be a string'
-                    ELSE '.%s is given twice or not a field of an event' END, left(k.name, 40))
+                (SELECT format(CASE WHEN count(*) > 1 OR k.name <> ALL (texts || others) THEN '.%s is given twice or not a field of an event'
+                    WHEN k.name = 'metadata_version' THEN '.%s must be a number' ELSE '.%s must be a string' END, left(k.name, 40))
                  FROM json_each(a.event) AS k (name, value)
-                 GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (texts || '{event_context,metadata_version,event_date_time,event_id}'::text[])
-                    OR k.name = ANY (texts) AND min(json_typeof(k.value)) NOT IN ('string', 'null') LIMIT 1),
+                 GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (texts || others)
+                    OR k.name = ANY (texts) AND min(json_typeof(k.value)) NOT IN ('string', 'null')
+                    OR k.name = 'metadata_version' AND min(json_typeof(k.value)) NOT IN ('number', 'null') LIMIT 1),
+                CASE WHEN octet_length(f.idempotency_key) NOT BETWEEN 1 AND 255 THEN '.idempotency_key must have 1 to 255 bytes' END,
                 '.' || {{.Schema}}.diehard_problem(f.event_id, f.event_type, f.event_date_time, f.environment,
                     a.event -> 'event_context', f.metadata_version, f.trace_context)) AS problem) AS p;
     EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
-        -- An element that cannot be read. Which one?
-        FOR element IN SELECT a.event, a.n FROM json_array_elements(events) WITH ORDINALITY AS a (event, n) LOOP
+        -- An element that cannot be read. Which one, and what of it?
+        FOR element IN SELECT a.event, a.n - 1 AS n FROM json_array_elements(events) WITH ORDINALITY AS a (event, n) LOOP
+            IF json_typeof(element.event) <> 'object' THEN
+                RAISE EXCEPTION 'invalid events: events[%]: must be an object', element.n USING ERRCODE = 'check_violation';
+            END IF;
             BEGIN
-                SELECT * INTO r FROM json_to_record(element.event) AS f (event_type text, environment text, metadata_version bigint,
-                    trace_context text, event_date_time timestamptz, event_id uuid, event_key text, idempotency_key text);
-                PERFORM element.event -> 'event_context';
+                field := ''; -- all strings are decoded
+                PERFORM json_object_keys(element.event);
+                field := 'event_id';
+                PERFORM (element.event ->> field)::uuid;
+                field := 'event_date_time';
+                PERFORM (element.event ->> field)::timestamptz;
+                field := 'metadata_version';
+                PERFORM (element.event ->> field)::bigint;
             EXCEPTION WHEN OTHERS THEN
-                RAISE EXCEPTION 'invalid events: events[%]: %', element.n - 1,
-                    CASE WHEN json_typeof(element.event) = 'object' THEN SQLERRM ELSE 'must be an object' END
-                    USING ERRCODE = SQLSTATE, HINT = CASE WHEN element.event::text ~ '\\u(0000|[dD][89a-fA-F])'
-                        THEN 'A text cannot hold \u0000 or half of a surrogate pair: publish such an event by publish_event.' ELSE '' END;
+                IF field = '' THEN
+                    RAISE EXCEPTION 'invalid events: events[%]: %', element.n, SQLERRM USING ERRCODE = SQLSTATE,
+                        HINT = 'A text cannot hold \u0000 or half of a surrogate pair: publish such an event by publish_event.';
+                END IF;
+                RAISE EXCEPTION 'invalid events: events[%].%: %', element.n, field, SQLERRM USING ERRCODE = SQLSTATE;
             END;
         END LOOP;
         RAISE;
@@ -198,6 +211,7 @@ GRANT EXECUTE ON FUNCTION {{.Schema}}.diehard_delete_keys() TO diehard_streamer;
 -- outbox runs with the rights of who inserts.
 GRANT EXECUTE ON FUNCTION {{.Schema}}.event_id_for(text),
     {{.Schema}}.diehard_check_event(uuid, text, timestamptz, text, json, bigint, text, text),
+    {{.Schema}}.diehard_is_plain(uuid, text, timestamptz, text, json, bigint, text, text),
     {{.Schema}}.diehard_problem(uuid, text, timestamptz, text, json, bigint, text), {{.Schema}}.diehard_refuses_encoding(json) TO diehard_producer;
 {{range .AllJSONTypes}}
 REVOKE ALL ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text), {{$.Schema}}.publish_events({{.}}) FROM PUBLIC;

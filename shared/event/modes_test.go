@@ -164,15 +164,19 @@ func TestEveryWayRefusesTheSame(t *testing.T) {
 		}
 	}
 	for array, says := range map[string]string{
-		`[{"event_type": "t", "event_context": 1, "misspelt": "x"}]`:                                           "events[0].misspelt",
-		`[{"event_type": "t", "event_type": "u", "event_context": 1}]`:                                         "events[0].event_type is given twice",
-		`[{"event_type": "t", "event_context": 1}, {"event_type": "t"}]`:                                       "events[1].event_context is missing",
-		`[{"event_type": "t", "event_context": 1}, 7]`:                                                         "events[1]: must be an object",
-		`[{"event_type": "t", "event_context": 1}, [1]]`:                                                       "events[1]: must be an object",
-		`[{"event_type": {"a": 1}, "event_context": 1}]`:                                                       "events[0].event_type must be a string",
-		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "environment": 7}]`: "events[1].environment must be a string",
-		`[{"event_type": "t", "event_context": 1, "event_date_time": "soon"}]`:                                 "events[0]",
-		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "metadata_version": "x"}]`:              "events[1]",
+		`[{"event_type": "t", "event_context": 1, "misspelt": "x"}]`:                                                "events[0].misspelt",
+		`[{"event_type": "t", "event_type": "u", "event_context": 1}]`:                                              "events[0].event_type is given twice",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t"}]`:                                            "events[1].event_context is missing",
+		`[{"event_type": "t", "event_context": 1}, 7]`:                                                              "events[1]: must be an object",
+		`[{"event_type": "t", "event_context": 1}, [1]]`:                                                            "events[1]: must be an object",
+		`[{"event_type": {"a": 1}, "event_context": 1}]`:                                                            "events[0].event_type must be a string",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "environment": 7}]`:      "events[1].environment must be a string",
+		`[{"event_type": "t", "event_context": 1, "event_date_time": "soon"}]`:                                      `events[0].event_date_time: invalid input syntax for type timestamp with time zone: "soon"`,
+		`[{"event_type": "t", "event_context": 1, "event_id": "7"}]`:                                                "events[0].event_id: invalid",
+		`[{"event_type": "t", "event_context": 1, "metadata_version": 1.5}]`:                                        "events[0].metadata_version: invalid",
+		`[{"event_type": "t", "event_context": 1, "metadata_version": "2"}]`:                                        "events[0].metadata_version must be a number",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "idempotency_key": ""}]`: "events[1].idempotency_key must have 1 to 255 bytes",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "metadata_version": "x"}]`:                   "events[1].metadata_version",
 		`{}`: "must be an array",
 	} {
 		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", array)
