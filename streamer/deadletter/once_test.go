@@ -168,6 +168,25 @@ func TestAFailingViewDoublesNothing(t *testing.T) {
 	assert.Equal(t, map[uuid.UUID]int{id(1): 1, id(2): 1, id(3): 1, id(9): 1}, f.rows())
 }
 
+// The error of a view that is taken for a limit of the insert halves nothing that is written.
+func TestAViewThatExceedsALimitDoublesNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.write(at(900, 1), event(9, "later"))
+	f.exec("CREATE TABLE target (n UInt64) ENGINE = MergeTree ORDER BY n")
+	f.exec("CREATE MATERIALIZED VIEW limited TO target AS SELECT 1 AS n FROM event_log " +
+		"WHERE commit_seq IN (SELECT number FROM numbers(100) SETTINGS max_rows_to_read = 1)")
+	f.putDeadLetters(time.Now(), reject(at(500, 1), event(1, "a")), reject(at(500, 2), event(2, "b")), reject(at(500, 3), event(3, "c")))
+	outcomes := f.retry(Filter{})
+	for _, n := range []int{1, 2, 3} {
+		assert.Equal(t, Written, outcomes[id(n)].Result)
+	}
+	assert.Equal(t, map[uuid.UUID]int{id(1): 1, id(2): 1, id(3): 1, id(9): 1}, f.rows())
+	var n uint64
+	require.NoError(t, f.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM target").Scan(&n))
+	assert.Zero(t, n, "the view does not fail")
+}
+
 // An error that is not about the rows ends the retry; the next one finishes it.
 func TestARetryThatFailsCanBeRepeated(t *testing.T) {
 	t.Parallel()

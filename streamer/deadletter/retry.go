@@ -246,15 +246,10 @@ func (w *groupWriter) Insert(ctx context.Context, b sink.Block) error {
 	began := time.Now()
 	from, to := b.Bounds()
 	refusal := g.sink.Insert(ctx, b.Rows, from, to, sink.InsertRequest{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
-	limits := sink.LimitErrors{Limit: 1}
-	if limited := limits.Classify(refusal); errors.Is(limited, sink.ErrTooMuch) && to-from > 1 {
-		return limited
+	if refusal != nil && sink.Code(refusal) == 0 {
+		return retryFailed(refusal)
 	}
-	// A refused record stays a dead letter, so an unknown code may be taken for a refusal at once.
-	if refusal != nil && failure.Of(refusal) != failure.Poison && sink.Unknown(refusal) == 0 {
-		return fmt.Errorf("retry dead letters: %w; try again: what was written is recognized", refusal)
-	}
-	// The table decides: a failing materialized view reports an error although the
+	// The table decides, whatever the error: a failing materialized view reports one although the
 	// rows were written.
 	records := make([]Record, 0, to-from)
 	for i := from; i < to; i++ {
@@ -272,7 +267,24 @@ func (w *groupWriter) Insert(ctx context.Context, b sink.Block) error {
 	case refusal == nil || len(present) > 0:
 		return errIncomplete
 	}
+	return notWritten(refusal, len(records))
+}
+
+// notWritten is the answer for rows that are refused and not written.
+func notWritten(refusal error, rows int) error {
+	limits := sink.LimitErrors{Limit: 1}
+	if limited := limits.Classify(refusal); errors.Is(limited, sink.ErrTooMuch) && rows > 1 {
+		return limited
+	}
+	// A refused record stays a dead letter, so an unknown code may be taken for a refusal at once.
+	if failure.Of(refusal) != failure.Poison && sink.Unknown(refusal) == 0 {
+		return retryFailed(refusal)
+	}
 	return failure.Wrap(failure.Poison, refusal)
+}
+
+func retryFailed(err error) error {
+	return fmt.Errorf("retry dead letters: %w; try again: what was written is recognized", err)
 }
 
 // Refuse implements sink.Writer.

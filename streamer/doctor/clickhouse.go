@@ -101,6 +101,16 @@ var clickhouseChecks = []check[clickhouseFacts]{
 		}
 		return ok("none")
 	}},
+	{"views", func(f *clickhouseFacts) result {
+		switch {
+		case f.ClickHouse == nil:
+			return notApplicable()
+		case f.Views() != nil:
+			return warn(f.Views().Error(), "every view on our tables can be written to: events are written without this one",
+				"create the table that it writes to again, or DROP VIEW; then fill it from event_log")
+		}
+		return ok("no materialized view refuses inserts")
+	}},
 	{"encoding", func(f *clickhouseFacts) result {
 		switch {
 		case f.ClickHouse == nil:

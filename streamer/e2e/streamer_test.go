@@ -176,7 +176,9 @@ type observer struct {
 	mu      sync.Mutex
 	flushes []pipeline.Flush
 	errs    []error // of retries
-	started chan struct{}
+
+	failedViews []*sink.ViewError
+	started     chan struct{}
 }
 
 func (o *observer) FlushStarted(*batch.Batch) {
@@ -213,9 +215,22 @@ func (o *observer) Retry(_ failure.Class, err error) {
 	o.retries.Add(1)
 }
 
-func (o *observer) ViewFailed(error)         { o.views.Add(1) }
 func (o *observer) DeadLetter(decode.Reject) { o.deadLetters.Add(1) }
 func (o *observer) SessionEnded(error)       { o.sessions.Add(1) }
+
+func (o *observer) ViewFailed(err *sink.ViewError) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.failedViews = append(o.failedViews, err)
+	o.views.Add(1)
+}
+
+// failed returns what views have failed with.
+func (o *observer) failed() []*sink.ViewError {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]*sink.ViewError(nil), o.failedViews...)
+}
 
 // durable returns the flushes that succeeded.
 func (o *observer) durable() []pipeline.Flush {

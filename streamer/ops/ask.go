@@ -58,8 +58,11 @@ func (p *Probe) Status(ctx context.Context) Status {
 	s.askPostgres(ctx, 0)
 
 	x := s.get()
-	status := Status{Time: time.Now(), Version: telemetry.Build().Version, Build: Build(telemetry.Build()), State: NotRunning, Reasons: []string{}, Failures: []Failure{}}
+	status := Status{Time: time.Now(), Version: telemetry.Build().Version, Build: Build(telemetry.Build()), State: NotRunning, Reasons: []string{}, Degraded: []string{}, Failures: []Failure{}}
 	status.endpoints(x, p.Origin.SlotName())
+	if c := x.clickhouse.last; c != nil && c.views != nil {
+		status.Degraded = append(status.Degraded, viewText(c.views))
+	}
 	if status.Slot != nil && status.Slot.Active {
 		status.State = Elsewhere
 	}

@@ -80,12 +80,16 @@ func TestAFailingViewIsSeen(t *testing.T) {
 	require.NoError(t, err)
 	await.True(t, func() bool {
 		m := w.metrics()
-		return m.value("view_failures_total")+m.value("dead_letters_total") == 1
+		return m.value("view_failures_total") == 1 && m.value("rows_flushed_total") == 1
 	}, "nothing reports the view's failure")
-	if w.metrics().value("view_failures_total") == 1 { // else the server has refused the row with its view
-		await.True(t, func() bool { return w.metrics().value("rows_flushed_total") == 1 }, "the row is there")
-		failed := w.status().Failures[0]
-		assert.Equal(t, "materialized view", failed.Kind)
-		assert.Contains(t, failed.Text, "code 395 (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)")
-	}
+	s := w.status()
+	assert.Equal(t, "materialized view", s.Failures[0].Kind)
+	const says = "code 395 (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)"
+	assert.Equal(t, "materialized view "+env.ClickHouseConfig.Database+".watcher: "+says, s.Failures[0].Text)
+	assert.True(t, s.Ready)
+	require.Len(t, s.Degraded, 1)
+	assert.Contains(t, s.Degraded[0], ".watcher: "+says)
+	publish(t, env, 1)
+	await.True(t, func() bool { return len(w.status().Degraded) == 0 }, "the next event does not show that the view works")
+	assert.Zero(t, w.metrics().value("dead_letters_total"))
 }

@@ -59,6 +59,7 @@ var allGauges = []gauge{
 			emit(float64(n))
 		}),
 	newGauge("state", "1 for the state that the streamer is in.", prometheus.GaugeValue, readState, "state"),
+	newGauge("degraded", "1 for what is not as it should be although events are delivered.", prometheus.GaugeValue, readDegraded, "cause"),
 	newGauge("failure", "1 for the cause of the state failed, which needs an operator.", prometheus.GaugeValue, readFailure, "cause"),
 	newGauge("last_flush_timestamp_seconds", "When rows last became durable; 0 if none did since the start.", prometheus.GaugeValue,
 		func(m *Monitor, _ snapshot, emit func(float64, ...string)) {

@@ -24,6 +24,8 @@ type Point struct {
 	LagSeconds   *float64 `json:"lag_seconds"` // flushed; nil: unknown
 	Retained     int64    `json:"retained_bytes"`
 	Buffered     int64    `json:"buffered_rows"`
+
+	deadLetters int64
 }
 
 // history keeps the last minutes. Safe for concurrent use.
@@ -42,6 +44,7 @@ func (h *history) flushed(f pipeline.Flush) {
 	defer h.mu.Unlock()
 	h.open.Flushes++
 	h.open.FlushRows += int64(f.Rows)
+	h.open.deadLetters += int64(f.DeadLetters)
 	h.open.FlushSeconds = max(h.open.FlushSeconds, f.Took.Seconds())
 }
 
@@ -96,4 +99,16 @@ func (h *history) throughput(n int) Throughput {
 		t.Bytes += float64(p.Bytes) / float64(n)
 	}
 	return t
+}
+
+// deadLetters are the dead letters of the points and of the flushes since, and all events with them.
+func (h *history) deadLetters() (dead, all int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	dead, all = h.open.deadLetters, h.open.FlushRows
+	for _, p := range h.points {
+		dead += p.deadLetters
+		all += p.Rows
+	}
+	return dead, all + dead
 }

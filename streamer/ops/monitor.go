@@ -48,6 +48,7 @@ type Monitor struct {
 	failures *failures
 	reports  *reports
 	trouble  *trouble
+	views    *failingView
 	// doubleEncoded counts rows whose context is a JSON string that holds an object or array.
 	doubleEncoded atomic.Int64
 
@@ -62,7 +63,7 @@ type Monitor struct {
 func NewMonitor(o Options) *Monitor {
 	m := &Monitor{
 		opts: o, started: time.Now(), registry: telemetry.NewRegistry(),
-		counters: newCounters(), latency: newLatency(), history: &history{}, failures: &failures{}, reports: newReports(), trouble: &trouble{},
+		counters: newCounters(), latency: newLatency(), history: &history{}, failures: &failures{}, reports: newReports(), trouble: &trouble{}, views: &failingView{},
 	}
 	labeled := prometheus.WrapRegistererWith(prometheus.Labels{
 		"environment": o.Environment, "slot": o.Probe.Origin.SlotName(), "shard": o.Shard,

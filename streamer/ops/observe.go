@@ -8,6 +8,7 @@ import (
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
+	"diehard/streamer/sink"
 )
 
 // FlushStarted implements pipeline.Observer.
@@ -20,6 +21,7 @@ func (m *Monitor) FlushStarted(b *batch.Batch) {
 		m.counters.batchAge.Observe(max(0, age.Seconds()))
 	}
 	queued, _ := m.progress.Buffered()
+	m.views.flushStarted()
 	m.reports.flushStarted(b, int(queued)-rows)
 }
 
@@ -32,6 +34,9 @@ func (m *Monitor) FlushEnded(b *batch.Batch, f pipeline.Flush, err error) {
 	}
 	m.counters.flushSeconds.Observe(f.Took.Seconds())
 	m.history.flushed(f)
+	if f.Rows > 0 {
+		m.views.wrote()
+	}
 	for i := range b.Len() {
 		if event.DoubleEncoded(b.ContextAt(i)) {
 			m.doubleEncoded.Add(1)
@@ -51,8 +56,9 @@ func (m *Monitor) Retry(class failure.Class, err error) {
 }
 
 // ViewFailed implements pipeline.Observer.
-func (m *Monitor) ViewFailed(err error) {
+func (m *Monitor) ViewFailed(err *sink.ViewError) {
 	m.counters.viewFailures.Inc()
+	m.views.failed(err)
 	m.failures.note("materialized view", failure.Of(err), err)
 	m.reports.viewFailed(err)
 }

@@ -26,12 +26,16 @@ type ClickHouse struct {
 	Disk        Disk        `json:"disk"`
 	DeadLetters DeadLetters `json:"dead_letters"`
 
-	lastLSN pglogrepl.LSN // of the last row of our source
+	views   *sink.ViewError // that refuse every insert; nil: none
+	lastLSN pglogrepl.LSN   // of the last row of our source
 	skew    time.Duration
 }
 
 // LastLSN is the commit LSN of the last row of our source; 0 without rows.
 func (c *ClickHouse) LastLSN() pglogrepl.LSN { return c.lastLSN }
+
+// Views are the materialized views that refuse every insert; nil for none.
+func (c *ClickHouse) Views() *sink.ViewError { return c.views }
 
 // Skew is ClickHouse's clock minus ours, to within half a round trip.
 func (c *ClickHouse) Skew() time.Duration { return c.skew }
@@ -64,7 +68,7 @@ func (p *Probe) AskClickHouse(ctx context.Context, source string) (*ClickHouse, 
 	defer cancel()
 	answer := &ClickHouse{}
 	for _, ask := range []func(context.Context, string, *ClickHouse) error{
-		p.askServer, p.askDisk, p.askPosition, p.askDeadLetters,
+		p.askServer, p.askDisk, p.askPosition, p.askDeadLetters, p.askViews,
 	} {
 		if err := ask(ctx, source, answer); err != nil {
 			return nil, fmt.Errorf("ask ClickHouse: %w", err)
@@ -90,6 +94,19 @@ func (p *Probe) askDisk(ctx context.Context, _ string, c *ClickHouse) error {
 	err := p.ClickHouse.QueryRow(ctx, `SELECT min(free_space), argMin(total_space, free_space) FROM system.disks`).Scan(&c.Disk.Free, &c.Disk.Total)
 	if proto.Error(sink.Code(err)) == proto.ErrAccessDenied {
 		return nil // it is for alerts alone
+	}
+	return err
+}
+
+// askViews finds out before there is an event which views refuse it.
+func (p *Probe) askViews(ctx context.Context, _ string, c *ClickHouse) (err error) {
+	for _, table := range []string{p.EventLog, p.DeadLetter} {
+		if c.views, err = sink.RefusingViews(ctx, p.ClickHouse, table); err != nil || c.views != nil {
+			break
+		}
+	}
+	if sink.Code(err) != 0 {
+		return nil // the user may not ask
 	}
 	return err
 }

@@ -24,11 +24,14 @@ type Readiness struct {
 	Ready   bool          `json:"ready"`
 	Cause   failure.Cause `json:"cause,omitempty"` // of the status "failed"
 	Reasons []string      `json:"reasons"`         // why it is not; empty if it is
+	// Degraded says what is not as it should be although events are delivered: a materialized view fails, or
+	// many events become dead letters.
+	Degraded []string `json:"degraded"`
 }
 
 func (m *Monitor) readiness(x snapshot) Readiness {
 	state := m.progress.State()
-	r := Readiness{Reasons: []string{}}
+	r := Readiness{Reasons: []string{}, Degraded: reasons(m.degraded(x))}
 	var trouble report
 	r.Status, trouble = m.state()
 	because := func(format string, args ...any) { r.Reasons = append(r.Reasons, fmt.Sprintf(format, args...)) }

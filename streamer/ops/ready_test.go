@@ -27,7 +27,7 @@ func TestReadyWhileStreamingAndAsStandby(t *testing.T) {
 	first := watch(t, env)
 	await.True(t, func() bool { code, _ := first.ready(); return code == http.StatusOK }, "the streamer is never ready")
 	_, r := first.ready()
-	assert.Equal(t, ops.Readiness{Status: "streaming", Ready: true, Reasons: []string{}}, r)
+	assert.Equal(t, ops.Readiness{Status: "streaming", Ready: true, Reasons: []string{}, Degraded: []string{}}, r)
 
 	second := watch(t, env)
 	await.True(t, func() bool { _, r := second.ready(); return r.Status == "standby" && r.Ready }, "the standby is never ready")

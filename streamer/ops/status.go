@@ -20,7 +20,8 @@ type Status struct {
 	State       string             `json:"state"`           // as in Readiness; "not running" without a streamer
 	Cause       failure.Cause      `json:"cause,omitempty"` // of the state "failed"
 	Ready       bool               `json:"ready"`
-	Reasons     []string           `json:"reasons"` // why it is not ready
+	Reasons     []string           `json:"reasons"`  // why it is not ready
+	Degraded    []string           `json:"degraded"` // as in Readiness
 	Started     *time.Time         `json:"started"`
 	Lag         Lag                `json:"lag"`
 	Throughput  Throughput         `json:"throughput"`
@@ -99,7 +100,7 @@ func (m *Monitor) status(ctx context.Context) Status {
 	ready := m.readiness(x)
 	started := m.started
 	s := Status{
-		Time: time.Now(), Version: telemetry.Build().Version, Build: Build(telemetry.Build()), State: ready.Status, Cause: ready.Cause, Ready: ready.Ready, Reasons: ready.Reasons,
+		Time: time.Now(), Version: telemetry.Build().Version, Build: Build(telemetry.Build()), State: ready.Status, Cause: ready.Cause, Ready: ready.Ready, Reasons: ready.Reasons, Degraded: ready.Degraded,
 		Started: &started, Throughput: m.history.throughput(throughputWindow), Failures: m.failures.latest(),
 	}
 	s.endpoints(x, m.opts.Probe.Origin.SlotName())

@@ -49,6 +49,9 @@ func (s Status) head(b *strings.Builder) {
 	for _, reason := range s.Reasons {
 		line(b, "not ready", "%s", reason)
 	}
+	for _, what := range s.Degraded {
+		line(b, "degraded", "%s", what)
+	}
 }
 
 func (s Status) lag(b *strings.Builder) {

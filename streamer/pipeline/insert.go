@@ -19,6 +19,7 @@ import (
 // insertion is a block and how to find out whether it is written.
 type insertion struct {
 	what    string
+	table   string
 	token   string
 	insert  func(context.Context, sink.InsertRequest) error
 	written func(context.Context) (bool, error)
@@ -41,7 +42,7 @@ func (w *writer) insertUntilDurable(ctx context.Context, p *part, in insertion) 
 			case err != nil:
 				return false, w.lookFailed(ctx, last, err)
 			case there:
-				w.reportViewFailure(last)
+				w.reportRefusal(ctx, in, last)
 				return attempt == 1, nil
 			case final(last):
 				return false, last
@@ -102,7 +103,8 @@ func (w *writer) attempt(ctx context.Context, p *part, in insertion, n int) erro
 	registered := time.Now()
 	err := in.insert(ctx, sink.InsertRequest{
 		QueryID: fmt.Sprintf("%s-%d-%s", in.token, n, w.s.nonce), Token: in.token, IngestedAt: time.UnixMilli(p.intent.IngestedAt).UTC(),
-		Verify: func(ctx context.Context) error { return w.verify(ctx, p) },
+		Verify:     func(ctx context.Context) error { return w.verify(ctx, p) },
+		ViewFailed: w.viewFailed,
 	})
 	failpoint.Hit("after-insert")
 	if err != nil && !sink.Answered(err) && !errors.Is(err, errOwner) {
@@ -121,13 +123,29 @@ func (w *writer) look(ctx context.Context, what string, written func(context.Con
 	return there, err
 }
 
-// reportViewFailure reports rows that are written although ClickHouse refused them: what it refused is not event_log's.
-func (w *writer) reportViewFailure(err error) {
-	if sink.Code(err) == 0 {
+// reportRefusal reports rows that are written although ClickHouse refused them: a view on their table has
+// failed, if there is one.
+func (w *writer) reportRefusal(ctx context.Context, in insertion, refusal error) {
+	if refusal == nil {
 		return
 	}
-	w.s.observer.ViewFailed(err)
-	w.s.log.Warn("ClickHouse reported an error although the rows are there: a materialized view on event_log failed, and lacks what it makes of them", "error", err)
+	var failed *sink.ViewError
+	err := w.s.within(ctx, func(ctx context.Context) (err error) {
+		failed, err = w.s.sink.FailedViews(ctx, in.table, refusal)
+		return err
+	})
+	switch {
+	case failed != nil:
+		w.viewFailed(failed)
+	case sink.Code(refusal) != 0:
+		w.s.log.Warn("an insert failed although its rows are there, and no materialized view is known to have failed", "what", in.what, "error", errors.Join(refusal, err))
+	}
+}
+
+// viewFailed reports rows that a view lacks.
+func (w *writer) viewFailed(failed *sink.ViewError) {
+	w.s.observer.ViewFailed(failed)
+	w.s.log.Warn("a materialized view fails: it lacks what it makes of rows that are written", "error", failed)
 }
 
 // errOwner ends the session: whether the slot is ours and the publication is the same could not be found out.

@@ -6,6 +6,7 @@ import (
 	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
+	"diehard/streamer/sink"
 )
 
 // Flush describes a batch that is durable.
@@ -25,8 +26,8 @@ type Observer interface {
 	FlushEnded(b *batch.Batch, f Flush, err error)
 	// Retry is called for every try that failed and will be repeated.
 	Retry(class failure.Class, err error)
-	// ViewFailed is called when rows are written and err says that a materialized view failed.
-	ViewFailed(err error)
+	// ViewFailed is called for an insert that goes on, or has gone on, without a materialized view.
+	ViewFailed(err *sink.ViewError)
 	// DeadLetter is called for every row written to the dead-letter table.
 	DeadLetter(r decode.Reject)
 	// SessionEnded is called when a connection ended with an error and a new one is about to begin.
@@ -38,6 +39,6 @@ type noopObserver struct{}
 func (noopObserver) FlushStarted(*batch.Batch)             {}
 func (noopObserver) FlushEnded(*batch.Batch, Flush, error) {}
 func (noopObserver) Retry(failure.Class, error)            {}
-func (noopObserver) ViewFailed(error)                      {}
+func (noopObserver) ViewFailed(*sink.ViewError)            {}
 func (noopObserver) DeadLetter(decode.Reject)              {}
 func (noopObserver) SessionEnded(error)                    {}

@@ -270,7 +270,7 @@ func (w *writer) insertRows(ctx context.Context, p *part, from, to int) error {
 		limits.Limit = math.MaxInt // there is no smaller block
 	}
 	_, err := w.insertUntilDurable(ctx, p, insertion{
-		what: "rows", token: p.intent.Token,
+		what: "rows", table: w.s.cfg.Tables.EventLog, token: p.intent.Token,
 		insert: func(ctx context.Context, r sink.InsertRequest) error {
 			return limits.Classify(unknown.Classify(w.s.sink.Insert(ctx, &p.b.Rows, from, to, r)))
 		},
@@ -321,7 +321,7 @@ func (w *writer) retryBudget(rows int) int {
 func (w *writer) writeDeadLetters(ctx context.Context, p *part, token string, rejects []decode.Reject) error {
 	at := positions(rejects)
 	before, err := w.insertUntilDurable(ctx, p, insertion{
-		what: "dead letters", token: p.intent.Token + "-" + token,
+		what: "dead letters", table: w.s.cfg.Tables.DeadLetter, token: p.intent.Token + "-" + token,
 		insert:  func(ctx context.Context, r sink.InsertRequest) error { return w.s.sink.PutDeadLetters(ctx, rejects, r) },
 		written: func(ctx context.Context) (bool, error) { return w.s.sink.HasDeadLetters(ctx, p.rangeOf(), at) },
 	})

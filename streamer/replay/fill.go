@@ -181,7 +181,12 @@ func eventAt(rows *decode.Rows, i int) decode.Event {
 func (p *chunkFill) next() sink.InsertRequest {
 	p.f.inserts++
 	id := fmt.Sprintf("%s%s-%d", p.f.prefix, p.f.nonce, p.f.inserts)
-	return sink.InsertRequest{QueryID: id, Token: id, IngestedAt: time.Now(), Verify: p.f.guard.Verify}
+	return sink.InsertRequest{
+		QueryID: id, Token: id, IngestedAt: time.Now(), Verify: p.f.guard.Verify,
+		ViewFailed: func(err *sink.ViewError) {
+			p.f.logger.Warn("a materialized view fails: it lacks what it makes of rows that are written", "error", err)
+		},
+	}
 }
 
 // within bounds one insert. Comparing has no such bound: it takes as long as the table is large.
@@ -195,22 +200,25 @@ func (p *chunkFill) within(ctx context.Context, insert func(context.Context) err
 func (p *chunkFill) Insert(ctx context.Context, b sink.Block) error {
 	from, to := b.Bounds()
 	answer := p.within(ctx, func(ctx context.Context) error { return p.f.sink.Insert(ctx, b.Rows, from, to, p.next()) })
+	if sink.Code(answer) != 0 { // a view may have failed after the rows were written
+		written, err := p.isWritten(ctx, b.Rows.Position(to-1))
+		if err != nil {
+			return err
+		}
+		if written {
+			p.f.logger.Warn("a materialized view failed: the rows are written, but ClickHouse reported an error", "error", answer)
+			answer = nil
+		}
+	}
 	if answer = p.limits.Classify(answer); errors.Is(answer, sink.ErrTooMuch) && to-from > 1 {
 		p.limits.Limit = 1 // a server that is waited for was waited for
 		return answer
 	}
 	p.anyWritten = p.anyWritten || answer == nil
 	refusal := p.classify(answer)
-	if failure.Of(refusal) != failure.Poison {
-		return refusal
-	}
-	written, err := p.isWritten(ctx, b.Rows.Position(to-1))
 	switch {
-	case err != nil:
-		return err
-	case written:
-		p.f.logger.Warn("materialized view failed: the rows are written, but ClickHouse reported an error", "error", refusal)
-		return nil
+	case failure.Of(refusal) != failure.Poison:
+		return refusal
 	case to-from == 1 && p.unknownCode && !p.anyWritten && p.wait():
 		return answer // nothing is written yet: the server may be the cause
 	default:

@@ -228,6 +228,37 @@ func TestTheTablesRowsWithAnUnknownCodeBecomeDeadLetters(t *testing.T) {
 	assert.Equal(t, 40, f.count("event_log", "true"))
 }
 
+// Whatever a view fails with, and when, the rows are written once.
+func TestAReplayBesideAViewThatFails(t *testing.T) {
+	for name, view := range map[string]string{
+		"by a limit":  "SELECT [1] AS n FROM event_log WHERE commit_seq IN (SELECT number FROM numbers(100) SETTINGS max_rows_to_read = 1)",
+		"by its type": "SELECT [1] AS n FROM event_log",
+		"by a value":  "SELECT [throwIf(event_type = 'a')] AS n FROM event_log",
+		"its target":  "SELECT [1] AS n FROM event_log",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.stream()
+			f.confirmed(f.publish("a", 250))
+			f.remove("true")
+			f.command("CREATE TABLE target (n Array(UInt8)) ENGINE = MergeTree ORDER BY n")
+			f.command("CREATE MATERIALIZED VIEW watcher TO target AS " + view)
+			switch name {
+			case "by its type":
+				f.command("DROP TABLE target SYNC")
+				f.command("CREATE TABLE target (n Array(Array(UInt8))) ENGINE = MergeTree ORDER BY n")
+			case "its target":
+				f.command("DROP TABLE target SYNC")
+			}
+			report, err := FromTable(t.Context(), f.config(), Span{}, Mode{})
+			require.NoError(t, err)
+			assert.Equal(t, int64(250), report.Filled+report.Present)
+			assert.Zero(t, report.Refused)
+			f.complete()
+		})
+	}
+}
+
 func TestATableReplayThatIsInterruptedCanBeRepeated(t *testing.T) {
 	f := newFixture(t)
 	f.stream()

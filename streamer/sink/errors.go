@@ -57,6 +57,14 @@ func Code(err error) int32 {
 // Classify gives an error of ClickHouse its class, for others that use the same tables.
 func Classify(err error) error { return classify(err) }
 
+// withoutValues hides a text that may quote the data.
+func withoutValues(ex *clickhouse.Exception) error {
+	if !codes[ex.Code].textIsSafe {
+		return &redacted{ex}
+	}
+	return ex
+}
+
 // classify gives a ClickHouse error its class, and hides a text that may quote
 // the data; Reason gives it back. An error that is not the server's is the
 // network's, and leaves the outcome of an insert unknown.
@@ -69,9 +77,7 @@ func classify(err error) error {
 		return err
 	}
 	code := codes[ex.Code]
-	if !code.textIsSafe {
-		err = &redacted{ex}
-	}
+	err = withoutValues(ex)
 	switch {
 	case ex.Code == codeTooManyParts && strings.Contains(ex.Message, "Too many partitions"):
 		return failure.Wrap(failure.Fatal, err) // the other meaning of 252 is back-pressure

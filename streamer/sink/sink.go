@@ -86,6 +86,8 @@ type InsertRequest struct {
 	// Verify is called when ClickHouse knows the query, whose time limit runs from then
 	// on, and has not yet received its data. When it fails, nothing is inserted.
 	Verify func(context.Context) error
+	// ViewFailed is called when a materialized view refuses the insert, which goes on without it; nil is nobody.
+	ViewFailed func(*ViewError)
 }
 
 // Insert writes rows [from, to) as one block, and returns when they are durable
@@ -96,17 +98,16 @@ type InsertRequest struct {
 func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a InsertRequest) error {
 	r := rowRange{rows: rows, from: from, to: to, timeline: s.timeline, source: s.source.String(), ingestedAt: a.IngestedAt.UnixMilli()}
 	op := fmt.Sprintf("insert %d rows at %s", to-from, rows.Position(from).LSN)
-	return s.insert(ctx, op, s.table, eventLog, a, func(columns []column.Interface) error {
+	return s.insert(ctx, op, s.tables.EventLog, eventLog, a, func(columns []column.Interface) error {
 		return s.encoder.fill(columns, eventLog, r)
 	})
 }
 
 // insert registers the query, verifies, and only then sends the data.
 func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a InsertRequest, fill func([]column.Interface) error) error {
-	ctx = clickhouse.Context(ctx, clickhouse.WithQueryID(a.QueryID), clickhouse.WithSettings(s.insertSettings(a.Token)))
-	batch, err := s.conn.PrepareBatch(ctx, "INSERT INTO "+table+" ("+names(cols)+")")
+	batch, err := s.register(ctx, table, "INSERT INTO "+quote(table)+" ("+names(cols)+")", a)
 	if err != nil {
-		return fmt.Errorf("%s: %w", op, classify(err))
+		return fmt.Errorf("%s: %w", op, err)
 	}
 	if err := a.Verify(ctx); err != nil {
 		_ = batch.Abort() // closes the connection: nothing is inserted

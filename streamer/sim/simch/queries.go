@@ -90,6 +90,7 @@ var queries = []handler{
 	}},
 	{"FROM diehard_rows", (*query).violations},
 	{"SELECT any(create_table_query) FROM system.tables", (*query).create},
+	{"SELECT any(dependencies_database), any(dependencies_table) FROM system.tables", (*query).views},
 	{"SELECT name, type, default_kind, default_expression FROM system.columns", (*query).derived},
 	{"SELECT DISTINCT commit_lsn, commit_seq FROM", (*query).positions},
 	{"SELECT event_id FROM", (*query).events},
@@ -103,6 +104,18 @@ func textColumn(value string) *proto.ColStr {
 	c := new(proto.ColStr)
 	c.Append(value)
 	return c
+}
+
+// views are the names of a table's views.
+func (q *query) views() (proto.Input, error) {
+	databases, names := new(proto.ColStr).Array(), new(proto.ColStr).Array()
+	databaseOf, nameOf := []string{}, []string{}
+	if t := q.node.cluster.tables[q.params["table"]]; t != nil && t.view != nil {
+		databaseOf, nameOf = append(databaseOf, "default"), append(nameOf, t.view.name)
+	}
+	databases.Append(databaseOf)
+	names.Append(nameOf)
+	return proto.Input{{Name: "databases", Data: databases}, {Name: "names", Data: names}}, nil
 }
 
 // create is the definition of a table, without what the streamer has no use for.

@@ -18,6 +18,9 @@ func (c *client) insertData(q *request) error {
 	if err != nil {
 		return err
 	}
+	if err := c.checkViews(q); err != nil {
+		return err
+	}
 	if err := c.out.data(headerBlock(columns), q.compressed); err != nil {
 		return err
 	}
@@ -39,6 +42,16 @@ func (c *client) insertData(q *request) error {
 	}
 	c.out.progress(rows, size)
 	return nil
+}
+
+// checkViews refuses an INSERT that the engine cannot build for a view on its table, before the
+// client sends rows, as a server does. Without views there is nothing that DESCRIBE does not find.
+func (c *client) checkViews(q *request) error {
+	into := q.statement.insert
+	if !c.server.hasViews.Load() || into.isFunction {
+		return nil
+	}
+	return c.session.query("EXPLAIN PIPELINE "+into.head+" "+into.tail+" FORMAT Native", q.params, func([]byte) error { return nil })
 }
 
 // insertColumns asks the engine which columns the INSERT takes.

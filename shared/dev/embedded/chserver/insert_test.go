@@ -186,3 +186,24 @@ func insertNumber(ctx context.Context, conn driver.Conn, table string, a uint64)
 	}
 	return batch.Send()
 }
+
+// A view whose target is gone refuses the INSERT when it is registered, before there are rows.
+func TestInsertThatAViewRefuses(t *testing.T) {
+	t.Parallel()
+	conn := testDatabase(t, nil)
+	ctx := t.Context()
+	for _, sql := range []string{
+		"CREATE TABLE t (a UInt64) ENGINE MergeTree ORDER BY a", "CREATE TABLE target (a UInt64) ENGINE MergeTree ORDER BY a",
+		"CREATE MATERIALIZED VIEW v TO target AS SELECT a FROM t", "DROP TABLE target",
+	} {
+		require.NoError(t, conn.Exec(ctx, sql), sql)
+	}
+	_, err := conn.PrepareBatch(ctx, "INSERT INTO t")
+	requireCode(t, err, 60)
+	ignoring := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"materialized_views_ignore_errors": 1}))
+	batch, err := conn.PrepareBatch(ignoring, "INSERT INTO t (a)")
+	require.NoError(t, err)
+	require.NoError(t, batch.Append(uint64(1)))
+	require.NoError(t, batch.Send())
+	require.EqualValues(t, 1, count(t, conn, "t"))
+}

@@ -18,7 +18,7 @@ func TestParseInsert(t *testing.T) {
 			head: "INSERT INTO TABLE t", tail: " SETTINGS a = 1, b = 'VALUES (' ", target: "t",
 		},
 		"INSERT INTO FUNCTION file('x', CSV, 'a UInt8') VALUES": {
-			head: "INSERT INTO FUNCTION file('x', CSV, 'a UInt8')", tail: " ", target: "file('x', CSV, 'a UInt8')",
+			head: "INSERT INTO FUNCTION file('x', CSV, 'a UInt8')", tail: " ", target: "file('x', CSV, 'a UInt8')", isFunction: true,
 		},
 		"/* c */ INSERT -- VALUES (1)\n INTO t /* FORMAT CSV */": {
 			head: "/* c */ INSERT -- VALUES (1)\n INTO t", tail: " /* FORMAT CSV */", target: "t",

@@ -64,6 +64,9 @@ func (c *client) runQuery(packet proto.Query, tables []*externalTable) error {
 	if err := c.applySettings(q, packet.Settings); err != nil {
 		return err
 	}
+	if q.statement.verb == "CREATE" || q.statement.verb == "ATTACH" {
+		c.server.hasViews.Store(c.server.hasViews.Load() || strings.Contains(strings.ToUpper(packet.Body), "MATERIALIZED"))
+	}
 	switch {
 	case q.statement.kind == statementInsertData:
 		defer c.releaseMemory()

@@ -94,6 +94,7 @@ type server struct {
 
 	inserting sync.Mutex  // guards root and the list of parts during an insert
 	merging   atomic.Bool // whether a goroutine waits to start merges
+	hasViews  atomic.Bool // whether there may be a materialized view
 
 	stopping atomic.Bool
 
@@ -121,9 +122,10 @@ func newServer(o Options) (*server, error) {
 	for range len(o.Replicas) + 1 {
 		s.replicas = append(s.replicas, &replica{server: s})
 	}
-	err = root.query("SELECT version(), timezone()"+whole, nil, func(native []byte) error {
+	err = root.query("SELECT version(), timezone(), toString(count()) FROM system.tables WHERE engine = 'MaterializedView'"+whole, nil, func(native []byte) error {
 		table, err := stringTable(native)
 		if err == nil {
+			s.hasViews.Store(table[2][0] != "0")
 			s.version = table[0][0]
 			s.hello = helloOf(s.version, table[1][0])
 		}

@@ -31,6 +31,8 @@ type insertInto struct {
 	target  string   // table or table function, as DESCRIBE TABLE wants it
 	columns []string // as listed; nil: all
 	except  []string // of * EXCEPT (…)
+
+	isFunction bool // target is a table function
 }
 
 func parseStatement(sql string) statement {
@@ -86,13 +88,13 @@ func parseInsert(l *lexer, st *statement) {
 		l.next()
 	}
 	start := l.peek().start
-	isFunction := l.peek().is("FUNCTION")
-	if isFunction {
+	into.isFunction = l.peek().is("FUNCTION")
+	if into.isFunction {
 		l.next()
 		start = l.peek().start
 	}
 	end := skipName(l)
-	if isFunction && l.peek().punct("(") {
+	if into.isFunction && l.peek().punct("(") {
 		l.next()
 		l.skipGroup()
 		end = l.pos
