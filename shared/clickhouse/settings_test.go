@@ -66,6 +66,57 @@ func TestAProfileChangesNoAnswer(t *testing.T) {
 	require.ErrorContains(t, err, "TOO_MANY_ROWS", "a limit is an error, and no partial answer")
 }
 
+// A limit of a profile is an error, whatever the profile wants to happen then: no answer is cut.
+func TestALimitOfAProfileCutsNoAnswer(t *testing.T) {
+	t.Parallel()
+	const modes = "<read_overflow_mode>break</read_overflow_mode> <read_overflow_mode_leaf>break</read_overflow_mode_leaf> " +
+		"<result_overflow_mode>break</result_overflow_mode> <group_by_overflow_mode>any</group_by_overflow_mode> " +
+		"<sort_overflow_mode>break</sort_overflow_mode> <set_overflow_mode>break</set_overflow_mode> " +
+		"<distinct_overflow_mode>break</distinct_overflow_mode> <join_overflow_mode>break</join_overflow_mode>"
+	engine := testenv.StartClickHouseWithProfile(t, modes)
+	options, err := clickhouse.Options(engine.Config("default"))
+	require.NoError(t, err)
+	ours, err := driver.Open(options)
+	require.NoError(t, err)
+	defer ours.Close()
+	options.Settings = nil
+	bare, err := driver.Open(options)
+	require.NoError(t, err)
+	defer bare.Close()
+
+	const many = "numbers(1000000)"
+	rows := func(conn driver.Conn, sql, limit string) (n int, err error) {
+		ctx := driver.Context(t.Context(), driver.WithSettings(driver.Settings{limit: 10, "max_block_size": 1000, "preferred_block_size_bytes": 0}))
+		list, err := conn.Query(ctx, sql)
+		if err != nil {
+			return 0, err
+		}
+		defer list.Close()
+		for list.Next() {
+			n++
+		}
+		return n, list.Err()
+	}
+	for limit, sql := range map[string]string{
+		"max_result_rows":      "SELECT number FROM " + many,
+		"max_result_bytes":     "SELECT number FROM " + many,
+		"max_rows_to_read":     "SELECT number FROM " + many,
+		"max_bytes_to_read":    "SELECT number FROM " + many,
+		"max_rows_to_group_by": "SELECT number FROM " + many + " GROUP BY number",
+		"max_rows_to_sort":     "SELECT number FROM " + many + " ORDER BY number % 1000",
+		"max_rows_in_set":      "SELECT number FROM " + many + " WHERE number IN (SELECT number FROM " + many + ")",
+		"max_rows_in_distinct": "SELECT DISTINCT number FROM " + many,
+		"max_rows_in_join":     "SELECT a.number FROM " + many + " AS a INNER JOIN " + many + " AS b ON a.number = b.number",
+	} {
+		n, err := rows(bare, sql, limit)
+		require.NoError(t, err, limit)
+		assert.Less(t, n, 1000000, "%s cuts an answer without our settings", limit)
+		_, err = rows(ours, sql, limit)
+		require.Error(t, err, limit)
+		assert.Regexp(t, "TOO_MANY_|SET_SIZE_LIMIT_EXCEEDED|LIMIT_EXCEEDED", err.Error(), limit)
+	}
+}
+
 // ClickHouse ignores select_sequential_consistency on engines without replicas;
 // here it shows which engines get it.
 func TestReadOwnWritesIsForReplicas(t *testing.T) {

@@ -23,8 +23,10 @@ func TestAViewThatFails(t *testing.T) {
 		change             func(*setup)
 		says               string
 	}{
-		"by the limit of memory": {"UInt64", "arraySum(range(20000000 + commit_seq))",
-			func(c *setup) { c.Settings = ch.Settings{"max_memory_usage": 100 << 20} }, "MEMORY_LIMIT_EXCEEDED"},
+		"by the limit of memory": {
+			"UInt64", "arraySum(range(20000000 + commit_seq))",
+			func(c *setup) { c.Settings = ch.Settings{"max_memory_usage": 100 << 20} }, "MEMORY_LIMIT_EXCEEDED",
+		},
 		"by its time":                   {"UInt64", "sleepEachRow(0.5)", func(c *setup) { c.InsertTimeout = time.Second }, "did not answer within CLICKHOUSE_INSERT_TIMEOUT"},
 		"by its types":                  {"Array(UInt32)", "[commit_seq]", func(*setup) {}, "code 53 (TYPE_MISMATCH)"},
 		"by a value":                    {"UInt8", "throwIf(commit_seq = 3)", func(*setup) {}, "code 395 (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO)"},

@@ -72,12 +72,11 @@ func (s *Sink) register(ctx context.Context, table, query string, a InsertReques
 // one whose connection was lost, or whose rows wait for replicas, nothing is known.
 func (s *Sink) FailedViews(ctx context.Context, table string, err error) (*ViewError, error) {
 	failed, message := &ViewError{err: errTooSlow}, ""
-	if ex, ok := errors.AsType[*clickhouse.Exception](err); ok {
-		if !Answered(err) {
-			return nil, nil
-		}
+	ex, ok := errors.AsType[*clickhouse.Exception](err)
+	switch tooSlow := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded); {
+	case ok && Answered(err):
 		failed.err, message = withoutValues(ex), ex.Message
-	} else if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
+	case ok || !tooSlow:
 		return nil, nil
 	}
 	views, err := viewsOn(ctx, s.conn, table)
@@ -99,12 +98,15 @@ func RefusingViews(ctx context.Context, conn driver.Conn, table string) (*ViewEr
 		return conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), "EXPLAIN PIPELINE INSERT INTO "+quote(table)+" (event_type) SELECT ''")
 	}
 	refusal := build(nil)
-	if refusal == nil || build(ignoreViews) != nil { // it is not a view's
+	if refusal == nil {
 		return nil, nil
 	}
 	ex, ok := errors.AsType[*clickhouse.Exception](refusal)
 	if !ok {
 		return nil, fmt.Errorf("look for views that fail: %w", refusal)
+	}
+	if buildsWithout := build(ignoreViews) == nil; !buildsWithout { // it is not a view's
+		return nil, nil
 	}
 	failed := &ViewError{Refuses: true, err: withoutValues(ex)}
 	for _, v := range views {
