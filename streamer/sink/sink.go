@@ -86,7 +86,7 @@ type InsertRequest struct {
 	// Verify is called when ClickHouse knows the query, whose time limit runs from then
 	// on, and has not yet received its data. When it fails, nothing is inserted.
 	Verify func(context.Context) error
-	// ViewFailed is called when a materialized view refuses the insert, which goes on without it; nil is nobody.
+	// ViewFailed is called when a materialized view refuses the insert, which goes on without it; it may be nil.
 	ViewFailed func(*ViewError)
 }
 

@@ -142,7 +142,7 @@ func viewsOn(ctx context.Context, conn driver.Conn, table string) ([]view, error
 
 var targetOf = regexp.MustCompile("^CREATE MATERIALIZED VIEW \\S+ (?:ON CLUSTER \\S+ )?TO ((?:`[^`]+`|\\w+)\\.(?:`[^`]+`|\\w+))")
 
-// lacksTarget reports whether the table that v writes to does not exist. A user who may not know is told that it does.
+// lacksTarget reports whether the table that v writes to does not exist. For a user who may not know it says false.
 func (v view) lacksTarget(ctx context.Context, conn driver.Conn) bool {
 	var definition string
 	err := conn.QueryRow(reading(ctx, 0), "SELECT any(create_table_query) FROM system.tables WHERE database = {database:String} AND name = {view:String}",
