@@ -100,7 +100,7 @@ test-matrix: $(DEVSTACK) ## The tests on every PostgreSQL from 14 to 18
 # Without the race detector, which make test has on: the programs run as they do in production.
 .PHONY: test-crash
 test-crash: $(DEVSTACK) ## Kill streamers and engines at random, then compare row by row (CRASH_KILLS=500 CRASH_SEED=1)
-	@export DIEHARD_DEVSTACK=$(CURDIR)/$(DEVSTACK) CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED); \
+	@export DIEHARD_DEVSTACK=$(CURDIR)/$(DEVSTACK) CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED) CRASH_BAD=$(CRASH_BAD) CRASH_RATE=$(CRASH_RATE); \
 	  go test -v -count=1 -timeout 0 -run Crash ./streamer/e2e/crash
 
 # Without the race detector, for more seeds in the same time; make test runs a few with it.

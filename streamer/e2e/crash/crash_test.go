@@ -2,11 +2,15 @@
 //
 // Eight producers write to a real PostgreSQL while a seeded schedule kills,
 // freezes and cuts off everything on the way to a real ClickHouse: two streamers
-// (one is the hot standby), both servers, and the network between them. At the
-// end the two databases are compared row by row, with plain SELECTs.
+// (one is the hot standby), both servers, and the network between them. Long runs also
+// promote copies of PostgreSQL that lack its last events, and let something else read
+// the slot; an operator does what a streamer asks for that refuses to run. At the end
+// the two databases are compared row by row, with plain SELECTs.
 //
 //	CRASH_KILLS  how many processes to kill, 12 unless set
 //	CRASH_SEED   the seed of the schedule, random unless set
+//	CRASH_BAD    how many of a hundred events ClickHouse refuses, beside a few
+//	CRASH_RATE   how many events the producers aim at in a second, 2100 unless set
 //
 // A failure keeps data and logs in .dev/crash and says where.
 package crash_test
@@ -28,7 +32,7 @@ import (
 const (
 	defaultKills = 12
 	// settleTime bounds the wait for another row once nothing disturbs any more.
-	settleTime = time.Minute
+	settleTime = 2 * time.Minute
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -36,11 +40,14 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 func TestCrash(t *testing.T) {
 	seed := number(t, "CRASH_SEED", rand.Uint64N(1_000_000))
 	kills := int(number(t, "CRASH_KILLS", defaultKills))
-	t.Logf("CRASH_SEED=%d CRASH_KILLS=%d", seed, kills)
+	bad := int(number(t, "CRASH_BAD", 0))
+	rate := max(1, int(number(t, "CRASH_RATE", defaultRate)))
+	t.Logf("CRASH_SEED=%d CRASH_KILLS=%d CRASH_BAD=%d CRASH_RATE=%d", seed, kills, bad, rate)
 
 	began := time.Now()
-	w := newEnvironment(t, seed)
+	w := newEnvironment(t, seed, bad, rate)
 	streamers := startStreamers(t, w)
+	operator := startOperator(t, w, streamers)
 	observer := startObserver(t, w)
 	awaitReader(t, w)
 	running := startProducers(t, w)
@@ -50,6 +57,8 @@ func TestCrash(t *testing.T) {
 	streamers.endFaults()
 	running.stop()
 	w.repair(t.Context())
+	observer.awaitEverything(t.Context(), settleTime)
+	operator.finish()
 	observer.awaitEverything(t.Context(), settleTime)
 	streamers.stop()
 	observer.stop()

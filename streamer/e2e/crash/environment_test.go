@@ -2,7 +2,6 @@ package crash_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -15,30 +14,23 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
 	"diehard/shared/dev/embedded"
-	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
 )
 
-const (
-	slot        = "outbox_streamer"
-	database    = "diehard"
-	eventLog    = "event_log"
-	deadLetters = "crash_dead_letter"
-	// refusedType is what ClickHouse refuses, by a constraint made here.
-	refusedType = "crash_refused"
-)
+const database = "diehard"
 
 // environment is what one run has for itself: engines, the network before them, a
 // folder for their files, and the record of what was done and what went wrong.
 type environment struct {
 	t       *testing.T
 	seed    uint64
+	bad     int // events that ClickHouse refuses, per cent
+	rate    int // events a second
 	home    string
 	program string
 	// The databases past the network.
@@ -52,6 +44,8 @@ type environment struct {
 	// Held by who kills, freezes or starts the server.
 	postgresBusy, clickhouseBusy sync.Mutex
 
+	upheavals *upheavals
+
 	mu      sync.Mutex
 	done    map[string]int // faults by name
 	kills   int
@@ -59,17 +53,21 @@ type environment struct {
 	history *os.File
 }
 
-func newEnvironment(t *testing.T, seed uint64) *environment {
+func newEnvironment(t *testing.T, seed uint64, bad, rate int) *environment {
 	t.Helper()
 	require.NoError(t, embedded.SweepPrivate())
 	home, err := embedded.PrivateDir()
 	require.NoError(t, err)
-	w := &environment{t: t, seed: seed, home: home, program: build(t), done: map[string]int{}}
+	w := &environment{t: t, seed: seed, bad: bad, rate: rate, home: home, program: build(t), done: map[string]int{}, upheavals: newUpheavals()}
 	w.history, err = os.Create(filepath.Join(home, "history.log"))
 	require.NoError(t, err)
 	t.Cleanup(w.close)
 	w.startEngines(t)
-	w.network = newNetwork(t, w.postgres.Port(), w.clickhouse.Port())
+	var listeners []int // those of the streamers
+	for _, c := range w.clickhouse.ReplicaConfigs("default")[1:] {
+		listeners = append(listeners, int(c.Port))
+	}
+	w.network = newNetwork(t, w.postgres.Port(), listeners)
 	return w
 }
 
@@ -104,7 +102,7 @@ func (w *environment) startEngines(t *testing.T) {
 	t.Helper()
 	settings := embedded.TestSettings()
 	settings["logical_decoding_work_mem"] = "4MB" // large transactions take the way over the disk
-	settings["checkpoint_timeout"] = "30s"
+	settings["checkpoint_timeout"], settings["max_wal_size"] = "30s", "512MB"
 	var err error
 	w.postgres, err = embedded.StartPostgres(t.Context(), embedded.PostgresOptions{
 		Version: embedded.PostgresVersion(), DataDir: embedded.PostgresDir(w.home, embedded.PostgresVersion()),
@@ -112,50 +110,16 @@ func (w *environment) startEngines(t *testing.T) {
 	})
 	require.NoError(t, err)
 	w.clickhouse, err = embedded.StartClickHouse(t.Context(), embedded.ClickHouseOptions{
-		DataDir: embedded.ClickHouseDir(w.home), Log: t.Logf,
+		DataDir: embedded.ClickHouseDir(w.home), Replicas: streamerListeners, Log: t.Logf,
 	})
 	require.NoError(t, err)
 	w.url = w.postgres.URL(database)
 	w.clickhouseConfig = w.clickhouse.Config("default")
 	cfg := w.clickhouseConfig
 	require.NoError(t, migrations.Up(t.Context(), postgres.Config{URL: w.url}, migrations.Outbox("", ""), cfg, slog.New(slog.DiscardHandler)))
-	conn, err := pgx.Connect(t.Context(), w.url)
-	require.NoError(t, err)
-	// Without the constraint some rows can become dead letters.
-	_, err = conn.Exec(t.Context(), "ALTER TABLE outbox DROP CONSTRAINT outbox_event; "+witnesses)
-	require.NoError(t, errors.Join(err, conn.Close(t.Context())))
 	w.ch, err = clickhouse.Open(t.Context(), cfg)
 	require.NoError(t, err)
-	for _, statement := range []string{
-		"ALTER TABLE " + eventLog + " ADD CONSTRAINT crash CHECK event_type != '" + refusedType + "'",
-		// The real table forgets duplicates when it merges; this one shows them.
-		"CREATE TABLE " + deadLetters + " AS event_dead_letter ENGINE = MergeTree ORDER BY (source, commit_lsn, commit_seq) " +
-			"SETTINGS non_replicated_deduplication_window = 1000",
-		// Processes are killed and not the machine: neither server has to wait for the disk.
-		"ALTER TABLE " + eventLog + " MODIFY SETTING fsync_after_insert = 0, fsync_part_directory = 0",
-	} {
-		require.NoError(t, w.ch.Exec(t.Context(), statement))
-	}
-}
-
-// environ is the environment of the streamers, which live behind the network.
-func (w *environment) environ() []string {
-	cfg := w.clickhouseConfig
-	cfg.Port, cfg.DeadLetterTable = w.network.clickhouse.port(), deadLetters
-	return append(testenv.ClickHouseEnviron(cfg),
-		"DATABASE_URL="+strings.Replace(w.url, fmt.Sprintf(":%d/", w.postgres.Port()), fmt.Sprintf(":%d/", w.network.postgres.port()), 1),
-		"REPLICATION_SLOT="+slot, "REPLICATION_MESSAGES=true",
-		"REPLICATION_SENDER_TIMEOUT="+senderTimeout.String(),
-		"CLICKHOUSE_COMPRESSION=lz4", // as over a network
-		"CLICKHOUSE_BATCH_SIZE=8000",
-		"CLICKHOUSE_FLUSH_INTERVAL=100ms",
-		"CLICKHOUSE_INSERT_TIMEOUT=5s",
-		"SHUTDOWN_TIMEOUT=3s",
-		"STREAMER_ADDR=127.0.0.1:0",
-		"LOG_FORMATTER=json",
-		"GORACE=halt_on_error=1",
-		"PATH="+os.Getenv("PATH"),
-	)
+	w.prepareTables(t)
 }
 
 // did records a fault, and whether it killed a process.

@@ -2,6 +2,7 @@ package crash_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -10,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"diehard/shared/clickhouse"
 )
 
 const (
@@ -48,27 +49,39 @@ var faults = []choice[fault]{
 	{4, (*chaos).stallClickHouse},
 	{4, (*chaos).loseAnswers},
 	{2, (*chaos).slowClickHouse},
+	{3, (*chaos).lagBehind},
+	{4, (*chaos).deleteFleeting},
 }
 
 // chaos makes faults happen.
 type chaos struct {
 	w         *environment
 	streamers *streamers
+	observer  *observer
 	rng       *rand.Rand
 	ctx       context.Context
 	busy      sync.WaitGroup
+
+	failoverDue, foreignDue int      // at so many kills
+	standby                 *standby // to be promoted
 }
 
 // injectFaults lets faults happen until kills processes were killed.
 func injectFaults(ctx context.Context, w *environment, f *streamers, o *observer, kills int) {
-	x := &chaos{w: w, streamers: f, rng: random(w.seed, "chaos"), ctx: ctx}
+	x := &chaos{w: w, streamers: f, observer: o, rng: random(w.seed, "chaos"), ctx: ctx}
+	x.failoverDue, x.foreignDue = firstFailover+x.rng.IntN(firstSpread), firstForeign+x.rng.IntN(firstSpread)
 	moved := time.Now()
 	for n := 1; w.killed() < kills && len(w.problems()) == 0; n++ {
+		w.upheavals.awaitCalm()
 		before := o.rows(ctx)
-		for done := false; !done; {
+		for done := x.upheave(); !done; {
 			done = weighted(x.rng, faults)(x)
 		}
 		pause(ctx, between(x.rng, 0, 500*time.Millisecond))
+		if x.standby != nil && x.standby.cutOff { // nothing can be written
+			moved = time.Now()
+			continue
+		}
 		progress := o.awaitProgress(ctx, before, maxWait)
 		if !progress && time.Since(moved) > dryTime {
 			if progress = o.awaitProgress(ctx, before, stuckTime); !progress {
@@ -81,6 +94,9 @@ func injectFaults(ctx context.Context, w *environment, f *streamers, o *observer
 		if n%10 == 0 {
 			o.awaitLag(ctx, lagBytes, breath)
 		}
+	}
+	if x.standby != nil {
+		x.promoteCopy()
 	}
 	x.busy.Wait()
 }
@@ -180,7 +196,7 @@ func (x *chaos) killBackend() bool {
 	}
 	defer x.w.postgresBusy.Unlock()
 	pid := 0
-	if err := x.query("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND active", &pid); err != nil {
+	if err := x.w.ask(x.ctx, "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND active", &pid, x.w.slot()); err != nil {
 		return false
 	}
 	if syscall.Kill(pid, syscall.SIGKILL) != nil {
@@ -196,24 +212,12 @@ func (x *chaos) terminateBackend() bool {
 	}
 	defer x.w.postgresBusy.Unlock()
 	var ended bool
-	err := x.query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", &ended)
+	err := x.w.ask(x.ctx, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", &ended, x.w.slot())
 	if err != nil || !ended {
 		return false
 	}
 	x.w.did("terminate walsender", false)
 	return true
-}
-
-// query reads one value about the slot.
-func (x *chaos) query(sql string, value any) error {
-	ctx, cancel := context.WithTimeout(x.ctx, 5*time.Second)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, x.w.url)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	return conn.QueryRow(ctx, sql, slot).Scan(value)
 }
 
 // restartPostgres stops PostgreSQL in order: fast or immediate.
@@ -232,7 +236,13 @@ func (x *chaos) killClickHouse() bool {
 	return x.during(&x.w.clickhouseBusy, between(x.rng, 0, time.Second), func() error {
 		x.w.did("kill ClickHouse", true)
 		return x.w.clickhouse.Kill()
-	}, func() error { return startAgain(x.ctx, x.w.clickhouse.Start) })
+	}, func() error {
+		err := startAgain(x.ctx, x.w.clickhouse.Start)
+		if err == nil {
+			err = x.w.noteFleeting(x.ctx)
+		}
+		return err
+	})
 }
 
 func (x *chaos) freezeClickHouse() bool {
@@ -242,82 +252,19 @@ func (x *chaos) freezeClickHouse() bool {
 	}, x.w.clickhouse.Resume)
 }
 
-func (x *chaos) cutPostgres() bool   { return x.cut(x.w.network.postgres, "PostgreSQL") }
-func (x *chaos) cutClickHouse() bool { return x.cut(x.w.network.clickhouse, "ClickHouse") }
-
-// cut resets the connections and refuses new ones for a moment.
-func (x *chaos) cut(c *proxy, name string) bool {
-	return x.during(&c.busy, between(x.rng, 0, time.Second), func() error {
-		x.w.did("cut off "+name, false)
-		c.refuse(true)
-		return nil
-	}, func() error {
-		c.refuse(false)
-		return nil
-	})
-}
-
-func (x *chaos) stallPostgres() bool   { return x.stall(x.w.network.postgres, "PostgreSQL") }
-func (x *chaos) stallClickHouse() bool { return x.stall(x.w.network.clickhouse, "ClickHouse") }
-
-// stall makes connections half open: all seems well and nothing arrives. In the
-// end everything arrives late, or nothing ever does.
-func (x *chaos) stall(c *proxy, name string) bool {
-	which := weighted(x.rng, []choice[[]direction]{
-		{2, []direction{toServer, toStreamer}}, {1, []direction{toServer}}, {1, []direction{toStreamer}},
-	})
-	late, every := x.rng.IntN(2) == 0, x.rng.IntN(2) == 0
-	return x.during(&c.busy, between(x.rng, 100*time.Millisecond, 4*time.Second), func() error {
-		x.w.did(map[bool]string{true: "delay ", false: "half-open "}[late]+name, false)
-		c.keepBack(every, which...)
-		return nil
-	}, func() error {
-		if !late {
-			c.cut()
+// lagBehind lets a listener see nothing new for a while, as a replica that is behind does.
+func (x *chaos) lagBehind() bool {
+	listeners := x.w.clickhouse.ReplicaConfigs("default")[1:]
+	cfg := listeners[x.rng.IntN(len(listeners))]
+	tell := func(statement string) error {
+		conn, err := clickhouse.Open(x.ctx, cfg)
+		if err == nil {
+			err = errors.Join(conn.Exec(x.ctx, statement), conn.Close())
 		}
-		c.release()
-		return nil
-	})
-}
-
-// loseAnswers leaves the streamer in doubt about inserts that are written.
-func (x *chaos) loseAnswers() bool {
-	c := x.w.network.clickhouse
-	return x.during(&c.busy, between(x.rng, 200*time.Millisecond, time.Second), func() error {
-		x.w.did("lose ClickHouse's answers", false)
-		c.keepBack(true, toStreamer)
-		return nil
-	}, func() error {
-		c.cut()
-		c.release()
-		return nil
-	})
-}
-
-// strandInsert kills the streamer while what it sent to ClickHouse is still on its
-// way, to arrive when another one has taken over.
-func (x *chaos) strandInsert() bool {
-	c := x.w.network.clickhouse
-	return x.during(&c.busy, between(x.rng, 2*time.Second, 4*time.Second), func() error {
-		c.keepBack(false, toServer)
-		pause(x.ctx, between(x.rng, 0, 300*time.Millisecond))
-		x.kill(x.streamers.holder(), "kill streamer, its insert comes late")
-		return nil
-	}, func() error {
-		c.release()
-		return nil
-	})
-}
-
-// slowClickHouse lets a try of an insert take seconds.
-func (x *chaos) slowClickHouse() bool {
-	c := x.w.network.clickhouse
-	return x.during(&c.busy, between(x.rng, time.Second, 3*time.Second), func() error {
-		x.w.did("slow ClickHouse", false)
-		c.slow(between(x.rng, 50*time.Millisecond, 300*time.Millisecond))
-		return nil
-	}, func() error {
-		c.slow(0)
-		return nil
-	})
+		return err
+	}
+	return x.during(&x.w.clickhouseBusy, between(x.rng, time.Second, 4*time.Second), func() error {
+		x.w.did("a listener of ClickHouse lags", false)
+		return tell("SYSTEM STOP FETCHES")
+	}, func() error { return tell("SYSTEM START FETCHES") })
 }

@@ -92,7 +92,7 @@ func (p *producer) writeMalformed(ctx context.Context, t *transaction) (outcome,
 			return err
 		}
 		e := p.message(t, stays)
-		t.entries[len(t.entries)-1].poison = true
+		t.entries[len(t.entries)-1].poison, t.entries[len(t.entries)-1].fleeting = true, false
 		content := fmt.Sprintf(`{"v":1,"id":"%s","event_type":"%s","event_date_time":"infinity"}`+"\n%s", e.ID, e.Type, e.Context)
 		if _, err := tx.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", event.MessagePrefix, content); err != nil {
 			return err

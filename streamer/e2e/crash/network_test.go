@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -18,11 +20,19 @@ import (
 // network lies between the streamers and the servers. It is not Toxiproxy, whose
 // toxics cannot be taken off a connection that dies at that moment, and which
 // cannot hold data back to deliver it late, after its sender is long gone.
-type network struct{ postgres, clickhouse *proxy }
+type network struct{ postgres, clickhouse *way }
 
-// proxy is the way to one server.
+// way leads to one service, through one proxy for each of its listeners.
+type way struct {
+	busy    sync.Mutex // held by the fault that disturbs
+	proxies group
+}
+
+// group are proxies that are disturbed together.
+type group []*proxy
+
+// proxy leads to one listener.
 type proxy struct {
-	busy     sync.Mutex // held by the fault that disturbs
 	listener net.Listener
 	server   string
 	links    sync.WaitGroup
@@ -60,9 +70,21 @@ type link struct {
 	once   sync.Once
 }
 
-func newNetwork(t *testing.T, postgresPort, clickhousePort int) *network {
+func newNetwork(t *testing.T, postgresPort int, clickhousePorts []int) *network {
 	t.Helper()
-	return &network{postgres: lay(t, postgresPort), clickhouse: lay(t, clickhousePort)}
+	n := &network{postgres: &way{proxies: group{lay(t, postgresPort)}}, clickhouse: &way{}}
+	for _, port := range clickhousePorts {
+		n.clickhouse.proxies = append(n.clickhouse.proxies, lay(t, port))
+	}
+	return n
+}
+
+// some are one of the proxies or, every third time, all.
+func (w *way) some(r *rand.Rand) group {
+	if n := r.IntN(len(w.proxies) * 3); n < len(w.proxies)*2 {
+		return w.proxies[n/2 : n/2+1]
+	}
+	return w.proxies
 }
 
 func lay(t *testing.T, port int) *proxy {
@@ -76,22 +98,27 @@ func lay(t *testing.T, port int) *proxy {
 
 // heal waits for the faults that disturb: each takes away what it brought.
 func (n *network) heal() {
-	for _, c := range []*proxy{n.postgres, n.clickhouse} {
-		c.busy.Lock()
-		c.busy.Unlock() //nolint:staticcheck // an empty section: having had the lock is all
+	for _, w := range []*way{n.postgres, n.clickhouse} {
+		w.busy.Lock()
+		w.busy.Unlock() //nolint:staticcheck // an empty section: having had the lock is all
 	}
 }
 
 func (n *network) close() {
-	for _, c := range []*proxy{n.postgres, n.clickhouse} {
+	for _, c := range slices.Concat(n.postgres.proxies, n.clickhouse.proxies) {
 		c.listener.Close()
 		c.cut()
 		c.links.Wait()
 	}
 }
 
-func (c *proxy) port() uint16 {
-	return uint16(c.listener.Addr().(*net.TCPAddr).Port)
+// addresses are where the streamers find the service.
+func (w *way) addresses() []string {
+	var all []string
+	for _, c := range w.proxies {
+		all = append(all, c.listener.Addr().String())
+	}
+	return all
 }
 
 func (c *proxy) serve() {
@@ -190,55 +217,4 @@ func (l *link) drop() {
 			_ = side.Close()
 		}
 	})
-}
-
-// cut resets every connection.
-func (c *proxy) cut() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for l := range c.open {
-		l.drop()
-	}
-}
-
-// refuse ends every connection, and new ones at once.
-func (c *proxy) refuse(yes bool) {
-	c.mu.Lock()
-	c.refuses = yes
-	c.mu.Unlock()
-	if yes {
-		c.cut()
-	}
-}
-
-// keepBack holds what is sent, while connections seem to live: on every link, or
-// only on those that are there now.
-func (c *proxy) keepBack(every bool, directions ...direction) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, d := range directions {
-		c.holds[d] = hold{ended: make(chan struct{}), older: everyLink}
-		if !every {
-			c.holds[d].older = c.laid
-		}
-	}
-}
-
-// release delivers what was held back, however old it is by now.
-func (c *proxy) release() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for d, h := range c.holds {
-		if h.ended != nil {
-			close(h.ended)
-			c.holds[d] = hold{}
-		}
-	}
-}
-
-// slow delays all data.
-func (c *proxy) slow(delay time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.delay = delay
 }

@@ -2,6 +2,7 @@ package crash_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -26,7 +27,9 @@ const (
 type sample struct {
 	at        time.Time
 	confirmed pglogrepl.LSN
-	written   uint64 // rows with a commit LSN below confirmed, in both tables
+	slot      string
+	timeline  uint32 // of PostgreSQL
+	written   uint64 // the slot's rows of its timelines with a commit LSN below confirmed, in both tables, but for those that may leave
 }
 
 // observer watches both databases from outside, past the network.
@@ -72,33 +75,36 @@ func (o *observer) run(ctx context.Context) {
 func (o *observer) sample(ctx context.Context) (sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	s := sample{at: time.Now()}
-	confirmed, err := o.confirmed(ctx)
-	if err != nil {
+	s := sample{at: time.Now(), slot: o.w.slot()}
+	if err := o.confirmed(ctx, &s); err != nil {
 		return s, err
 	}
-	s.confirmed = confirmed
-	err = o.w.ch.QueryRow(ctx, fmt.Sprintf(`
-		SELECT countIf(commit_lsn < %d) FROM (SELECT commit_lsn FROM %s UNION ALL SELECT commit_lsn FROM %s)
-		SETTINGS max_threads = 1`, uint64(confirmed), eventLog, deadLetters)).Scan(&s.written)
+	err := o.w.ch.QueryRow(ctx, fmt.Sprintf(`
+		SELECT count() FROM (SELECT source, timeline, commit_lsn FROM %s WHERE event_type != '%s' UNION ALL SELECT source, timeline, commit_lsn FROM %s)
+		WHERE commit_lsn < %d AND timeline <= %d AND endsWith(source, '/%s')
+		SETTINGS max_threads = 1`, eventLog, fleetingType, deadLetters, uint64(s.confirmed), s.timeline, s.slot)).Scan(&s.written)
+	if err == nil && o.w.isMoved() {
+		err = errors.New("a foreign reader has moved the slot")
+	}
 	return s, err
 }
 
-// confirmed is what PostgreSQL holds to be safe.
-func (o *observer) confirmed(ctx context.Context) (pglogrepl.LSN, error) {
+// confirmed reads what PostgreSQL holds to be safe.
+func (o *observer) confirmed(ctx context.Context, s *sample) error {
 	if o.conn == nil || o.conn.IsClosed() {
 		conn, err := pgx.Connect(ctx, o.w.url)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		o.conn = conn
 	}
 	var text string
-	err := o.conn.QueryRow(ctx, "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", slot).Scan(&text)
-	if err != nil {
-		return 0, err
+	err := o.conn.QueryRow(ctx, `SELECT confirmed_flush_lsn::text, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint
+		FROM pg_replication_slots WHERE slot_name = $1`, s.slot).Scan(&text, &s.timeline)
+	if err == nil {
+		s.confirmed, err = pglogrepl.ParseLSN(text)
 	}
-	return pglogrepl.ParseLSN(text)
+	return err
 }
 
 // confirmedNow returns what PostgreSQL holds to be safe, and the end of its WAL.
@@ -110,7 +116,7 @@ func (w *environment) confirmedNow(ctx context.Context) (confirmed, end pglogrep
 	defer conn.Close(ctx)
 	var c, e string
 	err = conn.QueryRow(ctx, `SELECT confirmed_flush_lsn::text, pg_current_wal_insert_lsn()::text
-		FROM pg_replication_slots WHERE slot_name = $1`, slot).Scan(&c, &e)
+		FROM pg_replication_slots WHERE slot_name = $1`, w.slot()).Scan(&c, &e)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -120,12 +126,12 @@ func (w *environment) confirmedNow(ctx context.Context) (confirmed, end pglogrep
 	return confirmed, end, err
 }
 
-// rows is how many events are written; 0 while ClickHouse does not answer.
+// rows is how many events are written, but for those that may leave; 0 while ClickHouse does not answer.
 func (o *observer) rows(ctx context.Context) uint64 {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var n uint64
-	if o.w.ch.QueryRow(ctx, "SELECT count() FROM "+eventLog).Scan(&n) != nil {
+	if o.w.ch.QueryRow(ctx, "SELECT count() FROM "+eventLog+" WHERE event_type != '"+fleetingType+"'").Scan(&n) != nil {
 		return 0
 	}
 	return n

@@ -184,24 +184,26 @@ func (p *producer) writeRefused(ctx context.Context, t *transaction) (outcome, e
 
 func (p *producer) poison(t *transaction) event.Event {
 	e := p.next(t, stays)
-	t.entries[len(t.entries)-1].poison = true
+	t.entries[len(t.entries)-1].poison, t.entries[len(t.entries)-1].fleeting = true, false
+	e.Type = "order_refunded"
 	return e
 }
 
 // writeLarge is a transaction of tens of thousands of rows; one in five is rolled back.
 func (p *producer) writeLarge(ctx context.Context, t *transaction) (outcome, error) {
-	n := uint32(10_000 + p.rng.IntN(20_000))
+	n := uint32((10_000 + p.rng.IntN(20_000)) * p.w.rate / defaultRate)
 	first := p.number + 1
 	for range n {
 		p.number++
-		t.entries = append(t.entries, entry{number: p.number})
+		t.entries = append(t.entries, entry{number: p.number, poison: int(p.number%100) < p.w.bad})
 	}
 	prefix := p.w.idPrefix(p.index).String()[:28]
 	insert := func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
 			INSERT INTO outbox (id, event_type, event_context)
-			SELECT ($1 || lpad(to_hex(n), 8, '0'))::uuid, 'order_archived', json_build_object('producer', $2::int, 'number', n)
-			FROM generate_series($3::bigint, $4::bigint) AS n`, prefix, p.index, first, p.number)
+			SELECT ($1 || lpad(to_hex(n), 8, '0'))::uuid, CASE WHEN n % 100 < $5 THEN $6 ELSE 'order_archived' END,
+				json_build_object('producer', $2::int, 'number', n)
+			FROM generate_series($3::bigint, $4::bigint) AS n`, prefix, p.index, first, p.number, p.w.bad, refusedType)
 		return err
 	}
 	if p.rng.IntN(5) > 0 {

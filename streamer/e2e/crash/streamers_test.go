@@ -60,9 +60,11 @@ var places = []choice[place]{
 
 // streamers are the one that has the slot, and its standby.
 type streamers struct {
-	w       *environment
-	members []*streamer
-	quiet   bool // no more failpoints
+	w        *environment
+	members  []*streamer
+	refusals chan refusal
+	gate     sync.RWMutex // held for writing by who keeps them from starting
+	quiet    bool         // no more failpoints
 
 	mu        sync.Mutex
 	active    *streamer // who has the slot, or had it last
@@ -74,7 +76,7 @@ type streamers struct {
 func startStreamers(t *testing.T, w *environment) *streamers {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &streamers{w: w, ending: cancel}
+	f := &streamers{w: w, ending: cancel, refusals: make(chan refusal, 1000)}
 	for _, name := range []string{"a", "b"} {
 		log, err := os.Create(filepath.Join(w.home, "streamer-"+name+".log"))
 		require.NoError(t, err)
@@ -148,7 +150,8 @@ type streamer struct {
 
 	mu      sync.Mutex
 	process *os.Process // nil between two lives
-	asked   string      // what ended, or is about to end, this life
+	slot    string
+	asked   string // what ended, or is about to end, this life
 	armed   place
 	freezes bool // at the failpoint, instead of dying
 	thawing bool // it will be woken
@@ -158,7 +161,9 @@ type streamer struct {
 func (s *streamer) live(ctx context.Context) {
 	defer s.log.Close()
 	for ctx.Err() == nil {
+		s.streamers.gate.RLock()
 		s.run(ctx)
+		s.streamers.gate.RUnlock()
 		s.mu.Lock()
 		wait := between(s.rng, 0, 500*time.Millisecond)
 		s.mu.Unlock()
@@ -197,7 +202,8 @@ func (s *streamer) start() (*exec.Cmd, io.Reader, error) {
 	defer s.mu.Unlock()
 	s.armed, s.freezes, s.asked, s.overdue = place{}, false, "", nil
 	cmd := exec.Command(s.streamers.w.program, "run")
-	cmd.Env = s.streamers.w.environ()
+	s.slot = s.streamers.w.slot()
+	cmd.Env = s.streamers.w.environ(s.name == "b")
 	if !s.streamers.isQuiet() {
 		s.armed = weighted(s.rng, places)
 	}
@@ -228,8 +234,14 @@ func (s *streamer) follow(ctx context.Context, output io.Reader) string {
 	for lines.Scan() {
 		last = lines.Text()
 		fmt.Fprintln(s.log, last)
-		var entry struct{ Msg string }
-		if json.Unmarshal(lines.Bytes(), &entry) != nil || entry.Msg != "streaming" {
+		var entry struct{ Msg, Error string }
+		if json.Unmarshal(lines.Bytes(), &entry) != nil {
+			continue
+		}
+		if strings.HasPrefix(entry.Msg, "the streamer cannot run") {
+			s.streamers.refusals <- refusal{time.Now(), s.slot, entry.Error}
+		}
+		if entry.Msg != "streaming" {
 			continue
 		}
 		s.streamers.streams(s)
