@@ -21,6 +21,14 @@ const (
 	firstSpread                 = 10
 )
 
+// The kinds of failovers, which come in turn.
+const (
+	nothingLost = iota
+	lostUnread  // no streamer has read what the copy lacks
+	lostRead
+	kindsOfFailover
+)
+
 // standby is a copy of PostgreSQL that will be promoted: it lacks what is committed from now on.
 type standby struct {
 	from   time.Time
@@ -69,11 +77,13 @@ func (x *chaos) prepareFailover() bool {
 	}
 	x.w.postgresBusy.Lock()
 	defer x.w.postgresBusy.Unlock()
-	if x.rng.IntN(3) == 0 {
+	kind := x.failovers[0]
+	x.failovers = append(x.failovers[1:], kind)
+	if kind == nothingLost {
 		x.failOver("failover, nothing lost", func(string) error { return nil })
 		return true
 	}
-	s := &standby{from: time.Now(), wait: 1 + x.rng.IntN(4), cutOff: x.rng.IntN(2) == 0}
+	s := &standby{from: time.Now(), wait: 1 + x.rng.IntN(4), cutOff: kind == lostUnread}
 	if s.cutOff {
 		x.w.network.postgres.busy.Lock() // promoteCopy releases it
 		x.w.network.postgres.proxies.refuse(true)

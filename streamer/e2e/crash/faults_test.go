@@ -63,12 +63,14 @@ type chaos struct {
 	busy      sync.WaitGroup
 
 	failoverDue, foreignDue int      // at so many kills
+	failovers               []int    // the kinds to come
 	standby                 *standby // to be promoted
 }
 
 // injectFaults lets faults happen until kills processes were killed.
 func injectFaults(ctx context.Context, w *environment, f *streamers, o *observer, kills int) {
 	x := &chaos{w: w, streamers: f, observer: o, rng: random(w.seed, "chaos"), ctx: ctx}
+	x.failovers = x.rng.Perm(kindsOfFailover)
 	x.failoverDue, x.foreignDue = firstFailover+x.rng.IntN(firstSpread), firstForeign+x.rng.IntN(firstSpread)
 	moved := time.Now()
 	for n := 1; w.killed() < kills && len(w.problems()) == 0; n++ {
