@@ -27,7 +27,7 @@ const (
 	defaultRate = 2100
 	maxBehind   = 5 * time.Second
 	// One of so many bad rows is refused by a derived column, which takes the streamer a dozen queries.
-	underivable = 50
+	underivable = 400
 )
 
 // fate is what becomes of an event if its transaction commits.
@@ -169,7 +169,8 @@ func (p *producer) transact(ctx context.Context) {
 		p.due = earliest
 	}
 	p.written.Add(int64(len(tx.entries)))
-	if err != nil && !outage(err) && !(p.w.upheavals.lackedSlot(tx.began) && isCode(err, pgerrcode.ObjectNotInPrerequisiteState)) {
+	noReader := isCode(err, pgerrcode.ObjectNotInPrerequisiteState) && p.w.upheavals.lackedSlot(tx.began)
+	if err != nil && !outage(err) && !noReader {
 		p.w.problem("producer %d: %v", p.index, err)
 	}
 }
