@@ -18,7 +18,7 @@ type upheavals struct {
 	// deletes is held by who deletes rows, and around a failover: rows that leave in the
 	// seconds before it may come back.
 	deletes sync.Mutex
-	// calm is held by the operator while no fault shall begin.
+	// calm is held by the operator while faults have to wait.
 	calm sync.Mutex
 
 	mu        sync.Mutex
