@@ -105,7 +105,7 @@ func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a In
 
 // insert registers the query, verifies, and only then sends the data.
 func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a InsertRequest, fill func([]column.Interface) error) error {
-	batch, err := s.register(ctx, table, "INSERT INTO "+quote(table)+" ("+names(cols)+")", a)
+	batch, err := s.register(ctx, table, "INSERT INTO "+Quote(table)+" ("+names(cols)+")", a)
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
