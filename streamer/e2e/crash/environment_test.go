@@ -193,6 +193,11 @@ func (w *environment) close() {
 	for _, engine := range embedded.FindEngines(w.home) {
 		require.NoError(w.t, engine.Kill())
 	}
+	if w.postgres != nil {
+		if dir, err := w.postgresDir(); err == nil { // a failover may not have come
+			require.NoError(w.t, os.RemoveAll(dir+"-copy"))
+		}
+	}
 	require.NoError(w.t, w.history.Close())
 	if !w.t.Failed() {
 		require.NoError(w.t, embedded.RemovePrivate(w.home))
