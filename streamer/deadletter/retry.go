@@ -245,7 +245,9 @@ func (w *groupWriter) Insert(ctx context.Context, b sink.Block) error {
 	id := fmt.Sprintf("%s%s-%d", queryPrefix(g.source), r.nonce, r.inserts)
 	began := time.Now()
 	from, to := b.Bounds()
-	refusal := g.sink.Insert(ctx, b.Rows, from, to, sink.InsertRequest{QueryID: id, Token: id, IngestedAt: began, Verify: r.guard.Verify})
+	refusal := g.sink.Insert(ctx, b.Rows, from, to, sink.InsertRequest{
+		QueryID: id, Token: queryPrefix(g.source) + sink.TokenOf(b), IngestedAt: began, Verify: r.guard.Verify,
+	})
 	if refusal != nil && sink.Code(refusal) == 0 {
 		return retryFailed(refusal)
 	}

@@ -144,7 +144,7 @@ func TestTheOriginChangesOnlyBehindWhatIsConfirmed(t *testing.T) {
 	s := start(t, env, abrupt)
 	publish(t, env, 5)
 	delivered(t, env)
-	hold(t, env)
+	holdAfter(t, env, 0) // when the insert is registered, and its intent written
 	bySubscription(t, env, 2)
 	await.True(t, func() bool {
 		var unfinished bool
@@ -152,7 +152,7 @@ func TestTheOriginChangesOnlyBehindWhatIsConfirmed(t *testing.T) {
 		return unfinished && s.pipeline.Progress().State() == pipeline.Retrying
 	}, "no intent")
 	s.crash()
-	release(t, env)
+	releaseParts(t, env)
 	none := func(c *setup) { c.Origin.LocalOnly = true }
 	says(t, launch(t, env, none).refusal(), "REPLICATION_ORIGIN was any", "stop it when it is idle")
 	s = start(t, env)

@@ -1,10 +1,11 @@
 package replay
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -31,7 +32,8 @@ type gap struct {
 // received its rows, that the lock is held. A streamer that starts ends
 // inserts of a replay like those of any predecessor, because their query ids begin
 // with that of its source: if the restarted server sends rows again, ours are not
-// written beside them. A replay whose insert was killed tries again.
+// written beside them. A replay whose insert was killed tries again, with the same token for
+// the same rows: an insert that runs on a node that is not asked is not written beside it.
 type filler struct {
 	log            eventLog
 	sink           *sink.Sink
@@ -55,7 +57,7 @@ type filler struct {
 func (f *filler) fill(ctx context.Context, rows *decode.Rows, find func(context.Context) (gap, error), position func(i int) decode.Position) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = firstWait, maxWait
-	p := &chunkFill{f: f, limits: sink.LimitErrors{Limit: limitTries}, rows: rows, find: find, position: position}
+	p := &chunkFill{f: f, limits: sink.LimitErrors{Limit: limitTries}, rows: rows, find: find, position: position, ingestedAt: time.Now()}
 	for {
 		err := p.try(ctx)
 		switch {
@@ -100,6 +102,8 @@ type chunkFill struct {
 	counted bool
 	missing int64
 	refused int64
+
+	ingestedAt time.Time // of all its rows: their partition follows from it
 
 	unknownCode bool // rows are halved for an unknown code
 	anyWritten  bool // rows of the chunk were written
@@ -178,11 +182,16 @@ func eventAt(rows *decode.Rows, i int) decode.Event {
 	}
 }
 
-func (p *chunkFill) next() sink.InsertRequest {
+// next is the request of an insert with a token, which is that of its query when it has none.
+func (p *chunkFill) next(token string) sink.InsertRequest {
 	p.f.inserts++
-	id := fmt.Sprintf("%s%s-%d", p.f.prefix, p.f.nonce, p.f.inserts)
+	prefix := p.f.prefix + p.f.nonce + "-"
+	id := prefix + strconv.Itoa(p.f.inserts)
+	if token != "" {
+		token = prefix + token
+	}
 	return sink.InsertRequest{
-		QueryID: id, Token: id, IngestedAt: time.Now(), Verify: p.f.guard.Verify,
+		QueryID: id, Token: cmp.Or(token, id), IngestedAt: p.ingestedAt, Verify: p.f.guard.Verify,
 		ViewFailed: func(err *sink.ViewError) {
 			p.f.logger.Warn("a materialized view fails: it lacks what it makes of rows that are written", "error", err)
 		},
@@ -199,7 +208,9 @@ func (p *chunkFill) within(ctx context.Context, insert func(context.Context) err
 // Insert implements sink.Writer.
 func (p *chunkFill) Insert(ctx context.Context, b sink.Block) error {
 	from, to := b.Bounds()
-	answer := p.within(ctx, func(ctx context.Context) error { return p.f.sink.Insert(ctx, b.Rows, from, to, p.next()) })
+	answer := p.within(ctx, func(ctx context.Context) error {
+		return p.f.sink.Insert(ctx, b.Rows, from, to, p.next(sink.TokenOf(b)))
+	})
 	if sink.Code(answer) != 0 { // a view may have failed after the rows were written
 		written, err := p.isWritten(ctx, b.Rows.Position(to-1))
 		if err != nil {
@@ -290,7 +301,7 @@ func (p *chunkFill) writeDecodeRejects(ctx context.Context, indexes []int) error
 // writeDeadLetters is safe to repeat: the dead-letter table knows a row by its position.
 func (p *chunkFill) writeDeadLetters(ctx context.Context, rejects []decode.Reject) error {
 	if p.f.useDeadLetters {
-		err := p.within(ctx, func(ctx context.Context) error { return p.f.sink.PutDeadLetters(ctx, rejects, p.next()) })
+		err := p.within(ctx, func(ctx context.Context) error { return p.f.sink.PutDeadLetters(ctx, rejects, p.next("")) })
 		if err != nil {
 			return err
 		}

@@ -91,6 +91,8 @@ type tableFiller struct {
 	filler *filler
 	at     decode.Position // of the last row
 
+	positions []decode.Position // of the chunk's rows: each keeps its own, however often it is sent
+
 	// Of ids that are used more than once: what the outbox has, and what a dry run has
 	// counted as missing; nil while other rows are filled.
 	sent    map[uuid.UUID][]reusedEvent
@@ -104,8 +106,12 @@ func (t *tableFiller) fillRows(ctx context.Context, rows *decode.Rows, confirmed
 	for i := range rows.Rejects {
 		rows.Rejects[i].Position = t.nextPosition()
 	}
+	t.positions = t.positions[:0]
+	for range rows.Len() {
+		t.positions = append(t.positions, t.nextPosition())
+	}
 	return t.filler.fill(ctx, rows, func(ctx context.Context) (gap, error) { return t.compare(ctx, rows) },
-		func(int) decode.Position { return t.nextPosition() })
+		func(i int) decode.Position { return t.positions[i] })
 }
 
 // nextPosition is a position that no other row of this source has: no two replays begin at the same position.

@@ -225,6 +225,8 @@ func (c *Control) table() string { return c.schema.SQL("{outbox}." + event.Table
 //
 // Errors: ErrNoSlot when it never existed, or when its creation has not come to its end.
 func (c *Control) checkSlot(ctx context.Context, written bool) (Slot, error) {
+	// First: of a slot that is created once more meanwhile, the record that says so comes last.
+	rec, unread := c.ReadIntent(ctx)
 	s, err := c.Slot(ctx)
 	if errors.Is(err, ErrNoSlot) {
 		return s, c.checkGone(ctx, written)
@@ -235,9 +237,8 @@ func (c *Control) checkSlot(ctx context.Context, written bool) (Slot, error) {
 	if err := c.refuseForeign(ctx, s); err != nil {
 		return s, err
 	}
-	rec, err := c.ReadIntent(ctx)
-	if err != nil {
-		return s, err
+	if unread != nil {
+		return s, unread
 	}
 	if rec.BeingCreated() {
 		return s, ErrNoSlot

@@ -2,6 +2,9 @@ package sink
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 
 	"diehard/shared/failure"
@@ -21,6 +24,20 @@ func (b Block) Bounds() (from, to int) { return b.Rows.Index(b.After), b.Rows.In
 func (b Block) Len() int {
 	from, to := b.Bounds()
 	return to - from
+}
+
+// TokenOf names the rows of b by their positions: it is the same for the same rows, and for no others.
+// The replay and the retry of dead letters have no intent to take a token from.
+func TokenOf(b Block) string {
+	h := sha256.New()
+	var position [12]byte
+	for from, to := b.Bounds(); from < to; from++ {
+		p := b.Rows.Position(from)
+		binary.BigEndian.PutUint64(position[:], uint64(p.LSN))
+		binary.BigEndian.PutUint32(position[8:], p.Seq)
+		h.Write(position[:])
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // Writer is how a caller of Write inserts, and what it does with rows that ClickHouse refuses.

@@ -4,13 +4,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -18,17 +17,17 @@ import (
 // listeners without a port, so that none of them takes the port meanwhile.
 const firstFreePort, freePorts = 12000, 18000
 
-// given holds the ports that FreePort has returned: a program may not listen on its one yet.
-var given sync.Map
+// portsPerProcess is where the next process begins, so that two at a time do not give the same one:
+// a program may not listen on its port yet, or is about to start on it again.
+const portsPerProcess = 100
+
+var portsTried atomic.Int64
 
 // FreePort returns a port on Host that no program listens on, and never the same one twice.
 func FreePort() (int, error) {
 	failure := errors.New("all that were tried are taken")
 	for range 100 {
-		port := firstFreePort + rand.IntN(freePorts) //nolint:gosec // any free one will do
-		if _, taken := given.LoadOrStore(port, true); taken {
-			continue
-		}
+		port := firstFreePort + (os.Getpid()*portsPerProcess+int(portsTried.Add(1)))%freePorts
 		listener, err := net.Listen("tcp", net.JoinHostPort(Host, strconv.Itoa(port)))
 		if err == nil {
 			return port, listener.Close()

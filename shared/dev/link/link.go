@@ -30,7 +30,7 @@ const (
 // addressesOf returns the addresses of the ends: a pair of those for documentation
 // (RFC 5737), which no network has.
 func addressesOf(pair byte) [2]netip.Addr {
-	return [2]netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 2*pair + 1}), netip.AddrFrom4([4]byte{192, 0, 2, 2*pair + 2})}
+	return [2]netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, 2*pair + 1}), netip.AddrFrom4([4]byte{198, 51, 100, 2*pair + 2})}
 }
 
 // Options of a link.

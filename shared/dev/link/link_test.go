@@ -144,6 +144,6 @@ func TestAClosedLinkCarriesNothing(t *testing.T) {
 	require.Error(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err = l.Dialer(Near, new(net.Dialer).DialContext)(ctx, "tcp", "192.0.2.2:1")
+	_, err = l.Dialer(Near, new(net.Dialer).DialContext)(ctx, "tcp", net.JoinHostPort(l.Address(Far).String(), "1"))
 	require.Error(t, err)
 }
