@@ -45,7 +45,7 @@ type unanswered struct{ driver.Batch }
 
 func (unanswered) Send() error { return io.ErrUnexpectedEOF }
 
-// An insert whose answer is lost may still be written, by a node that nobody asks.
+// An insert whose answer is lost may still be written, by a node that is not asked.
 func TestReplayRepeatsAnInsertThroughAnotherNode(t *testing.T) {
 	for name, replay := range map[string]func(context.Context, Config) error{
 		"from the table": func(ctx context.Context, c Config) error { _, err := FromTable(ctx, c, Span{}, Mode{}); return err },
