@@ -84,7 +84,7 @@ func injectFaults(ctx context.Context, w *environment, f *streamers, o *observer
 			moved = time.Now()
 			continue
 		}
-		progress := o.awaitProgress(ctx, before, maxWait)
+		progress := o.awaitProgress(ctx, before, maxWait) || x.revive()
 		if !progress && time.Since(moved) > dryTime {
 			if progress = o.awaitProgress(ctx, before, stuckTime); !progress {
 				w.problem("nothing was written for %s without a fault", stuckTime)
@@ -219,6 +219,23 @@ func (x *chaos) terminateBackend() bool {
 		return false
 	}
 	x.w.did("terminate walsender", false)
+	return true
+}
+
+// revive starts a PostgreSQL that has given up its recovery from a crash, which the next try may
+// well manage. It reports whether it did.
+func (x *chaos) revive() bool {
+	if !x.w.postgresBusy.TryLock() {
+		return false
+	}
+	defer x.w.postgresBusy.Unlock()
+	if x.w.postgres.Alive() {
+		return false
+	}
+	x.w.did("PostgreSQL gives up its recovery", false)
+	if err := startAgain(x.ctx, x.w.postgres.Start); err != nil {
+		x.w.problem("start PostgreSQL: %v", err)
+	}
 	return true
 }
 

@@ -58,7 +58,7 @@ func verify(ctx context.Context, w *environment, c *producerGroup, o *observer) 
 	book.compare(w, rows, &r)
 	book.readFleeting(ctx, w, &r)
 	book.settle(w, &r)
-	checkOrder(w, rows, origins, &r)
+	book.checkOrder(w, rows, origins, &r)
 	book.checkSamples(w, rows, origins, o.samples, &r)
 	checkBySQL(ctx, w, &r)
 	return r
@@ -178,23 +178,26 @@ func (w *environment) detail(n int, format string, args ...any) {
 }
 
 // checkOrder demands that every producer's events come in the order it wrote them, in
-// each stream. What a replay fills has no order.
-func checkOrder(w *environment, rows []row, origins []origin, r *result) {
-	last := map[string]*[producers]uint32{}
+// each stream. What a replay fills has no order, and what was lost with an old primary has none to
+// what the new one committed at the same positions.
+func (l *ledger) checkOrder(w *environment, rows []row, origins []origin, r *result) {
+	last := map[string]*[producers]row{}
 	for _, o := range origins {
-		last[o.source] = &[producers]uint32{}
+		last[o.source] = &[producers]row{}
 	}
 	for _, x := range rows {
-		source := origins[x.origin].source
-		if strings.HasSuffix(source, "/table") {
+		o, known := origins[x.origin], l[x.producer]
+		if strings.HasSuffix(o.source, "/table") || int(x.number) < len(known) && known[x.number]&gone != 0 {
 			continue
 		}
-		before := &last[source][x.producer]
-		if x.number <= *before {
+		before := &last[o.source][x.producer]
+		if x.number <= before.number {
 			r.disordered++
-			w.detail(r.disordered, "event %d of producer %d comes after its event %d in %s", x.number, x.producer, *before, source)
+			w.detail(r.disordered, "event %d of producer %d at %s/%d of timeline %d comes after its event %d at %s/%d of timeline %d in %s", x.number, x.producer,
+				pglogrepl.LSN(x.lsn), x.seq, o.timeline, before.number, pglogrepl.LSN(before.lsn), before.seq, origins[before.origin].timeline, o.source)
+			continue
 		}
-		*before = max(*before, x.number)
+		*before = x
 	}
 }
 
