@@ -21,6 +21,8 @@ const (
 	degradedByDeadLetters = "dead_letters"
 )
 
+var degradedBy = []string{degradedByView, degradedByDeadLetters}
+
 // failingView is the view that failed with the last insert, if one did. Safe for concurrent use.
 type failingView struct {
 	mu      sync.Mutex
@@ -85,7 +87,7 @@ func viewText(err *sink.ViewError) string {
 // reasons lists degraded texts in a fixed order.
 func reasons(why map[string]string) []string {
 	list := []string{}
-	for _, cause := range []string{degradedByView, degradedByDeadLetters} {
+	for _, cause := range degradedBy {
 		if text, ok := why[cause]; ok {
 			list = append(list, text)
 		}
@@ -95,7 +97,7 @@ func reasons(why map[string]string) []string {
 
 func readDegraded(m *Monitor, s snapshot, emit func(float64, ...string)) {
 	why := m.degraded(s)
-	for _, cause := range []string{degradedByView, degradedByDeadLetters} {
+	for _, cause := range degradedBy {
 		emit(number(why[cause] != ""), cause)
 	}
 }

@@ -1,7 +1,6 @@
 package replay
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -182,21 +181,20 @@ func eventAt(rows *decode.Rows, i int) decode.Event {
 	}
 }
 
-// next is the request of an insert with a token, which is that of its query when it has none.
-func (p *chunkFill) next(token string) sink.InsertRequest {
+// next is the request of the next insert, under a token of its own.
+func (p *chunkFill) next() sink.InsertRequest {
 	p.f.inserts++
-	prefix := p.f.prefix + p.f.nonce + "-"
-	id := prefix + strconv.Itoa(p.f.inserts)
-	if token != "" {
-		token = prefix + token
-	}
+	id := p.f.name(strconv.Itoa(p.f.inserts))
 	return sink.InsertRequest{
-		QueryID: id, Token: cmp.Or(token, id), IngestedAt: p.ingestedAt, Verify: p.f.guard.Verify,
+		QueryID: id, Token: id, IngestedAt: p.ingestedAt, Verify: p.f.guard.Verify,
 		ViewFailed: func(err *sink.ViewError) {
 			p.f.logger.Warn("a materialized view fails: it lacks what it makes of rows that are written", "error", err)
 		},
 	}
 }
+
+// name is for an insert of this replay.
+func (f *filler) name(suffix string) string { return f.prefix + f.nonce + "-" + suffix }
 
 // within bounds one insert. Comparing has no such bound: it takes as long as the table is large.
 func (p *chunkFill) within(ctx context.Context, insert func(context.Context) error) error {
@@ -209,7 +207,9 @@ func (p *chunkFill) within(ctx context.Context, insert func(context.Context) err
 func (p *chunkFill) Insert(ctx context.Context, b sink.Block) error {
 	from, to := b.Bounds()
 	answer := p.within(ctx, func(ctx context.Context) error {
-		return p.f.sink.Insert(ctx, b.Rows, from, to, p.next(sink.TokenOf(b)))
+		request := p.next()
+		request.Token = p.f.name(sink.TokenOf(b)) // the same for the same rows
+		return p.f.sink.Insert(ctx, b.Rows, from, to, request)
 	})
 	if sink.Code(answer) != 0 { // a view may have failed after the rows were written
 		written, err := p.isWritten(ctx, b.Rows.Position(to-1))
@@ -301,7 +301,7 @@ func (p *chunkFill) writeDecodeRejects(ctx context.Context, indexes []int) error
 // writeDeadLetters is safe to repeat: the dead-letter table knows a row by its position.
 func (p *chunkFill) writeDeadLetters(ctx context.Context, rejects []decode.Reject) error {
 	if p.f.useDeadLetters {
-		err := p.within(ctx, func(ctx context.Context) error { return p.f.sink.PutDeadLetters(ctx, rejects, p.next("")) })
+		err := p.within(ctx, func(ctx context.Context) error { return p.f.sink.PutDeadLetters(ctx, rejects, p.next()) })
 		if err != nil {
 			return err
 		}

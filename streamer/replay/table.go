@@ -91,8 +91,6 @@ type tableFiller struct {
 	filler *filler
 	at     decode.Position // of the last row
 
-	positions []decode.Position // of the chunk's rows: each keeps its own, however often it is sent
-
 	// Of ids that are used more than once: what the outbox has, and what a dry run has
 	// counted as missing; nil while other rows are filled.
 	sent    map[uuid.UUID][]reusedEvent
@@ -106,12 +104,12 @@ func (t *tableFiller) fillRows(ctx context.Context, rows *decode.Rows, confirmed
 	for i := range rows.Rejects {
 		rows.Rejects[i].Position = t.nextPosition()
 	}
-	t.positions = t.positions[:0]
-	for range rows.Len() {
-		t.positions = append(t.positions, t.nextPosition())
+	positions := make([]decode.Position, rows.Len()) // each row keeps its own, however often it is sent
+	for i := range positions {
+		positions[i] = t.nextPosition()
 	}
 	return t.filler.fill(ctx, rows, func(ctx context.Context) (gap, error) { return t.compare(ctx, rows) },
-		func(i int) decode.Position { return t.positions[i] })
+		func(i int) decode.Position { return positions[i] })
 }
 
 // nextPosition is a position that no other row of this source has: no two replays begin at the same position.

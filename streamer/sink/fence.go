@@ -3,7 +3,6 @@ package sink
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -43,5 +42,5 @@ func (s *Sink) Fence(ctx context.Context, prefix string, waiting func(n uint64))
 func (s *Sink) kill(ctx context.Context, prefix string) error {
 	ctx, cancel := context.WithTimeout(ctx, fenceAnswer)
 	defer cancel()
-	return s.conn.Exec(ctx, "KILL QUERY WHERE startsWith(query_id, '"+strings.ReplaceAll(prefix, "'", "''")+"') ASYNC")
+	return s.conn.Exec(ctx, "KILL QUERY WHERE startsWith(query_id, "+QuoteString(prefix)+") ASYNC")
 }
