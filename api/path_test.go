@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -25,11 +24,7 @@ func TestARequestIsOneRoundTrip(t *testing.T) {
 	l := link.New(t, link.Options{RTT: time.Millisecond, Here: true})
 	listener, err := l.Listen(link.Far)
 	require.NoError(t, err)
-	database, err := url.Parse(env.PostgresURL)
-	require.NoError(t, err)
-	testenv.Relay(t, listener, database.Host)
-	database.Host = listener.Addr().String()
-	env.PostgresURL = database.String()
+	env.PostgresURL = testenv.RelayPostgres(t, listener, env.PostgresURL)
 	p := start(t, &env)
 	p.awaitReadyz(t, http.StatusOK, "ready")
 

@@ -2,7 +2,6 @@ package replication
 
 import (
 	"net"
-	"net/url"
 	"testing"
 	"time"
 
@@ -21,11 +20,7 @@ func TestAnIntentIsOneRoundTrip(t *testing.T) {
 	l := link.New(t, link.Options{RTT: 20 * time.Millisecond})
 	listener, err := l.Listen(link.Far)
 	require.NoError(t, err)
-	database, err := url.Parse(env.PostgresURL)
-	require.NoError(t, err)
-	testenv.Relay(t, listener, database.Host)
-	database.Host = listener.Addr().String()
-	c, err := OpenControl(t.Context(), database.String(), "tester", Origin{
+	c, err := OpenControl(t.Context(), testenv.RelayPostgres(t, listener, env.PostgresURL), "tester", Origin{
 		Slot: env.Slot, Publication: env.Publication, Dial: pgconn.DialFunc(l.Dialer(link.Near, new(net.Dialer).DialContext)),
 	})
 	require.NoError(t, err)

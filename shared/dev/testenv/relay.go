@@ -3,9 +3,22 @@ package testenv
 import (
 	"io"
 	"net"
+	"net/url"
 	"sync"
 	"testing"
+
+	"github.com/stretchr/testify/require"
 )
+
+// RelayPostgres is Relay to the server that rawURL leads to, and returns its URL at listener.
+func RelayPostgres(t testing.TB, listener net.Listener, rawURL string) string {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	require.NoError(t, err)
+	Relay(t, listener, u.Host)
+	u.Host = listener.Addr().String()
+	return u.String()
+}
 
 // Relay leads the connections to listener to target, until t ends.
 func Relay(t testing.TB, listener net.Listener, target string) {

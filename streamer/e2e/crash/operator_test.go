@@ -223,7 +223,6 @@ func (o *operator) replay(ctx context.Context, since time.Time) error {
 	if o.rng.IntN(2) == 0 {
 		killed, cancel := context.WithTimeout(ctx, between(o.rng, 200*time.Millisecond, 4*time.Second))
 		if try(killed) != nil && killed.Err() != nil {
-			o.w.upheavals.with(func() { o.w.upheavals.tally.killedReplays++ })
 			o.w.did("kill replay", true)
 		}
 		cancel()

@@ -35,7 +35,7 @@ type upheavals struct {
 
 // tally is what the report says of upheavals.
 type tally struct {
-	failovers, behind, foreign, refusals, repairs, killedReplays, filled int
+	failovers, behind, foreign, refusals, repairs, filled int
 }
 
 // gap is a time whose commits a failover has lost.
@@ -119,12 +119,7 @@ func (w *environment) settled(ctx context.Context) bool {
 func (w *environment) ask(ctx context.Context, sql string, value any, args ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, w.url)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	return conn.QueryRow(ctx, sql, args...).Scan(value)
+	return w.onPostgres(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, sql, args...).Scan(value) })
 }
 
 var idPattern = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}`)
