@@ -32,6 +32,7 @@ ENGINE = {{.MergeTree}}
 PARTITION BY toYYYYMM(ingested_at)
 ORDER BY (event_type, event_date_time, event_id)
 SETTINGS {{.Durability}}{{.DeduplicationWindow}},
+    index_granularity = 4096, -- a transaction lies in a granule or two of each type
     lightweight_mutation_projection_mode = 'rebuild' -- DELETE FROM works beside a projection
 COMMENT 'Events of the outbox, exactly once';
 

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 )
 
@@ -41,13 +42,13 @@ func TestQuorum(t *testing.T) {
 // answer, not even if it forbids to change them back to what they are.
 func TestAProfileChangesNoAnswer(t *testing.T) {
 	t.Parallel()
-	engine := testenv.StartClickHouseWithProfile(t, `
+	engine := testenv.StartClickHouse(t, embedded.ClickHouseOptions{Profile: `
 		<aggregate_functions_null_for_empty>1</aggregate_functions_null_for_empty>
 		<empty_result_for_aggregation_by_empty_set>1</empty_result_for_aggregation_by_empty_set>
 		<join_use_nulls>1</join_use_nulls> <limit>1</limit> <offset>1</offset> <final>1</final>
 		<additional_result_filter>0</additional_result_filter> <max_rows_to_read>1</max_rows_to_read>
 		<read_overflow_mode>break</read_overflow_mode> <session_timezone>Asia/Tokyo</session_timezone>
-		<async_insert>0</async_insert> <constraints><async_insert><const/></async_insert></constraints>`)
+		<async_insert>0</async_insert> <constraints><async_insert><const/></async_insert></constraints>`})
 	conn, err := clickhouse.Open(t.Context(), engine.Config("default"))
 	require.NoError(t, err)
 	defer conn.Close()
@@ -73,7 +74,7 @@ func TestALimitOfAProfileCutsNoAnswer(t *testing.T) {
 		"<result_overflow_mode>break</result_overflow_mode> <group_by_overflow_mode>any</group_by_overflow_mode> " +
 		"<sort_overflow_mode>break</sort_overflow_mode> <set_overflow_mode>break</set_overflow_mode> " +
 		"<distinct_overflow_mode>break</distinct_overflow_mode> <join_overflow_mode>break</join_overflow_mode>"
-	engine := testenv.StartClickHouseWithProfile(t, modes)
+	engine := testenv.StartClickHouse(t, embedded.ClickHouseOptions{Profile: modes})
 	options, err := clickhouse.Options(engine.Config("default"))
 	require.NoError(t, err)
 	ours, err := driver.Open(options)

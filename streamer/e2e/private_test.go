@@ -34,7 +34,7 @@ func skipFsync(t testing.TB, env *testenv.Env) {
 // over event_log are -1 while it is away.
 func ownClickHouse(t testing.TB) (*testenv.Env, *embedded.ClickHouse) {
 	t.Helper()
-	env, engine := *newEnv(t), testenv.StartClickHouse(t) // a copy: the shared connection is closed by its owner
+	env, engine := *newEnv(t), testenv.StartClickHouse(t, embedded.ClickHouseOptions{}) // a copy: the shared connection is closed by its owner
 	env.ClickHouseConfig = engine.Config("default")
 	require.NoError(t, migrations.UpClickHouse(t.Context(), env.ClickHouseConfig, slog.New(slog.DiscardHandler)))
 	var err error

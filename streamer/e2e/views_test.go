@@ -11,6 +11,7 @@ import (
 
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
@@ -121,7 +122,7 @@ func TestAViewWithoutItsTarget(t *testing.T) {
 // replicated is an environment whose ClickHouse looks like two replicas, the second of which lags.
 func replicated(t testing.TB) *testenv.Env {
 	t.Helper()
-	env, engine := *newEnv(t), testenv.StartReplicas(t, 1, 50*time.Millisecond)
+	env, engine := *newEnv(t), testenv.StartClickHouse(t, embedded.ClickHouseOptions{Replicas: 1, ReplicaLag: 50 * time.Millisecond})
 	both := engine.ReplicaConfigs("default")
 	require.NoError(t, migrations.UpClickHouse(t.Context(), both[0], slog.New(slog.DiscardHandler)))
 	env.ClickHouseConfig = both[1]

@@ -14,6 +14,7 @@ import (
 
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 )
 
@@ -74,7 +75,7 @@ func TestReplayRepeatsAnInsertThroughAnotherNode(t *testing.T) {
 // replicated gives f a ClickHouse of its own with two listeners, and returns a connection through each.
 func replicated(t *testing.T, f *fixture) (nodes []driver.Conn) {
 	t.Helper()
-	configs := testenv.StartReplicas(t, 1, 0).ReplicaConfigs("default")
+	configs := testenv.StartClickHouse(t, embedded.ClickHouseOptions{Replicas: 1}).ReplicaConfigs("default")
 	require.NoError(t, migrations.UpClickHouse(t.Context(), configs[0], slog.New(slog.DiscardHandler)))
 	for _, config := range configs {
 		node, err := clickhouse.Open(t.Context(), config)

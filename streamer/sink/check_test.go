@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	ours "diehard/shared/clickhouse"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
 )
 
@@ -70,4 +72,37 @@ func TestAUserWhoDoesNotSeeEveryRowIsRefused(t *testing.T) {
 		assert.True(t, filterStep.MatchString(line), line)
 	}
 	assert.False(t, filterStep.MatchString("  ReadFromMergeTree (filter.filter)"))
+}
+
+// A row policy and a cluster are an administrator's, in the files of the server.
+func TestARowPolicyAndADistributedTableAreRefused(t *testing.T) {
+	t.Parallel()
+	engine := testenv.StartClickHouse(t, embedded.ClickHouseOptions{
+		User:   "<databases><default><filtered><filter>commit_lsn != 5</filter></filtered></default></databases>",
+		Server: "<remote_servers><two><shard><replica><host>127.0.0.1</host><port>1</port></replica></shard></two></remote_servers>",
+	})
+	conn, err := ours.Open(t.Context(), engine.Config("default"))
+	require.NoError(t, err)
+	defer conn.Close()
+	for _, sql := range []string{
+		"CREATE TABLE plain (commit_lsn UInt64) ENGINE = MergeTree ORDER BY commit_lsn SETTINGS non_replicated_deduplication_window = 1000",
+		"CREATE TABLE filtered AS plain", "CREATE TABLE distributed AS plain ENGINE = Distributed(two, default, plain)",
+		"INSERT INTO plain SELECT number FROM numbers(10)", "INSERT INTO filtered SELECT number FROM numbers(10)",
+	} {
+		require.NoError(t, conn.Exec(t.Context(), sql), sql)
+	}
+	var rows uint64
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count() FROM filtered").Scan(&rows))
+	require.EqualValues(t, 9, rows, "the policy holds")
+	for table, want := range map[string]string{
+		"plain": "", "filtered": "does not see all rows", "distributed": "has the engine Distributed",
+	} {
+		err := New(conn, Tables{EventLog: table}, Source{}, OnTimeline(timeline)).CheckEngine(t.Context())
+		if want == "" {
+			require.NoError(t, err)
+			continue
+		}
+		require.ErrorContains(t, err, want)
+		assert.Equal(t, failure.Fatal, failure.Of(err))
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,42 +16,42 @@ import (
 // clickhouseServerCommand is how embedded.StartClickHouse runs ClickHouse as a
 // process of its own. It ends on SIGTERM.
 func clickhouseServerCommand() *cobra.Command {
-	var library, data, host, build, profile, grants string
+	var host, build string
+	var options chserver.Options
 	var port int
 	var replicas []int
-	var lag time.Duration
 	cmd := &cobra.Command{
 		Use:    "clickhouse-server",
 		Short:  "Serve ClickHouse's native protocol (started by up and run)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			lock, err := embedded.HoldClickHouse(data, port, replicas, build)
+			lock, err := embedded.HoldClickHouse(options.DataDir, port, replicas, build)
 			if err != nil {
 				return err
 			}
 			defer lock.Unlock()
-			users, err := serverUsers(data)
+			options.Users, err = serverUsers(options.DataDir)
 			if err != nil {
 				return err
 			}
-			options := chserver.Options{
-				LibPath: library, DataDir: data, Addr: net.JoinHostPort(host, strconv.Itoa(port)), Users: users, Lag: lag, Profile: profile, Grants: grants,
-			}
+			options.Addr = net.JoinHostPort(host, strconv.Itoa(port))
 			for _, port := range replicas {
 				options.Replicas = append(options.Replicas, net.JoinHostPort(host, strconv.Itoa(port)))
 			}
 			return chserver.Serve(cmd.Context(), options)
 		},
 	}
-	cmd.Flags().StringVar(&library, "library", "", "path of libchdb")
-	cmd.Flags().StringVar(&data, "data", "", "data directory")
+	cmd.Flags().StringVar(&options.LibPath, "library", "", "path of libchdb")
+	cmd.Flags().StringVar(&options.DataDir, "data", "", "data directory")
 	cmd.Flags().StringVar(&host, "address", embedded.Host, "address to listen on")
 	cmd.Flags().IntVar(&port, "port", 0, "port to listen on")
 	cmd.Flags().IntSliceVar(&replicas, "replica", nil, "port of a further listener")
-	cmd.Flags().DurationVar(&lag, "replica-lag", 0, "time until an insert is visible through another listener")
-	cmd.Flags().StringVar(&profile, "profile", "", "XML in the profile of user default")
-	cmd.Flags().StringVar(&grants, "grants", "", "further privileges of the users")
+	cmd.Flags().DurationVar(&options.Lag, "replica-lag", 0, "time until an insert is visible through another listener")
+	cmd.Flags().StringVar(&options.Profile, "profile", "", "XML in the profile of user default")
+	cmd.Flags().StringVar(&options.User, "user", "", "XML in user default")
+	cmd.Flags().StringVar(&options.Server, "server", "", "XML in the configuration of the server")
+	cmd.Flags().StringVar(&options.Grants, "grants", "", "further privileges of the users")
 	cmd.Flags().StringVar(&build, "build", "", "hash of this program")
 	return cmd
 }

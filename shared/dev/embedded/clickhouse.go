@@ -40,9 +40,10 @@ type ClickHouseOptions struct {
 	// through another listener after ReplicaLag.
 	Replicas   int
 	ReplicaLag time.Duration
-	// Profile is XML in the profile of user default: settings and constraints. A
-	// running engine keeps its own.
-	Profile string
+	// Profile is XML in the profile of user default (settings and constraints), User in the
+	// user (row policies), Server in the server's configuration (clusters). A running engine
+	// keeps its own.
+	Profile, User, Server string
 	// Grants are further privileges of user default, such as POSTGRES, which the engine
 	// does not give by itself.
 	Grants string
@@ -225,7 +226,7 @@ func (c *ClickHouse) launch(ctx context.Context) error {
 	}
 	args := []string{
 		"clickhouse-server", "--library", c.library, "--data", c.opts.DataDir, "--address", cmp.Or(c.opts.Address, Host), "--port", strconv.Itoa(c.port), "--build", c.build,
-		"--replica-lag", c.opts.ReplicaLag.String(), "--profile", c.opts.Profile, "--grants", c.opts.Grants,
+		"--replica-lag", c.opts.ReplicaLag.String(), "--profile", c.opts.Profile, "--user", c.opts.User, "--server", c.opts.Server, "--grants", c.opts.Grants,
 	}
 	for _, port := range c.replicas {
 		args = append(args, "--replica", strconv.Itoa(port))

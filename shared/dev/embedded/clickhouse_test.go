@@ -33,7 +33,7 @@ func count(t *testing.T, c *embedded.ClickHouse, table string) int {
 
 func TestClickHouseKeepsItsDataHoweverItEnds(t *testing.T) {
 	t.Parallel()
-	c := testenv.StartClickHouse(t)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{})
 	run(t, c, "CREATE TABLE kept (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS fsync_after_insert = 1")
 	port := c.Port()
 	for i, end := range []func() error{func() error { return c.Stop(t.Context()) }, c.Kill} {
@@ -48,7 +48,7 @@ func TestClickHouseKeepsItsDataHoweverItEnds(t *testing.T) {
 
 func TestClickHouseIsAdoptedOrRestarted(t *testing.T) {
 	t.Parallel()
-	c := testenv.StartClickHouse(t)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{})
 	same, err := embedded.StartClickHouse(t.Context(), embedded.ClickHouseOptions{DataDir: c.DataDir()})
 	require.NoError(t, err)
 	assert.Equal(t, c.PID(), same.PID())
@@ -66,7 +66,7 @@ func TestClickHouseIsAdoptedOrRestarted(t *testing.T) {
 // visible through the other.
 func TestReplicasKeepTheirPorts(t *testing.T) {
 	t.Parallel()
-	c := testenv.StartReplicas(t, 1, 0)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{Replicas: 1})
 	before := c.ReplicaConfigs("default")
 	require.Len(t, before, 2)
 	run(t, c, "CREATE TABLE kept (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS fsync_after_insert = 1")
@@ -87,7 +87,7 @@ func TestReplicasKeepTheirPorts(t *testing.T) {
 
 func TestFrozenClickHouseAnswersAgain(t *testing.T) {
 	t.Parallel()
-	c := testenv.StartClickHouse(t)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{})
 	require.NoError(t, c.Pause())
 	require.NoError(t, c.Resume())
 	assert.Equal(t, 1, count(t, c, "system.one"))

@@ -41,7 +41,7 @@ func TestPostgresAsksForItsPassword(t *testing.T) {
 
 func TestClickHouseAsksForItsPassword(t *testing.T) {
 	t.Parallel()
-	c := testenv.StartClickHouse(t)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{})
 	for _, password := range []string{"", "wrong"} {
 		config := c.Config("default")
 		config.Password = password
@@ -56,7 +56,7 @@ func TestClickHouseAsksForItsPassword(t *testing.T) {
 func TestOtherUsersReadNothing(t *testing.T) {
 	t.Parallel()
 	p := testenv.StartPostgres(t, embedded.PostgresOptions{Settings: durable})
-	c := testenv.StartClickHouse(t)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{})
 	for _, dataDir := range []string{p.DataDir(), c.DataDir()} {
 		for path, mode := range map[string]os.FileMode{dataDir: 0o700, dataDir + ".password": 0o600, dataDir + ".log": 0o600} {
 			info, err := os.Stat(path)
@@ -99,7 +99,7 @@ func TestTheFolderOfTheCheckoutIsClosed(t *testing.T) {
 func TestALostPasswordIsReplaced(t *testing.T) {
 	t.Parallel()
 	p := testenv.StartPostgres(t, embedded.PostgresOptions{Settings: durable})
-	c := testenv.StartClickHouse(t)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{})
 	exec(t, p, "CREATE TABLE kept ()")
 	run(t, c, "CREATE TABLE kept (n UInt64) ENGINE = MergeTree ORDER BY n")
 	for _, stopped := range []bool{false, true} {
@@ -127,7 +127,7 @@ func TestALostPasswordIsReplaced(t *testing.T) {
 func TestPasswordsAreNotShown(t *testing.T) {
 	t.Parallel()
 	p := testenv.StartPostgres(t, embedded.PostgresOptions{Settings: durable})
-	c := testenv.StartClickHouse(t)
+	c := testenv.StartClickHouse(t, embedded.ClickHouseOptions{})
 	exec(t, p, "SELECT 1")
 	run(t, c, "SELECT 1")
 	for dataDir, pid := range map[string]int{p.DataDir(): p.PID(), c.DataDir(): c.PID()} {

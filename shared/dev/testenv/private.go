@@ -2,7 +2,6 @@ package testenv
 
 import (
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -28,28 +27,9 @@ func StartPostgres(t testing.TB, opts embedded.PostgresOptions) *embedded.Postgr
 }
 
 // StartClickHouse starts a ClickHouse that belongs to t alone, which may be
-// killed, frozen and started again, on a free port. It is not migrated. The
-// engine and its data go when t ends.
-func StartClickHouse(t testing.TB) *embedded.ClickHouse {
-	t.Helper()
-	return startClickHouse(t, embedded.ClickHouseOptions{})
-}
-
-// StartClickHouseWithProfile is StartClickHouse with XML in the profile of its user:
-// settings and constraints, as an administrator sets them.
-func StartClickHouseWithProfile(t testing.TB, profile string) *embedded.ClickHouse {
-	t.Helper()
-	return startClickHouse(t, embedded.ClickHouseOptions{Profile: profile})
-}
-
-// StartReplicas is StartClickHouse with further listeners, which look like the
-// replicas of one service: see embedded.ClickHouseOptions.Replicas.
-func StartReplicas(t testing.TB, further int, lag time.Duration) *embedded.ClickHouse {
-	t.Helper()
-	return startClickHouse(t, embedded.ClickHouseOptions{Replicas: further, ReplicaLag: lag})
-}
-
-func startClickHouse(t testing.TB, opts embedded.ClickHouseOptions) *embedded.ClickHouse {
+// killed, frozen and started again, on a free port. It is not migrated. opts may be
+// zero. The engine and its data go when t ends.
+func StartClickHouse(t testing.TB, opts embedded.ClickHouseOptions) *embedded.ClickHouse {
 	t.Helper()
 	opts.DataDir, opts.Log = embedded.ClickHouseDir(privateDir(t)), t.Logf
 	engine, err := embedded.StartClickHouse(t.Context(), opts)

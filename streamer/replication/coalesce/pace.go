@@ -175,14 +175,14 @@ func (c *coalescer) nextFar(left time.Duration) {
 		c.quiet()
 		return
 	}
-	if came.pieces(min(4<<10, c.segment*3/4)) {
-		if came.bytes > c.window/2 {
-			c.window = min(c.window+c.step, largeWindow)
-			c.step = min(2*c.step, c.window/2)
-		}
-	} else {
-		c.window = max(c.window-c.window/8, smallWindow)
-		c.step = c.window / 16
+	switch {
+	case !came.pieces(min(4<<10, c.segment*3/4)): // the window held nothing back: this is what the server sends
+		sent := float64(came.bytes) * float64(c.roundTrip) / float64(took)
+		c.window = max(min(c.window-c.window/8, int(sent)), smallWindow)
+		c.step = 0
+	case came.bytes > c.window/2:
+		c.window = min(c.window+max(c.step, c.window/16), largeWindow)
+		c.step = min(2*c.step, c.window/2)
 	}
 	c.judged = now
 	c.open()

@@ -17,6 +17,7 @@ const grants = `GRANT SHOW, SELECT, INSERT, ALTER, DROP, TRUNCATE, OPTIMIZE, KIL
 
 const configXML = `<clickhouse>
   <users_config>%s</users_config>
+  %s
 </clickhouse>
 `
 
@@ -26,24 +27,25 @@ const usersXML = `<clickhouse>
   <users>
     <default>
       <password></password><networks><ip>::/0</ip></networks><profile>default</profile><quota>default</quota>
+      %s
       <grants>%s</grants>
     </default>
   </users>
 </clickhouse>
 `
 
-// writeConfig writes the engine's configuration into dataDir. Its users have no
+// writeConfig writes the engine's configuration into its data folder. Its users have no
 // password: clients authenticate here, and the engine has no port of its own.
-func writeConfig(dataDir, profile, privileges string) error {
-	users := filepath.Join(dataDir, "users.xml")
+func writeConfig(o Options) error {
+	users := filepath.Join(o.DataDir, "users.xml")
 	query := "<query>" + grants + "</query>"
-	if privileges != "" {
-		query += "<query>GRANT " + privileges + " ON *.*</query>"
+	if o.Grants != "" {
+		query += "<query>GRANT " + o.Grants + " ON *.*</query>"
 	}
-	if err := os.WriteFile(users, fmt.Appendf(nil, usersXML, profile, query), 0o600); err != nil {
+	if err := os.WriteFile(users, fmt.Appendf(nil, usersXML, o.Profile, o.User, query), 0o600); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dataDir, "config.xml"), fmt.Appendf(nil, configXML, users), 0o600)
+	return os.WriteFile(filepath.Join(o.DataDir, "config.xml"), fmt.Appendf(nil, configXML, users, o.Server), 0o600)
 }
 
 // outside are the functions and table engines that the engine's access control

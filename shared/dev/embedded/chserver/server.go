@@ -33,6 +33,8 @@ type Options struct {
 	Lag      time.Duration     // until an insert is visible through another listener
 	Users    map[string]string // password of each user; all have the same rights
 	Profile  string            // XML in the profile of the users: settings and constraints
+	User     string            // XML in the user: row policies
+	Server   string            // XML in the configuration of the server: clusters
 	Grants   string            // further privileges of the users, such as POSTGRES; empty for none
 	Log      *slog.Logger      // defaults to slog.Default
 }
@@ -107,7 +109,7 @@ func newServer(o Options) (*server, error) {
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := writeConfig(o.DataDir, o.Profile, o.Grants); err != nil {
+	if err := writeConfig(o); err != nil {
 		return nil, err
 	}
 	engine, err := loadEngine(o.LibPath, o.DataDir)
