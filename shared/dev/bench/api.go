@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,6 +13,9 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"diehard/migrations"
+	"diehard/shared/postgres"
 )
 
 const (
@@ -37,10 +41,7 @@ func api(ctx context.Context, env *environment) (*report, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := apiRound(ctx, b, r); err != nil {
-			return nil, err
-		}
-		if err := b.close(ctx); err != nil {
+		if err := errors.Join(apiRound(ctx, b, r), b.close(context.WithoutCancel(ctx))); err != nil {
 			return nil, err
 		}
 	}
@@ -48,6 +49,9 @@ func api(ctx context.Context, env *environment) (*report, error) {
 }
 
 func apiRound(ctx context.Context, b *testbed, r *report) error {
+	if err := migrations.API("").Up(ctx, postgres.Config{URL: b.url}, b.env.log); err != nil {
+		return err
+	}
 	rate, err := b.measureAPI(ctx)
 	if err != nil {
 		return err
