@@ -54,13 +54,15 @@ type coalescer struct {
 
 	window int           // bytes that may wait in the socket
 	chunk  int           // bytes to read at a time
-	step   int           // by which the window of a far server grows
+	step   int           // by which the window of a far server grows at first
+	best   int           // bytes that came from a far server in a round trip, in whole segments
 	pause  time.Duration // with the round trip
 
 	budget  int     // bytes that may be read before the next look
 	granted int     // the budget at first
 	grant   traffic // when it was granted
 	judged  traffic // when pause, chunk and window were last adapted
+	offered int     // bytes that a far server may have sent by then, whatever the window is now
 	paused  time.Time
 	thin    int // pauses that brought little, one after the other
 
@@ -175,18 +177,31 @@ func (c *coalescer) nextFar(left time.Duration) {
 		c.quiet()
 		return
 	}
+	perRoundTrip := int(float64(came.bytes) * float64(c.roundTrip) / float64(took))
 	switch {
-	case !came.pieces(min(4<<10, c.segment*3/4)): // the window held nothing back: this is what the server sends
-		sent := float64(came.bytes) * float64(c.roundTrip) / float64(took)
-		c.window = max(min(c.window-c.window/8, int(sent)), smallWindow)
-		c.step = 0
+	case !came.pieces(min(4<<10, c.segment*3/4)):
+		c.narrow(perRoundTrip, now)
 	case came.bytes > c.window/2:
+		c.best = max(c.best, perRoundTrip)
 		c.window = min(c.window+max(c.step, c.window/16), largeWindow)
 		c.step = min(2*c.step, c.window/2)
 	}
 	c.judged = now
 	c.open()
 	c.allow(largeWindow, now)
+}
+
+// narrow is for a far server that the window does not hold back, so that single changes travel. The
+// window goes between what came now and the most that has come in whole segments, of which the
+// server makes more. What it has been offered before stays so.
+func (c *coalescer) narrow(came int, now traffic) {
+	if now.bytes < c.offered {
+		return
+	}
+	c.offered = now.bytes + c.window
+	c.window = max(min(c.window-c.window/8, (came+max(came, c.best))/2), smallWindow)
+	c.best -= c.best / 4
+	c.step = 0
 }
 
 // grow is for a sender that has more than the window lets through, in whole segments.

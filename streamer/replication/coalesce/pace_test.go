@@ -76,6 +76,31 @@ func TestPauseChunkAndWindowFollowWhatComes(t *testing.T) {
 	assert.Equal(t, smallWindow, co.window, "small segments again")
 }
 
+// The window of a far server goes to what it sends, or up to half of the way back to what came in
+// whole segments; and no further before the server knows of it.
+func TestTheWindowOfAFarServer(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, _ := taken(t)
+	co := coalescerOf(w)
+	co.window, co.step = largeWindow, largeWindow/2
+	at := func(bytes int) traffic { return traffic{bytes: bytes} }
+	co.narrow(200<<10, at(0))
+	assert.Equal(t, 200<<10, co.window)
+	assert.Zero(t, co.step)
+	co.narrow(100<<10, at(largeWindow-1))
+	assert.Equal(t, 200<<10, co.window, "sent before it knew")
+	co.best = 300 << 10
+	co.narrow(20<<10, at(largeWindow))
+	assert.Equal(t, 160<<10, co.window)
+	assert.Equal(t, 225<<10, co.best)
+	co.narrow(900<<10, at(2*largeWindow))
+	assert.Equal(t, 140<<10, co.window, "an eighth less at least")
+	co.best = 0
+	co.narrow(0, at(3*largeWindow))
+	assert.Equal(t, smallWindow, co.window)
+}
+
 // The socket of a stream that thins out is read empty, and after some pauses read at once.
 func TestAStreamThatThinsOut(t *testing.T) {
 	needsMark(t)
