@@ -80,6 +80,7 @@ func TestARowPolicyAndADistributedTableAreRefused(t *testing.T) {
 	engine := testenv.StartClickHouse(t, embedded.ClickHouseOptions{
 		User:   "<databases><default><filtered><filter>commit_lsn != 5</filter></filtered></default></databases>",
 		Server: "<remote_servers><two><shard><replica><host>127.0.0.1</host><port>1</port></replica></shard></two></remote_servers>",
+		Grants: "REMOTE, TABLE ENGINE",
 	})
 	conn, err := ours.Open(t.Context(), engine.Config("default"))
 	require.NoError(t, err)
