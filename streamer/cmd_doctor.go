@@ -26,7 +26,7 @@ func doctorCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withProbe(cmd, func(ctx context.Context, cfg config.Config, probe *ops.Probe) error {
-				findings := doctor.Check(ctx, doctor.Target{Probe: probe, PostgresURL: cfg.Postgres.Address(), ClickHouse: cfg.ClickHouse})
+				findings := doctor.Check(ctx, doctor.Target{Probe: probe, PostgresURL: cfg.Postgres.Address(), ClickHouse: cfg.ClickHouse, InsertTimeout: cfg.Batch.InsertTimeout})
 				var err error
 				if asJSON {
 					e := json.NewEncoder(cmd.OutOrStdout())

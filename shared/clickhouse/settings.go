@@ -49,6 +49,9 @@ var fixedSettings = clickhouse.Settings{
 	"data_type_default_nullable": 0,
 	// An insert is one block, and is written when it is acknowledged.
 	"async_insert": 0,
+	// An error of a materialized view is heard.
+	"materialized_views_ignore_errors":                    0,
+	"ignore_materialized_views_with_dropped_target_table": 0,
 }
 
 // settingsOf returns the settings for every query of c.

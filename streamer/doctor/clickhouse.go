@@ -63,8 +63,8 @@ var clickhouseChecks = []check[clickhouseFacts]{
 		switch {
 		case !t.exists:
 			return notApplicable()
-		case t.engine != "MergeTree" && t.engine != "ReplicatedMergeTree" && t.engine != "SharedMergeTree":
-			return warn(t.engine, "a plain MergeTree: other engines drop or fold rows, or split a batch", "streamer migrate up, with another table name")
+		case f.engineErr != nil:
+			return failed(f.engineErr.Error(), "tables that keep one row per event", "what the message says; or streamer migrate up, with another CLICKHOUSE_EVENT_LOG_TABLE_NAME")
 		case !t.projection:
 			return warn(t.engine+" without the projection p_position: every start reads the whole table", "the projection exists",
 				fmt.Sprintf("ALTER TABLE %s ADD PROJECTION p_position (%s); ALTER TABLE %s MATERIALIZE PROJECTION p_position", t.name, sink.PositionProjection, t.name))
@@ -166,7 +166,7 @@ func checkWindow(f *clickhouseFacts) result {
 		return notApplicable()
 	}
 	if n := t.settings[setting]; n < fewest {
-		return warn(fmt.Sprintf("%s = %d: retried inserts are not deduplicated", setting, n), fmt.Sprintf("%d or more", fewest),
+		return failed(fmt.Sprintf("%s = %d: retried inserts are not deduplicated", setting, n), fmt.Sprintf("%d or more", fewest),
 			fmt.Sprintf("ALTER TABLE %s MODIFY SETTING %s = 1000", t.name, setting))
 	}
 	return ok(fmt.Sprintf("%d batches", t.settings[setting]))

@@ -18,7 +18,7 @@ import (
 type clickhouseFacts struct {
 	*ops.ClickHouse
 	eventLog, deadLetter table
-	tableErr             error // of the streamer's own check of the columns
+	tableErr, engineErr  error // of the streamer's own checks
 	readonly             bool
 	free, total          uint64 // bytes of the fullest disk, by percentage
 	disk                 string
@@ -61,8 +61,9 @@ func readClickHouse(ctx context.Context, p Target, pg *postgresFacts) (*clickhou
 		return nil, err
 	}
 	if f.eventLog.exists && f.deadLetter.exists {
-		tables := sink.Tables{EventLog: p.Probe.EventLog, DeadLetter: p.Probe.DeadLetter}
-		if f.tableErr = sink.New(p.Probe.ClickHouse, tables, source, nil).CheckTables(ctx); f.tableErr == nil {
+		s := sink.New(p.Probe.ClickHouse, sink.Tables{EventLog: p.Probe.EventLog, DeadLetter: p.Probe.DeadLetter, Quorum: p.ClickHouse.InsertQuorum > 1}, source, nil)
+		f.engineErr = s.CheckEngine(ctx, sink.InsertBound(p.InsertTimeout))
+		if f.tableErr = s.CheckTables(ctx); f.tableErr == nil {
 			if f.ClickHouse, err = p.Probe.AskClickHouse(ctx, source.String()); err != nil {
 				return nil, err
 			}

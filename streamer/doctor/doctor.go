@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"context"
+	"time"
 
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
@@ -44,6 +45,8 @@ type Target struct {
 	Probe       *ops.Probe
 	PostgresURL string
 	ClickHouse  clickhouse.Config
+	// InsertTimeout is CLICKHOUSE_INSERT_TIMEOUT.
+	InsertTimeout time.Duration
 }
 
 // Check runs every check. Checks of a database that does not answer are
@@ -59,6 +62,7 @@ func Check(ctx context.Context, p Target) []Finding {
 			all = append(all, Finding{"postgresql", w.Name, Warning, w.Problem, w.Expected, w.Fix})
 		}
 	}
+	all = append(all, checkProfile(ctx, p)...)
 	ch, err := readClickHouse(ctx, p, pg)
 	if err != nil {
 		all = append(all, Finding{"clickhouse", "connection", Error, clickhouse.Explain(p.ClickHouse, err).Error(), "an answer", "check CLICKHOUSE_HOST and the server"})

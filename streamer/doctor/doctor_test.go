@@ -5,6 +5,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pglogrepl"
@@ -27,7 +28,7 @@ func target(t *testing.T, env *testenv.Env, url string) doctor.Target {
 	pool, err := postgres.NewPool(t.Context(), postgres.Config{URL: url, MaxConns: 2}, "doctor")
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	return doctor.Target{PostgresURL: url, ClickHouse: env.ClickHouseConfig, Probe: &ops.Probe{
+	return doctor.Target{PostgresURL: url, ClickHouse: env.ClickHouseConfig, InsertTimeout: time.Minute, Probe: &ops.Probe{
 		Postgres: pool, ClickHouse: env.ClickHouse, Origin: replication.Origin{Slot: env.Slot, Publication: env.Publication},
 		EventLog: env.ClickHouseConfig.EventLogTable, DeadLetter: env.ClickHouseConfig.DeadLetterTable,
 	}}
@@ -89,7 +90,7 @@ func TestFixesFix(t *testing.T) {
 		{"postgresql", "partitions ahead", doctor.Warning, `DO $$ DECLARE p text; BEGIN
 			FOR p IN SELECT partition FROM diehard_partitions WHERE starts_at > now() LOOP EXECUTE 'DROP TABLE ' || p; END LOOP; END $$`},
 		{"clickhouse", "durability", doctor.Warning, "ALTER TABLE event_log MODIFY SETTING fsync_after_insert = 0"},
-		{"clickhouse", "deduplication window", doctor.Warning, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0"},
+		{"clickhouse", "deduplication window", doctor.Error, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0"},
 		{"clickhouse", "engine", doctor.Warning, "ALTER TABLE event_log DROP PROJECTION p_position"},
 	} {
 		t.Run(c.check, func(t *testing.T) {

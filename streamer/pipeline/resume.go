@@ -52,7 +52,7 @@ func (s *session) findBeginning(ctx context.Context) (*beginning, error) {
 		if err := s.sink.CheckTables(ctx); err != nil {
 			return err
 		}
-		if err := s.sink.CheckEngine(ctx); err != nil {
+		if err := s.sink.CheckEngine(ctx, sink.InsertBound(s.insertTimeout())); err != nil {
 			return err
 		}
 		return s.checkOverlap(ctx)

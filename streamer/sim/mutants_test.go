@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -147,7 +148,7 @@ var mutants = []mutant{
 	},
 	{
 		"nothing is registered before the intent is written", "sink/sink.go",
-		"batch, err := s.conn.PrepareBatch(", "if err := a.Verify(ctx); err != nil {\n\t\treturn err\n\t}\n\ta.Verify = func(context.Context) error { return nil }\n\tbatch, err := s.conn.PrepareBatch(", "one node",
+		"batch, err := s.register(ctx, table,", "if err := a.Verify(ctx); err != nil {\n\t\treturn err\n\t}\n\ta.Verify = func(context.Context) error { return nil }\n\tbatch, err := s.register(ctx, table,", "one node",
 	},
 }
 
@@ -168,6 +169,27 @@ func TestMutants(t *testing.T) {
 			lines := strings.Split(string(out), "\n")
 			t.Log(strings.Join(lines[:min(4, len(lines))], "\n"))
 		})
+	}
+}
+
+// What a mutant replaces stands in the code once, and its world or test exists: otherwise it
+// would count as caught.
+func TestMutantsCanBePlanted(t *testing.T) {
+	t.Parallel()
+	var tests strings.Builder
+	files, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	for _, name := range files {
+		code, err := os.ReadFile(name)
+		require.NoError(t, err)
+		tests.Write(code)
+	}
+	for _, m := range mutants {
+		code, err := os.ReadFile(filepath.Join("..", m.file))
+		require.NoError(t, err, m.name)
+		assert.Equal(t, 1, strings.Count(string(code), m.old), "%s: %s", m.name, m.file)
+		world := slices.ContainsFunc(profiles, func(p profile) bool { return p.name == m.profile })
+		assert.True(t, world || strings.Contains(tests.String(), "func "+m.profile+"("), "%s: %s", m.name, m.profile)
 	}
 }
 

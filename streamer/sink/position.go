@@ -145,23 +145,18 @@ func (s *Sink) hasPosition(ctx context.Context, table string, r Range, limit str
 
 // anyPosition reads positions of r until one is wanted.
 func (s *Sink) anyPosition(ctx context.Context, table string, r Range, limit string, wanted func(decode.Position) bool) (bool, error) {
-	rows, err := s.reader.Query(ctx, "SELECT DISTINCT commit_lsn, commit_seq FROM "+table+" WHERE "+inRange+limit, s.rangeParameters(r)...)
+	// One row: a profile may limit those of a result.
+	var lsns []uint64
+	var seqs []uint32
+	err := s.reader.QueryRow(ctx, "SELECT arrayMap(p -> p.1, list), arrayMap(p -> p.2, list) FROM (SELECT groupArray((commit_lsn, commit_seq)) AS list "+
+		"FROM (SELECT DISTINCT commit_lsn, commit_seq FROM "+table+" WHERE "+inRange+limit+"))", s.rangeParameters(r)...).Scan(&lsns, &seqs)
 	if err != nil {
 		return false, fmt.Errorf("look for written rows: %w", classify(err))
 	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var lsn uint64
-		var seq uint32
-		if err := rows.Scan(&lsn, &seq); err != nil {
-			return false, fmt.Errorf("look for written rows: %w", err)
-		}
-		if wanted(decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seq}) {
+	for i, lsn := range lsns {
+		if wanted(decode.Position{LSN: pglogrepl.LSN(lsn), Seq: seqs[i]}) {
 			return true, nil
 		}
-	}
-	if err := rows.Err(); err != nil {
-		return false, fmt.Errorf("look for written rows: %w", classify(err))
 	}
 	return false, nil
 }

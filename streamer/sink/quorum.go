@@ -34,7 +34,7 @@ func reading(ctx context.Context, sequential int) context.Context {
 // Errors: errBelowQuorum, errReplicaLags and errAnotherReplica, which are transient.
 func Decide[T any](ctx context.Context, s *Sink, read func(context.Context) (T, error), equal func(a, b T) bool) (T, error) {
 	if !s.knowsEngine {
-		if _, _, _, err := s.readEngine(ctx); err != nil {
+		if _, err := s.knowEngine(ctx); err != nil {
 			var none T
 			return none, err
 		}

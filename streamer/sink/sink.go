@@ -135,18 +135,22 @@ func InsertBound(timeout time.Duration) time.Duration {
 	return timeout + 5*time.Second + 3*receiveTimeout
 }
 
-// insertSettings are those on which exactly one row per event depends. They are sent with
-// the query, so that no profile decides them.
-func (s *Sink) insertSettings(token string) clickhouse.Settings {
-	settings := clickhouse.Settings{
-		"async_insert":               0, // a block of ours is durable when it is answered, and never merged with another insert
-		"insert_deduplicate":         1,
-		"insert_deduplication_token": token,
+// InsertSettings are those on which exactly one row per event depends. They are sent with
+// every insert, so that no profile decides them.
+func InsertSettings() clickhouse.Settings {
+	return clickhouse.Settings{
+		"async_insert":       0, // a block of ours is durable when it is answered, and never merged with another insert
+		"insert_deduplicate": 1,
 		// A view whose insert failed gets the block with the repeated insert; one that has it drops it.
 		"deduplicate_blocks_in_dependent_materialized_views": 1,
 		"receive_timeout":                         int(receiveTimeout.Seconds()),
 		"timeout_before_checking_execution_speed": 0, // max_execution_time is taken by the clock
 	}
+}
+
+func (s *Sink) insertSettings(token string) clickhouse.Settings {
+	settings := InsertSettings()
+	settings["insert_deduplication_token"] = token
 	if s.knowsDeduplicateInsert {
 		settings["deduplicate_insert"] = "enable"
 	}

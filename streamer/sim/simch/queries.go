@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
@@ -85,6 +86,9 @@ var queries = []handler{
 	}},
 	{"SELECT toString(serverUUID()), ( SELECT count() FROM system.replicas", (*query).replica},
 	{"SELECT any(engine), any(engine_full), any(partition_key) FROM system.tables", (*query).engine},
+	{"SELECT toString(getSetting('insert_quorum'))", func(*query) (proto.Input, error) {
+		return proto.Input{{Name: "insert_quorum", Data: textColumn("0")}}, nil
+	}},
 	{"EXPLAIN actions = 1 SELECT commit_lsn FROM", func(*query) (proto.Input, error) {
 		return proto.Input{{Name: "explain", Data: textColumn("ReadFromMergeTree")}}, nil // without a filter
 	}},
@@ -92,7 +96,7 @@ var queries = []handler{
 	{"SELECT any(create_table_query) FROM system.tables", (*query).create},
 	{"SELECT any(dependencies_database), any(dependencies_table) FROM system.tables", (*query).views},
 	{"SELECT name, type, default_kind, default_expression FROM system.columns", (*query).derived},
-	{"SELECT DISTINCT commit_lsn, commit_seq FROM", (*query).positions},
+	{"SELECT arrayMap(p -> p.1, list), arrayMap(p -> p.2, list) FROM", (*query).positions},
 	{"SELECT event_id FROM", (*query).events},
 	{"SELECT toUInt64(bitShiftRight(last, 64))", (*query).end},
 	{"SELECT source, toUInt64(bitShiftRight(max(", (*query).commits},
@@ -169,9 +173,12 @@ func (q *query) describe() (proto.Input, error) {
 func (q *query) engine() (proto.Input, error) {
 	o := q.node.cluster.options
 	name := map[Kind]string{Plain: "MergeTree", Replicated: "ReplicatedMergeTree", Shared: "SharedMergeTree"}[o.Kind]
-	window := fmt.Sprintf("replicated_deduplication_window = %d", o.Window)
+	window := fmt.Sprintf("replicated_deduplication_window = %[1]d, replicated_deduplication_window_seconds = %.0[2]f", o.Window, cmp.Or(o.Age, 7*24*time.Hour).Seconds())
 	if o.Kind == Plain {
-		window = "non_" + window
+		window = fmt.Sprintf("non_replicated_deduplication_window = %d", o.Window)
+	}
+	if strings.HasSuffix(q.params["table"], "dead_letter") {
+		name = strings.Replace(name, "Merge", "ReplacingMerge", 1)
 	}
 	var engine, full proto.ColStr
 	engine.Append(name)
@@ -254,13 +261,15 @@ func (q *query) positions() (proto.Input, error) {
 	if m := limitClause.FindStringSubmatch(q.sql); m != nil {
 		limit, _ = strconv.Atoi(m[1])
 	}
-	var lsns proto.ColUInt64
-	var seqs proto.ColUInt32
+	var lsns []uint64
+	var seqs []uint32
 	for _, r := range rows[:min(limit, len(rows))] {
-		lsns.Append(r.LSN)
-		seqs.Append(r.Seq)
+		lsns, seqs = append(lsns, r.LSN), append(seqs, r.Seq)
 	}
-	return proto.Input{{Name: "commit_lsn", Data: &lsns}, {Name: "commit_seq", Data: &seqs}}, nil
+	allLSNs, allSeqs := new(proto.ColUInt64).Array(), new(proto.ColUInt32).Array()
+	allLSNs.Append(lsns)
+	allSeqs.Append(seqs)
+	return proto.Input{{Name: "lsns", Data: allLSNs}, {Name: "seqs", Data: allSeqs}}, nil
 }
 
 var (
