@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -83,7 +84,7 @@ func launch(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 	}
 	options, err := clickhouse.Options(c.ClickHouse)
 	require.NoError(t, err)
-	options.Settings = c.Settings
+	maps.Copy(options.Settings, c.Settings)
 	conn, err := ch.Open(options)
 	require.NoError(t, err)
 
