@@ -77,8 +77,8 @@ func askStatus(ctx context.Context, cfg config.Config, probe *ops.Probe) ops.Sta
 }
 
 // sameServer reports whether a streamer's PostgreSQL is ours. Slots have the same
-// name in every installation; a server that does not answer in time gives the
-// streamer the benefit of the doubt.
+// name in every installation; of a server that does not answer in time it is
+// taken to be.
 func sameServer(ctx context.Context, probe *ops.Probe, theirs *ops.Postgres) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

@@ -87,7 +87,7 @@ END $$;
 
 -- Accepts the publication as it is now: it was proved that nothing was lost. Or the operator
 -- says so: then what was published before counts as undelivered until it is replayed, and a
--- session that doubts it ends.
+-- session that compares it ends.
 -- +goose StatementBegin
 CREATE FUNCTION {{.Schema}}.diehard_slot_accept(slot text, publication text, state text, proved boolean) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER

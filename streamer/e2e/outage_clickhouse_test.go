@@ -71,7 +71,7 @@ func TestClickHouseIsAwayAtTheStart(t *testing.T) {
 }
 
 // Killed at any moment of an insert, also when the rows are in and the answer is
-// not out: what is in doubt is read back.
+// not out: what is not known is read back.
 func TestClickHouseIsKilledInTheMiddleOfAnInsert(t *testing.T) {
 	t.Parallel()
 	env, engine := ownClickHouse(t)

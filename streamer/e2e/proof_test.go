@@ -201,7 +201,7 @@ func TestTheProofLeavesOutWhatASubscriptionWrote(t *testing.T) {
 	start(t, env, none)
 	publish(t, env, 1)
 	awaitRows(t, env, 6)
-	awaitNoDoubt(t, env)
+	awaitProved(t, env)
 }
 
 // Retention keeps what --start-lsn has skipped until it is replayed.

@@ -204,7 +204,7 @@ func TestChangesOfAPublicationThatChangeNothing(t *testing.T) {
 			apply()
 			publish(t, env, 5)
 			delivered(t, env)
-			awaitNoDoubt(t, env)
+			awaitProved(t, env)
 			s.stop()
 
 			before := slotLSN(t, env, "confirmed_flush_lsn")
@@ -213,24 +213,24 @@ func TestChangesOfAPublicationThatChangeNothing(t *testing.T) {
 			s = start(t, env)
 			publish(t, env, 5)
 			delivered(t, env)
-			awaitNoDoubt(t, env)
+			awaitProved(t, env)
 			s.stop()
 			assert.Greater(t, slotLSN(t, env, "confirmed_flush_lsn"), before)
 			if unseen := name == "the same table" || name == "another table beside"; !unseen { // the catalog's rows are the same
-				assert.Contains(t, s.log.text(), "all events in doubt are in ClickHouse")
+				assert.Contains(t, s.log.text(), "all events that were compared are in ClickHouse")
 			}
 		})
 	}
 }
 
-// awaitNoDoubt waits until nothing is to be proved.
-func awaitNoDoubt(t testing.TB, env *testenv.Env) {
+// awaitProved waits until nothing is to be proved.
+func awaitProved(t testing.TB, env *testenv.Env) {
 	t.Helper()
 	await.True(t, func() bool {
 		var proved bool
 		require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT unproved_since IS NULL FROM diehard_intent`).Scan(&proved))
 		return proved
-	}, "the doubt never ends")
+	}, "the comparison never ends")
 }
 
 // The slot's messages survive a publication that did not send rows: the table gives the rows

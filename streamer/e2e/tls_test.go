@@ -41,8 +41,8 @@ func TestEverythingGoesOverTLS(t *testing.T) {
 	require.Equal(t, http.StatusCreated, code, body)
 	awaitRows(t, env, 1)
 
-	doubtful := run(t, env, "streamer", trusting(stranger)...)
-	cause, _ := doubtful.says("session ended")["error"].(string)
+	distrustful := run(t, env, "streamer", trusting(stranger)...)
+	cause, _ := distrustful.says("session ended")["error"].(string)
 	assert.Contains(t, cause, "set sslrootcert in DATABASE_URL")
 	assert.Contains(t, cause, "is not trusted")
 }

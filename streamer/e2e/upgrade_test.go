@@ -115,7 +115,7 @@ func TestPgUpgradeWithAMigratedSlot(t *testing.T) {
 	publish(t, env, 5)
 	assert.Equal(t, 14, delivered(t, env))
 	assert.Contains(t, s.log.text(), "the server was upgraded")
-	awaitNoDoubt(t, env)
+	awaitProved(t, env)
 	s.stop()
 	assert.Equal(t, 14, count(t, env, "count()", ""))
 	assert.Equal(t, 2, count(t, env, "uniqExact(source)", ""))

@@ -219,7 +219,7 @@ func (s *session) takeSlot(ctx context.Context) error {
 		return err
 	}
 	s.claimedAt = time.Now()
-	s.doubtPublication()
+	s.noteChangedPublication()
 	if in := s.record.Intent; in != nil {
 		s.predecessorTimeout = time.Duration(in.InsertTimeout) * time.Millisecond
 	}

@@ -21,10 +21,10 @@ const (
 	maxUnproved = 100_000
 )
 
-// unproved is a doubt about what the slot has delivered. One kind a failover leaves: its
+// unproved says that it is not known what the slot has delivered. One case is left by a failover: its
 // slot stands beyond what the record and the tables show. The record of a confirmation is
 // itself WAL behind the position, so a standby can have the slot's position and not the
-// record; or something else read the slot. The other kind is a publication that was
+// record; or something else read the slot. The other is a publication that was
 // changed, and may not have sent what was committed meanwhile: nothing is confirmed then.
 //
 // So the outbox's events since then are compared with ClickHouse by id: those that
@@ -43,8 +43,8 @@ func (s *session) newUnproved() *unproved {
 	return &unproved{since: *s.record.UnprovedSince, publication: s.control.PublicationChanged()}
 }
 
-// doubtPublication begins the doubt about a publication that was changed since the record was written.
-func (s *session) doubtPublication() {
+// noteChangedPublication says since when a publication that was changed is to be compared.
+func (s *session) noteChangedPublication() {
 	if !s.control.PublicationChanged() {
 		return
 	}
@@ -58,7 +58,7 @@ func (s *session) doubtPublication() {
 // confirms reports whether positions may be confirmed.
 func (u *unproved) confirms() bool { return u == nil || !u.publication }
 
-// checkUnproved looks once more, when it is time to, and ends the doubt when nothing is missing.
+// checkUnproved looks once more, when it is time to, and ends the comparison when nothing is missing.
 //
 // Errors: failure.Fatal when events are missing that the stream does not bring.
 func (w *writer) checkUnproved(ctx context.Context, durable pglogrepl.LSN) error {
@@ -142,7 +142,7 @@ func (u *unproved) missed(cfg Config, missing []uuid.UUID) error {
 		"Run `streamer slot accept`, which lets the stream go on from here, and `streamer replay --from-table`, which delivers them", cfg.Origin.SlotName(), len(missing), missing[0], why)))
 }
 
-// proved ends the doubt. The record's proof comes last: it shows that the publication did
+// proved ends the comparison. The record's proof comes last: it shows that the publication did
 // not change again.
 func (w *writer) proved(ctx context.Context) error {
 	if w.unproved.publication {
@@ -157,6 +157,6 @@ func (w *writer) proved(ctx context.Context) error {
 	if err := w.writeRecord(ctx, rec); err != nil {
 		return err
 	}
-	w.s.log.Info("all events in doubt are in ClickHouse")
+	w.s.log.Info("all events that were compared are in ClickHouse")
 	return nil
 }

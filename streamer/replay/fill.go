@@ -107,7 +107,7 @@ type chunkFill struct {
 	unknownCode bool // rows are halved for an unknown code
 	anyWritten  bool // rows of the chunk were written
 	fronts      int  // retries of a first row with such a code
-	doubt       sink.UnknownErrors
+	unknown     sink.UnknownErrors
 	limits      sink.LimitErrors
 }
 
@@ -257,11 +257,11 @@ func (p *chunkFill) Ask(ctx context.Context, query func(context.Context) error) 
 
 // classify takes an unknown code for a refusal after three attempts.
 func (p *chunkFill) classify(answer error) error {
-	p.doubt.Limit = 3
+	p.unknown.Limit = 3
 	if p.unknownCode {
-		p.doubt.Limit = 1
+		p.unknown.Limit = 1
 	}
-	refusal := p.doubt.Classify(answer)
+	refusal := p.unknown.Classify(answer)
 	if failure.Of(refusal) == failure.Poison {
 		p.unknownCode = sink.Unknown(refusal) != 0
 	}

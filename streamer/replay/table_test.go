@@ -212,7 +212,7 @@ func TestTheTablesRefusedRowsBecomeDeadLettersOnce(t *testing.T) {
 	assert.Equal(t, Report{Read: 93, Present: 90, DeadLetters: 3, Took: report.Took}, report)
 }
 
-// A code that no list has is doubted for some tries, and then isolated like any other.
+// A code that no list has is tried some times, and then isolated like any other.
 func TestTheTablesRowsWithAnUnknownCodeBecomeDeadLetters(t *testing.T) {
 	f := newFixture(t)
 	f.stream()

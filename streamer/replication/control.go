@@ -197,7 +197,7 @@ func (c *Control) AcceptPublication(ctx context.Context) error {
 	return c.acceptPublication(ctx, true)
 }
 
-// AcceptSlot ends every doubt about what the slot has delivered: the publication as it is
+// AcceptSlot ends every question about what the slot has delivered: the publication as it is
 // counts, and retention keeps what was published before now until `streamer replay
 // --from-table` has delivered it.
 //

@@ -309,7 +309,7 @@ func TestASlotOfAnotherDatabaseIsNotDropped(t *testing.T) {
 }
 
 // A slot whose creation was interrupted is our own and has delivered nothing: it is created
-// once more, by whichever streamer comes first, and nothing about it is in doubt.
+// once more, by whichever streamer comes first, and nothing about it is open.
 func TestASlotWhoseCreationWasInterruptedIsCreatedOnceMore(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)

@@ -138,8 +138,8 @@ func TestWhatAnAdministratorConfigures(t *testing.T) {
 	defer conn.Close()
 	for _, sql := range []string{
 		"CREATE TABLE plain (commit_lsn UInt64) ENGINE = MergeTree ORDER BY commit_lsn SETTINGS non_replicated_deduplication_window = 1000",
-		"CREATE TABLE letters (source String, commit_lsn UInt64, commit_seq UInt32) ENGINE = ReplacingMergeTree ORDER BY commit_lsn",
-		"INSERT INTO letters SELECT '/', number + 1, number + 2 FROM numbers(300)",
+		"CREATE TABLE dead_letters (source String, commit_lsn UInt64, commit_seq UInt32) ENGINE = ReplacingMergeTree ORDER BY commit_lsn",
+		"INSERT INTO dead_letters SELECT '/', number + 1, number + 2 FROM numbers(300)",
 		"CREATE TABLE filtered AS plain", "CREATE TABLE distributed AS plain ENGINE = Distributed(two, default, plain)",
 		"INSERT INTO plain SELECT number FROM numbers(10)", "INSERT INTO filtered SELECT number FROM numbers(10)",
 	} {
@@ -151,7 +151,7 @@ func TestWhatAnAdministratorConfigures(t *testing.T) {
 	for table, want := range map[string]string{
 		"plain": "", "filtered": "does not see all rows", "distributed": "has the engine Distributed",
 	} {
-		err := New(conn, Tables{EventLog: table, DeadLetter: "letters"}, Source{}, OnTimeline(timeline)).CheckEngine(t.Context(), InsertBound(time.Minute))
+		err := New(conn, Tables{EventLog: table, DeadLetter: "dead_letters"}, Source{}, OnTimeline(timeline)).CheckEngine(t.Context(), InsertBound(time.Minute))
 		if want == "" {
 			require.NoError(t, err)
 			continue
@@ -159,7 +159,7 @@ func TestWhatAnAdministratorConfigures(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		assert.Equal(t, failure.Fatal, failure.Of(err))
 	}
-	s := New(conn, Tables{EventLog: "plain", DeadLetter: "letters"}, Source{}, OnTimeline(timeline))
+	s := New(conn, Tables{EventLog: "plain", DeadLetter: "dead_letters"}, Source{}, OnTimeline(timeline))
 	s.knowsEngine = true
 	there, err := s.DeadLettersIn(t.Context(), Range{After: at(1, 2), Through: at(201, 202)})
 	require.NoError(t, err, "more dead letters than rows of a result")

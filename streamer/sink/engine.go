@@ -42,13 +42,13 @@ func (s *Sink) CheckEngine(ctx context.Context, bound time.Duration) error {
 	if err := s.checkPartitionKey(log.partitionKey); err != nil {
 		return err
 	}
-	letters, err := s.readEngine(ctx, s.tables.DeadLetter)
+	dead, err := s.readEngine(ctx, s.tables.DeadLetter)
 	if err != nil {
 		return err
 	}
-	if !strings.HasSuffix(letters.engine, deadLetterEngine) {
+	if !strings.HasSuffix(dead.engine, deadLetterEngine) {
 		return refuseTable("table %s has the engine %s, which may lose dead letters: it must be %s, or its Replicated or Shared form; "+
-			"create it with `streamer migrate up`", s.deadLetter, letters.engine, deadLetterEngine)
+			"create it with `streamer migrate up`", s.deadLetter, dead.engine, deadLetterEngine)
 	}
 	if err := s.checkQuorum(ctx); err != nil {
 		return err

@@ -127,7 +127,7 @@ func TestTextsThatMayQuoteARowAreHidden(t *testing.T) {
 	assert.Equal(t, "ClickHouse refused it with code 376 (CANNOT_PARSE_UUID)", RedactedReason(text, 376))
 }
 
-func TestDoubtNeedsTheSameUnknownCodeInARow(t *testing.T) {
+func TestUnknownNeedsTheSameUnknownCodeInARow(t *testing.T) {
 	t.Parallel()
 	of := func(code int32) error { return classify(&clickhouse.Exception{Code: code}) }
 	d := UnknownErrors{Limit: 3}

@@ -23,8 +23,8 @@ type blocks struct {
 func (w *blocks) Insert(_ context.Context, b Block) error {
 	w.inserts++
 	from, to := b.Bounds()
-	doubt, limits := UnknownErrors{Limit: 1}, LimitErrors{Limit: 1}
-	return limits.Classify(doubt.Classify(w.f.insert(b.Rows, from, to)))
+	unknown, limits := UnknownErrors{Limit: 1}, LimitErrors{Limit: 1}
+	return limits.Classify(unknown.Classify(w.f.insert(b.Rows, from, to)))
 }
 
 func (w *blocks) Refuse(_ context.Context, _ Block, refused []decode.Reject) error {

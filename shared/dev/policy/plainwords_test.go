@@ -31,6 +31,7 @@ var bannedWords = []struct{ pattern, instead string }{
 	{`\bdoors?\b`, "way to publish"},
 	{`\bweather\b`, "faults"},
 	{`\bcure[sd]?\b`, "fix"},
+	{`\bdoubt\w*`, "unknown, not proved"},
 }
 
 // plainUses are the places where a banned word is the right one.

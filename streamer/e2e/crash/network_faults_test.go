@@ -43,7 +43,7 @@ func (x *chaos) stall(to *way, name string) bool {
 	})
 }
 
-// loseAnswers leaves the streamer in doubt about inserts that are written.
+// loseAnswers leaves the streamer without answers to inserts that are written.
 func (x *chaos) loseAnswers() bool {
 	c := x.w.network.clickhouse.some(x.rng)
 	return x.during(&x.w.network.clickhouse.busy, between(x.rng, 200*time.Millisecond, time.Second), func() error {
