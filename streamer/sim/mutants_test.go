@@ -70,7 +70,7 @@ var mutants = []mutant{
 	},
 	{
 		"no deduplication", "sink/sink.go",
-		`"insert_deduplicate":         1,`, `"insert_deduplicate":         0,`, "cloud",
+		`"insert_deduplicate": 1,`, `"insert_deduplicate": 0,`, "cloud",
 	},
 	{
 		"the deduplication window is outlived", "pipeline/window.go",
