@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"regexp"
 	"strings"
 	"time"
@@ -17,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"diehard/streamer/config"
-	"diehard/streamer/decode"
 	"diehard/streamer/events"
 )
 
@@ -58,7 +56,7 @@ func eventsCommand() *cobra.Command {
 	flags.StringVar(&f.around, "around", "", "the event with this id, its transaction, its trace, and what happened within five minutes")
 	flags.IntVar(&f.limit, "limit", 100, "at most this many; 0 for no limit with --after")
 	flags.BoolVar(&f.asJSON, "json", false, "as JSON, one object per line")
-	flags.BoolVar(&f.follow, "follow", false, "wait for more events; without --after from the end of the log")
+	flags.BoolVar(&f.follow, "follow", false, "wait for more events; without --after from the end of the log, and if it has no event yet, for the first one")
 	flags.StringVar(&f.after, "after", "", "read the log from behind this position, LSN/SEQ; 0/0/0 is its beginning")
 	cmd.MarkFlagsMutuallyExclusive("around", "follow")
 	cmd.MarkFlagsMutuallyExclusive("around", "after")
@@ -135,87 +133,6 @@ func showEvents(cmd *cobra.Command, f eventFlags) error {
 		}
 		return write(list)
 	})
-}
-
-// errLimit ends a log that was read up to --limit.
-var errLimit = errors.New("limit")
-
-// readLog prints the events of one source by position.
-func readLog(cmd *cobra.Command, cfg config.Config, table *events.Table, f eventFlags, filter events.Filter, write func([]events.Event) error) error {
-	ctx, log := cmd.Context(), newLogger(cfg)
-	var err error
-	if filter.Source, err = sourceOfLog(ctx, cfg, table, f.source); err != nil {
-		return err
-	}
-	var after decode.Position
-	if f.after != "" {
-		after, err = events.ParsePosition(f.after)
-	} else {
-		after, err = table.End(ctx, filter.Source)
-	}
-	if err != nil {
-		return err
-	}
-	left := f.limit
-	if f.follow && !cmd.Flags().Changed("limit") {
-		left = 0
-	}
-	limited := left > 0
-	do := func(list []events.Event) error {
-		if limited && len(list) > left {
-			list = list[:left]
-		}
-		left -= len(list)
-		if err := write(list); err != nil {
-			return err
-		}
-		if limited && left == 0 {
-			return errLimit
-		}
-		return nil
-	}
-	reader := table.Log(filter, after)
-	if f.follow {
-		err = reader.Follow(ctx, do, func(err error) {
-			log.Warn("ClickHouse is unavailable, retrying", slog.Any("error", err))
-		})
-	} else {
-		err = readToEnd(ctx, reader, do)
-	}
-	if errors.Is(err, errLimit) {
-		return nil
-	}
-	return err
-}
-
-func readToEnd(ctx context.Context, reader *events.Log, do func([]events.Event) error) error {
-	for {
-		list, err := reader.Next(ctx)
-		if err != nil || len(list) == 0 {
-			return err
-		}
-		if err := do(list); err != nil {
-			return err
-		}
-	}
-}
-
-// sourceOfLog is the source of our slot, unless another is given.
-func sourceOfLog(ctx context.Context, cfg config.Config, table *events.Table, given string) (string, error) {
-	if given != "" {
-		return given, nil
-	}
-	slot := cfg.Origin().SlotName()
-	sources, err := table.Sources(ctx, "/"+slot)
-	switch {
-	case err != nil:
-		return "", err
-	case len(sources) == 0:
-		return "", fmt.Errorf("event_log has no events of slot %s yet: choose another with --source", slot)
-	case len(sources) > 1:
-		return "", fmt.Errorf("event_log has events of several servers with slot %s: choose one with --source: %q", slot, sources)
-	}
-	return sources[0], nil
 }
 
 // eventJSON is what scripts read.

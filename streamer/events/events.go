@@ -47,12 +47,8 @@ type Table struct {
 //
 // Errors: it does not exist.
 func Open(ctx context.Context, conn driver.Conn, name string) (*Table, error) {
-	quoted, err := chconfig.QuoteIdentifier(name)
-	if err != nil {
-		return nil, err
-	}
-	t := &Table{conn: conn, name: quoted}
-	err = conn.QueryRow(ctx, `
+	t := &Table{conn: conn, name: sink.Quote(name)}
+	err := conn.QueryRow(ctx, `
 		SELECT anyLast(engine) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}`,
 		clickhouse.Named("table", name)).Scan(&t.engine)
 	switch {
@@ -74,6 +70,7 @@ type Filter struct {
 	Source       string
 }
 
+// columns are those of event_log without timeline, in the order in which read scans them.
 const columns = `source, commit_lsn, commit_seq, commit_time, ingested_at, event_id, event_type, toUnixTimestamp64Micro(event_date_time), environment, event_context, metadata_version, trace_id, published_by`
 
 // condition is f for WHERE, with its arguments.

@@ -6,11 +6,9 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pglogrepl"
 
-	"diehard/shared/failure"
 	"diehard/streamer/decode"
 	"diehard/streamer/sink"
 )
@@ -123,40 +121,4 @@ func (l *Log) first(ctx context.Context, end decode.Position) (decode.Position, 
 		return decode.Position{LSN: from + l.span, Seq: math.MaxUint32}, nil
 	}
 	return end, nil
-}
-
-const (
-	pollInterval = 200 * time.Millisecond
-	retryPause   = 2 * time.Second
-)
-
-// Follow hands every event to do, and waits for more, until ctx ends or do fails. While
-// ClickHouse is unavailable it retries, after it has called unavailable.
-//
-// Errors: do's; ClickHouse refuses the query.
-func (l *Log) Follow(ctx context.Context, do func([]Event) error, unavailable func(error)) error {
-	for first := true; ; first = false {
-		list, err := l.Next(ctx)
-		wait := time.Duration(0)
-		switch {
-		case ctx.Err() != nil:
-			return nil //nolint:nilerr // ctx has ended the query
-		case err != nil && sink.Code(err) != 0 && (first || failure.Of(sink.Classify(err)) != failure.Transient):
-			return err
-		case err != nil:
-			unavailable(err)
-			wait = retryPause
-		case len(list) == 0:
-			wait = pollInterval
-		default:
-			if err := do(list); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
-	}
 }
