@@ -21,6 +21,13 @@ var clickhouseFiles embed.FS
 // ClickHouse has no lock to take; every statement can be repeated, so that two
 // processes at once do no harm. [Up] serialises them.
 func UpClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) error {
+	if err := refuseTextIndex(ctx, cfg); err != nil {
+		return err
+	}
+	return upClickHouse(ctx, cfg, log)
+}
+
+func upClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) error {
 	if err := createDatabase(ctx, cfg); err != nil {
 		return err
 	}
@@ -29,13 +36,7 @@ func UpClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) 
 		return err
 	}
 	defer db.Close()
-	if !cfg.TextIndex {
-		return up(ctx, provider, ClickHouse, log)
-	}
-	if err := refuseTextIndex(ctx, db); err != nil {
-		return err
-	}
-	if err := up(ctx, provider, ClickHouse, log); err != nil {
+	if err := up(ctx, provider, ClickHouse, log); err != nil || !cfg.TextIndex {
 		return err
 	}
 	return addTextIndex(ctx, db, cfg, log)
@@ -57,32 +58,36 @@ func StatusClickHouse(ctx context.Context, cfg clickhouse.Config) ([]Status, err
 	return statuses(ctx, provider, ClickHouse, tables > 0)
 }
 
-// createDatabase connects to the database that always exists, because a
-// connection to a missing one is refused.
 func createDatabase(ctx context.Context, cfg clickhouse.Config) error {
 	names, err := namesOf(cfg)
 	if err != nil {
 		return err
 	}
-	conn, err := clickhouse.Open(ctx, cfg)
-	if err == nil {
-		return conn.Close()
-	}
-	if !clickhouse.IsUnknownDatabase(err) {
-		return err
-	}
-	elsewhere := cfg
-	elsewhere.Database = "default"
-	conn, err = clickhouse.Open(ctx, elsewhere)
+	conn, missing, err := connect(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	if !missing {
+		return nil
+	}
 	statement := "CREATE DATABASE IF NOT EXISTS " + names.Database + " " + names.OnCluster
 	if err := conn.Exec(ctx, statement); err != nil {
 		return fmt.Errorf("create database %s of ClickHouse: %w", names.Database, err)
 	}
 	return nil
+}
+
+// connect returns a connection to the database of cfg; if that is missing, to the one
+// that always exists, because a connection to a missing one is refused.
+func connect(ctx context.Context, cfg clickhouse.Config) (conn driver.Conn, missing bool, err error) {
+	conn, err = clickhouse.Open(ctx, cfg)
+	if !clickhouse.IsUnknownDatabase(err) {
+		return conn, false, err
+	}
+	cfg.Database = "default"
+	conn, err = clickhouse.Open(ctx, cfg)
+	return conn, true, err
 }
 
 // clickhouseProvider returns goose and the connections that the caller closes.

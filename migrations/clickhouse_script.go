@@ -15,7 +15,8 @@ import (
 // CloudScript writes the SQL for a ClickHouse Cloud service: the streamer's user, its grants and every
 // migration, the rows of the version table included, so that [UpClickHouse] finds nothing to do. The
 // service replicates tables and makes them durable by itself, so there is neither ON CLUSTER nor a
-// setting of fsync; an engine without a prefix becomes a Shared one.
+// setting of fsync; an engine without a prefix becomes a Shared one. The text index is in it if cfg
+// wants one: whether the service has them shows when the script is run.
 func CloudScript(w io.Writer, cfg clickhouse.Config) error {
 	cfg.Cluster = ""
 	n, err := namesOf(cfg)
@@ -44,6 +45,10 @@ func CloudScript(w io.Writer, cfg clickhouse.Config) error {
 			return fmt.Errorf("embedded migrations: %w", err)
 		}
 		fmt.Fprintf(&script, "\n-- %s\n%s\n%s\n", path.Join("clickhouse", name), statements(string(text)), insertVersion(n.Versions, version))
+	}
+	if cfg.TextIndex {
+		fmt.Fprintf(&script, "\n-- The words of event_context. It needs ClickHouse 26.2 or newer. Merges build it. For rows that are there:\n-- %s\n%s;\n",
+			n.buildTextIndex(), n.addTextIndex())
 	}
 	script.WriteString("\n" + cloudGrants(n, cfg.User))
 	_, err = io.WriteString(w, script.String())

@@ -30,7 +30,7 @@ func TestTheScriptForCloudIsComplete(t *testing.T) {
 	columns := tableColumns(t, env, "event_log")
 	dead := tableColumns(t, env, "event_dead_letter")
 	cfg := env.ClickHouseConfig
-	cfg.Cluster = "ignored"
+	cfg.Cluster, cfg.TextIndex = "ignored", true
 	for _, table := range []string{"event_log_json", "event_log", "event_dead_letter", "event_log_migrations"} {
 		require.NoError(t, env.ClickHouse.Exec(t.Context(), "DROP TABLE "+table+" SYNC"))
 	}
@@ -50,7 +50,11 @@ func TestTheScriptForCloudIsComplete(t *testing.T) {
 	for _, m := range status {
 		assert.True(t, m.Applied(), m.Name)
 	}
-	require.NoError(t, migrations.UpClickHouse(t.Context(), env.ClickHouseConfig, slog.New(slog.DiscardHandler)))
+	made := definition(t, env)
+	assert.Contains(t, made, "INDEX "+migrations.TextIndex+" ")
+	cfg.Cluster = ""
+	require.NoError(t, migrations.UpClickHouse(t.Context(), cfg, slog.New(slog.DiscardHandler)))
+	assert.Equal(t, made, definition(t, env))
 }
 
 func TestTheScriptForCloudLeavesToTheServiceWhatIsItsOwn(t *testing.T) {
@@ -58,7 +62,7 @@ func TestTheScriptForCloudLeavesToTheServiceWhatIsItsOwn(t *testing.T) {
 	script := cloudScript(t, clickhouse.Config{
 		Host: "h", Port: 9440, User: "stream", Database: "audit", EventLogTable: "event_log", DeadLetterTable: "event_dead_letter", Cluster: "c",
 	})
-	for _, not := range []string{"ON CLUSTER", "fsync", "Replicated", "Distributed", "non_replicated", "{{", "goose"} {
+	for _, not := range []string{"ON CLUSTER", "fsync", "Replicated", "Distributed", "non_replicated", "{{", "goose", migrations.TextIndex} {
 		assert.NotContains(t, script, not)
 	}
 	assert.Contains(t, script, "GRANT SELECT, INSERT ON `audit`.* TO `stream`;")

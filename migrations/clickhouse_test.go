@@ -1,7 +1,10 @@
 package migrations_test
 
 import (
+	"fmt"
 	"log/slog"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -66,11 +69,17 @@ func TestProjectionAnswersWhereToGoOn(t *testing.T) {
 	assert.Contains(t, explain(t, env, "SELECT "+position+" FROM event_log WHERE source = 's'"), "p_position")
 }
 
+// Twenty parts of as many events, in the order of time, of twenty types each: the primary key, which
+// begins with the type, skips nothing. What is asked for is in one part, a twentieth of the granules.
 func TestIndexesAnswerTheQuestionsOfAnInvestigation(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
-	require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_log (event_id, trace_id, event_type, event_date_time, source, commit_lsn, commit_seq, timeline)
-		SELECT toUUID(hex(sipHash128(number))), lower(hex(sipHash128(number))), toString(number % 20), toDateTime64('2026-01-01 00:00:00', 6, 'UTC') + number, 's', number, 1, 1 FROM numbers(400000)`))
+	require.NoError(t, env.ClickHouse.Exec(t.Context(), "SYSTEM STOP MERGES event_log"))
+	for part := range 20 {
+		require.NoError(t, env.ClickHouse.Exec(t.Context(), fmt.Sprintf(`INSERT INTO event_log (event_id, trace_id, event_type, event_date_time, source, commit_lsn, commit_seq, timeline)
+			SELECT toUUID(hex(sipHash128(number))), lower(hex(sipHash128(number))), toString(number %% 20), toDateTime64('2026-01-01 00:00:00', 6, 'UTC') + number, 's', number, 1, 1
+			FROM numbers(%d, 20000)`, part*20_000)))
+	}
 	for index, condition := range map[string]string{
 		"by_id":       "event_id = toUUID(hex(sipHash128(toUInt64(123456))))",
 		"by_trace":    "trace_id = lower(hex(sipHash128(toUInt64(123456))))",
@@ -78,8 +87,20 @@ func TestIndexesAnswerTheQuestionsOfAnInvestigation(t *testing.T) {
 		"by_time":     "event_date_time >= '2026-01-02 00:00:00' AND event_date_time < '2026-01-02 01:00:00'",
 	} {
 		plan := explain(t, env, "SELECT event_type FROM event_log WHERE "+condition)
-		assert.Containsf(t, plan, "Name: "+index, "%s", condition)
+		found := regexp.MustCompile(`Name: ` + index + `\n[^/]*?Parts: \d+/\d+\n\s*Granules: (\d+)/(\d+)\n`).FindStringSubmatch(plan)
+		require.NotNil(t, found, "%s: %s", index, plan)
+		left, all := number(t, found[1]), number(t, found[2])
+		assert.GreaterOrEqual(t, all, 20, "%s: the index is asked about every part: %s", index, plan)
+		assert.Positive(t, left, index)
+		assert.LessOrEqual(t, 10*left, all, "%s leaves at most a tenth: %s", index, plan)
 	}
+}
+
+func number(t *testing.T, text string) int {
+	t.Helper()
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err)
+	return n
 }
 
 func TestEventsCanBeDeletedBesideTheProjection(t *testing.T) {

@@ -40,11 +40,14 @@ func (s Status) Applied() bool { return !s.AppliedAt.IsZero() }
 // Up runs a set of migrations of PostgreSQL, then those of ClickHouse, while it holds an
 // advisory lock in PostgreSQL: another process that does the same waits for its end.
 func Up(ctx context.Context, db postgres.Config, set Set, cfg clickhouse.Config, log *slog.Logger) error {
+	if err := refuseTextIndex(ctx, cfg); err != nil {
+		return err
+	}
 	return set.withLock(ctx, db, func(db *sql.DB) error {
 		if err := set.up(ctx, db, log); err != nil {
 			return err
 		}
-		return UpClickHouse(ctx, cfg, log)
+		return upClickHouse(ctx, cfg, log)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"diehard/shared/clickhouse"
 )
@@ -13,10 +14,18 @@ import (
 const TextIndex = "by_text"
 
 // refuseTextIndex is asked before anything is changed.
-func refuseTextIndex(ctx context.Context, db *sql.DB) error {
+func refuseTextIndex(ctx context.Context, cfg clickhouse.Config) error {
+	if !cfg.TextIndex {
+		return nil
+	}
+	conn, _, err := connect(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	var version string
 	var known, on bool
-	err := db.QueryRowContext(ctx, `SELECT version(), count() > 0, countIf(value = '1') > 0
+	err = conn.QueryRow(ctx, `SELECT version(), count() > 0, countIf(value = '1') > 0
 		FROM system.settings WHERE name = 'enable_full_text_index'`).Scan(&version, &known, &on)
 	switch {
 	case err != nil:
@@ -45,15 +54,23 @@ func addTextIndex(ctx context.Context, db *sql.DB, cfg clickhouse.Config, log *s
 	if has {
 		return nil
 	}
-	_, err = db.ExecContext(ctx, "ALTER TABLE "+names.EventLog+" "+names.OnCluster+" ADD INDEX IF NOT EXISTS "+TextIndex+
-		" event_context TYPE text(tokenizer = splitByNonAlpha)")
-	if err != nil {
+	if _, err = db.ExecContext(ctx, names.addTextIndex()); err != nil {
 		return fmt.Errorf("add the text index to %s: %w", names.EventLog, err)
 	}
 	log.InfoContext(ctx, "text index added; merges build it", "table", cfg.EventLogTable)
 	if rows {
 		log.InfoContext(ctx, "rows that are there get the index when their parts are merged, which large parts never are; to build it for all of them now",
-			"statement", "ALTER TABLE "+names.EventLog+" "+names.OnCluster+" MATERIALIZE INDEX "+TextIndex)
+			"statement", names.buildTextIndex())
 	}
 	return nil
+}
+
+func (n names) addTextIndex() string {
+	return n.alterEventLog() + " ADD INDEX IF NOT EXISTS " + TextIndex + " event_context TYPE text(tokenizer = splitByNonAlpha)"
+}
+
+func (n names) buildTextIndex() string { return n.alterEventLog() + " MATERIALIZE INDEX " + TextIndex }
+
+func (n names) alterEventLog() string {
+	return "ALTER TABLE " + strings.TrimSpace(n.EventLog+" "+n.OnCluster)
 }

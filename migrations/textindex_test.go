@@ -4,13 +4,14 @@ import (
 	"log/slog"
 	"testing"
 
-	driver "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"diehard/migrations"
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
+	"diehard/shared/postgres"
 )
 
 func TestTheTextIndexIsAddedOnDemand(t *testing.T) {
@@ -34,21 +35,37 @@ func TestTheTextIndexIsAddedOnDemand(t *testing.T) {
 	assert.Contains(t, explain(t, env, query), "Name: "+migrations.TextIndex)
 }
 
-// It is refused before anything is created. A server that has no text indexes looks like one that has them off.
-func TestAServerWithoutTextIndexesIsRefused(t *testing.T) {
+// A server that has no text indexes looks like one that has them off, which nothing that
+// the migrations send may change.
+func TestAServerWithoutTextIndexesIsRefusedBeforeAnythingIsCreated(t *testing.T) {
 	t.Parallel()
 	env := testenv.New(t)
-	options, err := clickhouse.Options(env.ClickHouseConfig)
+	engine := testenv.StartClickHouse(t, embedded.ClickHouseOptions{Profile: `
+		<enable_full_text_index>0</enable_full_text_index> <constraints><enable_full_text_index><const/></enable_full_text_index></constraints>`})
+	conn, err := clickhouse.Open(t.Context(), engine.Config("default"))
 	require.NoError(t, err)
-	db := driver.OpenDB(options)
-	defer db.Close()
-	require.NoError(t, migrations.RefuseTextIndex(t.Context(), db))
-	options.Settings["enable_full_text_index"] = 0
-	off := driver.OpenDB(options)
-	defer off.Close()
-	err = migrations.RefuseTextIndex(t.Context(), off)
-	require.ErrorContains(t, err, "text indexes are off in ClickHouse 2")
-	require.ErrorContains(t, err, "unset CLICKHOUSE_TEXT_INDEX")
+	defer conn.Close()
+	created := func() (names []string) {
+		require.NoError(t, conn.QueryRow(t.Context(), `SELECT arraySort(groupUniqArray(name)) FROM
+			(SELECT name FROM system.databases UNION ALL SELECT name FROM system.tables WHERE database IN ('default', 'missing'))
+			WHERE name NOT IN ('default', 'system', 'information_schema', 'INFORMATION_SCHEMA')`).Scan(&names))
+		return names
+	}
+	pg, silent, set := postgres.Config{URL: env.PostgresURL}, slog.New(slog.DiscardHandler), migrations.Outbox("without_text", "")
+	for _, database := range []string{"default", "missing"} {
+		cfg := engine.Config(database)
+		cfg.TextIndex = true
+		for _, err := range []error{migrations.UpClickHouse(t.Context(), cfg, silent), migrations.Up(t.Context(), pg, set, cfg, silent)} {
+			require.ErrorContains(t, err, "text indexes are off in ClickHouse 2")
+			require.ErrorContains(t, err, "unset CLICKHOUSE_TEXT_INDEX")
+		}
+		assert.Empty(t, created())
+		var schema bool
+		require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT to_regnamespace('without_text') IS NOT NULL").Scan(&schema))
+		assert.False(t, schema, "nor in PostgreSQL")
+	}
+	require.NoError(t, migrations.UpClickHouse(t.Context(), engine.Config("missing"), silent))
+	assert.Contains(t, created(), "event_log", "they are needed for the text index alone")
 }
 
 // What operators add to event_log is theirs.
@@ -63,12 +80,15 @@ func TestIndexesOfTheUsersOwnStay(t *testing.T) {
 	} {
 		require.NoError(t, env.ClickHouse.Exec(t.Context(), statement), statement)
 	}
-	definition := func() (text string) {
-		require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT create_table_query FROM system.tables WHERE database = ? AND name = 'event_log'",
-			env.ClickHouseConfig.Database).Scan(&text))
-		return text
-	}
-	before := definition()
+	before := definition(t, env)
 	require.NoError(t, migrations.UpClickHouse(t.Context(), env.ClickHouseConfig, slog.New(slog.DiscardHandler)))
-	assert.Equal(t, before, definition())
+	assert.Equal(t, before, definition(t, env))
+}
+
+// definition is how event_log was made.
+func definition(t *testing.T, env *testenv.Env) (text string) {
+	t.Helper()
+	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT create_table_query FROM system.tables WHERE database = ? AND name = 'event_log'",
+		env.ClickHouseConfig.Database).Scan(&text))
+	return text
 }
