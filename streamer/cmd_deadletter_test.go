@@ -182,6 +182,29 @@ func TestDeadLetterCommandsSayWhatTheyNeed(t *testing.T) {
 	assert.Empty(t, out)
 }
 
+// The table shows a line of a long reason, and all of it with --full.
+func TestReasonsAreCutUnlessTheyAreWantedInFull(t *testing.T) {
+	env := testenv.New(t)
+	use(t, env)
+	ours := "column event_context " + strings.Repeat("é", 500) + " ends here"
+	theirs := "code: 469, message: Constraint " + strings.Repeat("x", 500) + " is violated"
+	for i, code := range []int32{0, 469} {
+		require.NoError(t, env.ClickHouse.Exec(t.Context(), `INSERT INTO event_dead_letter
+			(source, timeline, commit_lsn, commit_seq, commit_time, event_type, reason, error_code, failed_at)
+			VALUES ('1/slot', 1, 1, ?, now(), 'bad', ?, ?, now())`, i+1, []string{ours, theirs}[i], code))
+	}
+	out, err := command(t, "deadletter", "list")
+	require.NoError(t, err)
+	assert.Contains(t, out, "  "+string([]rune(ours)[:200])+"…\n")
+	assert.Contains(t, out, "  ClickHouse refused it with code 469 (VIOLATED_CONSTRAINT)\n")
+	assert.NotContains(t, out, "violated", "it may quote the event")
+	out, err = command(t, "deadletter", "list", "--full")
+	require.NoError(t, err)
+	assert.Contains(t, out, "  "+ours+"\n")
+	assert.Contains(t, out, "  "+theirs+"\n")
+	assert.NotContains(t, out, "…")
+}
+
 // What ClickHouse says quotes values, and those may hold anything.
 func TestReasonsFitATerminal(t *testing.T) {
 	t.Parallel()

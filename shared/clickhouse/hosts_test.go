@@ -1,12 +1,18 @@
 package clickhouse_test
 
 import (
+	"context"
 	"net"
+	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
+	driver "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -56,6 +62,51 @@ func TestHostsThatAreDownArePassedOver(t *testing.T) {
 	require.NoError(t, conn.QueryRow(t.Context(), "SELECT 1").Scan(&one))
 	require.NoError(t, rows.Close())
 	assert.EqualValues(t, 1, asked.Load(), "the silent host was asked again")
+}
+
+// Each of several hosts has less than a second. Only when one of them was silent and none answers do
+// they have the whole time.
+func TestOneOfSeveralHostsIsNotWaitedForLong(t *testing.T) {
+	t.Parallel()
+	options, err := clickhouse.Options(clickhouse.Config{Host: "a,b", Port: 9000})
+	require.NoError(t, err)
+	var limits []time.Duration
+	_, err = options.DialStrategy(t.Context(), 1, options, func(_ context.Context, _ string, o *driver.Options) (driver.DialResult, error) {
+		limits = append(limits, o.DialTimeout)
+		return driver.DialResult{}, os.ErrDeadlineExceeded
+	})
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.Len(t, limits, 4)
+	assert.Equal(t, limits[0], limits[1])
+	assert.Less(t, limits[0], time.Second)
+	assert.Equal(t, []time.Duration{options.DialTimeout, options.DialTimeout}, limits[2:])
+}
+
+// The host that answered last is tried first, until it is down.
+func TestTheHostThatAnsweredIsPreferredUntilItIsDown(t *testing.T) {
+	t.Parallel()
+	options, err := clickhouse.Options(clickhouse.Config{Host: "a,b,c", Port: 1})
+	require.NoError(t, err)
+	down := map[string]bool{}
+	connect := func() (asked string) {
+		_, err := options.DialStrategy(t.Context(), 1, options, func(_ context.Context, address string, _ *driver.Options) (driver.DialResult, error) {
+			asked += strings.TrimSuffix(address, ":1")
+			if down[address] {
+				return driver.DialResult{}, syscall.ECONNREFUSED
+			}
+			return driver.DialResult{}, nil
+		})
+		require.NoError(t, err)
+		return asked
+	}
+	assert.Equal(t, "a", connect())
+	down["a:1"] = true
+	assert.Equal(t, "ab", connect())
+	down["a:1"] = false
+	assert.Equal(t, "b", connect(), "it goes on with the one that answers")
+	down["b:1"], down["c:1"] = true, true
+	assert.Equal(t, "bca", connect(), "behind the last comes the first")
+	assert.Equal(t, "a", connect())
 }
 
 func TestEveryHostThatIsDownIsNamed(t *testing.T) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ func TestAFrozenClickHouseDoesNotCostTheSession(t *testing.T) {
 		c.SenderTimeout, c.InsertTimeout = senderTimeout, 5*time.Minute
 		c.Limits.Rows = 2000
 	})
+	var commits atomic.Int64
 	stop := make(chan struct{})
 	done := make(chan error, 4)
 	for i := range cap(done) {
@@ -41,13 +43,16 @@ func TestAFrozenClickHouseDoesNotCostTheSession(t *testing.T) {
 					done <- err
 					return
 				}
+				commits.Add(1)
 			}
 		}()
 	}
 	await.True(t, func() bool { return countRows(t, env) > 500 }, "nothing is delivered")
-	session := s.pipeline.Progress().Session()
+	session, sender := s.pipeline.Progress().Session(), walsender(t, env)
 	require.NoError(t, engine.Pause())
+	frozen := commits.Load()
 	<-time.After(10 * senderTimeout)
+	await.True(t, func() bool { return commits.Load() > frozen+5000 }, "too few transactions for a full batch and the socket")
 	buffered, _ := s.pipeline.Progress().Buffered()
 	assert.Zero(t, s.seen.sessions.Load(), s.log.text())
 	assert.LessOrEqual(t, buffered, int64(2*2000), "no more than two batches are in memory")
@@ -57,6 +62,7 @@ func TestAFrozenClickHouseDoesNotCostTheSession(t *testing.T) {
 		require.NoError(t, <-done)
 	}
 	delivered(t, env)
-	assert.Equal(t, session, s.pipeline.Progress().Session(), "the walsender is the one of before")
+	assert.Equal(t, session, s.pipeline.Progress().Session())
+	assert.Equal(t, sender, walsender(t, env), "the walsender is the one of before")
 	assert.Zero(t, s.seen.sessions.Load())
 }

@@ -58,6 +58,7 @@ func TestClickHouseIsAwayLongerThanTheSenderTimeout(t *testing.T) {
 	assert.Zero(t, s.seen.sessions.Load(), "no session ended")
 }
 
+// A restart while ClickHouse is away takes the slot, and keeps it until ClickHouse is back.
 func TestClickHouseIsAwayAtTheStart(t *testing.T) {
 	t.Parallel()
 	env, engine := ownClickHouse(t)
@@ -66,8 +67,12 @@ func TestClickHouseIsAwayAtTheStart(t *testing.T) {
 	require.NoError(t, engine.Stop(t.Context()))
 	s := launch(t, env)
 	await.True(t, func() bool { return s.seen.retries.Load() > 1 }, "it does not try again")
+	sender := walsender(t, env)
+	assert.NotZero(t, sender, "the slot is not taken")
 	require.NoError(t, engine.Start(t.Context()))
 	delivered(t, env)
+	assert.Equal(t, sender, walsender(t, env), "the walsender is the one of the outage")
+	assert.Zero(t, s.seen.sessions.Load())
 }
 
 // Killed at any moment of an insert, also when the rows are in and the answer is
@@ -242,6 +247,8 @@ func TestPartitionsAreCreatedWhileClickHouseIsAway(t *testing.T) {
 	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT max(partition) FROM diehard_partitions").Scan(&last))
 	execute(t, env, "DROP TABLE "+last)
 	require.NoError(t, engine.Stop(t.Context()))
-	run(t, env, "streamer")
+	p := run(t, env, "streamer")
+	p.says("query of ClickHouse failed, retrying")
+	assert.NotZero(t, walsender(t, env), "the slot is not taken")
 	await.True(t, func() bool { return exists(t, env, last) }, "the partition is never created")
 }

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"log/slog"
 	"testing"
 	"time"
 
@@ -9,9 +8,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"diehard/migrations"
-	"diehard/shared/clickhouse"
-	"diehard/shared/dev/embedded"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
 )
@@ -122,15 +118,6 @@ func TestAViewWithoutItsTarget(t *testing.T) {
 // replicated is an environment whose ClickHouse looks like two replicas, the second of which lags.
 func replicated(t testing.TB) *testenv.Env {
 	t.Helper()
-	env, engine := *newEnv(t), testenv.StartClickHouse(t, embedded.ClickHouseOptions{Replicas: 1, ReplicaLag: 50 * time.Millisecond})
-	both := engine.ReplicaConfigs("default")
-	require.NoError(t, migrations.UpClickHouse(t.Context(), both[0], slog.New(slog.DiscardHandler)))
-	env.ClickHouseConfig = both[1]
-	options, err := clickhouse.Options(both[0])
-	require.NoError(t, err)
-	options.Settings["select_sequential_consistency"] = 1
-	env.ClickHouse, err = ch.Open(options)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = env.ClickHouse.Close() })
-	return &env
+	env, _ := twoNodes(t, 50*time.Millisecond)
+	return env
 }
