@@ -50,6 +50,9 @@ BEGIN
     IF octet_length(idempotency_key) NOT BETWEEN 1 AND 255 THEN
         RAISE EXCEPTION 'invalid event: idempotency_key must have 1 to 255 bytes' USING ERRCODE = 'check_violation';
     END IF;
+    IF idempotency_key ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+        RAISE EXCEPTION 'invalid event: idempotency_key must not have control characters' USING ERRCODE = 'check_violation';
+    END IF;
     LOOP
         INSERT INTO {{.Schema}}.diehard_published_keys (key, event_id, content) VALUES (hash, id, digest) ON CONFLICT (key) DO NOTHING;
         IF FOUND THEN
@@ -156,7 +159,8 @@ BEGIN
                  GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (texts || others)
                     OR k.name = ANY (texts) AND min(json_typeof(k.value)) NOT IN ('string', 'null')
                     OR k.name = 'metadata_version' AND min(json_typeof(k.value)) NOT IN ('number', 'null') LIMIT 1),
-                CASE WHEN octet_length(f.idempotency_key) NOT BETWEEN 1 AND 255 THEN '.idempotency_key must have 1 to 255 bytes' END,
+                CASE WHEN octet_length(f.idempotency_key) NOT BETWEEN 1 AND 255 THEN '.idempotency_key must have 1 to 255 bytes'
+                    WHEN f.idempotency_key ~ '[\u0001-\u001f\u007f-\u009f]' THEN '.idempotency_key must not have control characters' END,
                 '.' || {{.Schema}}.diehard_problem(f.event_id, f.event_type, f.event_date_time, f.environment,
                     a.event -> 'event_context', f.metadata_version, f.trace_context)) AS problem) AS p;
     EXCEPTION WHEN data_exception OR invalid_parameter_value THEN

@@ -47,19 +47,19 @@ const (
 	publishedBy = `, $9::text`
 )
 
-// prepare returns the events completed, or why one of them cannot be published.
+// prepare returns the events completed, or why one of them cannot be published, and which.
 func prepare(events []Event) ([]Event, error) {
 	ready := make([]Event, len(events))
 	for i, e := range events {
 		e, err := e.completed()
-		if err == nil {
-			err = e.Validate()
-		}
-		if err != nil && len(events) > 1 {
-			err = fmt.Errorf("event %d of %d: %w", i+1, len(events), err)
-		}
 		if err != nil {
 			return nil, err
+		}
+		if problem := e.problem(); problem != "" {
+			if len(events) > 1 {
+				problem = fmt.Sprintf("events[%d].%s", i, problem)
+			}
+			return nil, fmt.Errorf("%w: %s", ErrInvalid, problem)
 		}
 		ready[i] = e
 	}

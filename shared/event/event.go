@@ -108,7 +108,7 @@ func WithIdempotencyKey(key string) Option { return func(e *Event) { e.Idempoten
 func New(payload any, options ...Option) (Event, error) {
 	context, err := marshal(payload)
 	if err != nil {
-		return Event{}, fmt.Errorf("%w: context: %w", ErrInvalid, err)
+		return Event{}, fmt.Errorf("%w: event_context: %w", ErrInvalid, err)
 	}
 	e := Event{Type: typeOf(payload), Context: context, MetadataVersion: defaultMetadataVersion}
 	for _, option := range options {

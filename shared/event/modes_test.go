@@ -75,73 +75,27 @@ func TestPublishInEveryModeOfPGX(t *testing.T) {
 	}
 }
 
-// With a key the event is stored once, whichever client asks again, until its content differs.
-func TestIdempotencyKeysStoreAnEventOnce(t *testing.T) {
-	t.Parallel()
-	env := listening(t)
-	once := full(1)
-	once.IdempotencyKey = "order 42 paid"
-	for range 3 {
-		require.NoError(t, event.Publish(t.Context(), env.Pool, once))
-	}
-	require.NoError(t, event.Publish(t.Context(), env.Pool, once, full(2), once))
-	assert.Equal(t, []string{"type_1", "type_2"}, types(stored(t, env.Pool)))
-	var first, again string
-	const call = `SELECT publish_event('t', '{"a": 1}', idempotency_key => 'k')`
-	require.NoError(t, env.Pool.QueryRow(t.Context(), call).Scan(&first))
-	require.NoError(t, env.Pool.QueryRow(t.Context(), call).Scan(&again))
-	assert.Equal(t, first, again, "the id of the first")
-	require.NoError(t, env.Pool.QueryRow(t.Context(),
-		`SELECT * FROM publish_events('[{"event_type": "t", "event_context": {"a": 1}, "idempotency_key": "k"}]')`).Scan(&again))
-	assert.Equal(t, first, again)
-	_, err := env.Pool.Exec(t.Context(), `SELECT publish_event('t', '{"a": 2}', idempotency_key => 'k')`)
-	require.ErrorContains(t, err, "idempotency_key was used for another event")
-
-	// A rollback gives the key back.
-	tx, err := env.Pool.Begin(t.Context())
-	require.NoError(t, err)
-	taken := full(3)
-	taken.IdempotencyKey = "taken back"
-	require.NoError(t, event.Publish(t.Context(), tx, taken))
-	require.NoError(t, tx.Rollback(t.Context()))
-	require.NoError(t, event.Publish(t.Context(), env.Pool, taken))
-	assert.Contains(t, types(stored(t, env.Pool)), "type_3")
-
-	// Old keys are deleted.
-	_, err = env.Pool.Exec(t.Context(), "UPDATE diehard_published_keys SET created_at = now() - interval '2 days' WHERE content = content")
-	require.NoError(t, err)
-	var deleted int
-	require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT diehard_delete_keys()").Scan(&deleted))
-	assert.Equal(t, 3, deleted)
-}
-
-func types(events []event.Event) (list []string) {
-	for _, e := range events {
-		list = append(list, e.Type)
-	}
-	return list
-}
-
-// One rule for every way to publish: what one refuses all refuse, and the functions say which event.
-func TestEveryWayRefusesTheSame(t *testing.T) {
+// What one way of SQL refuses all refuse, and publish_events says which event. The ways of
+// other programs are in package e2e.
+func TestEveryWayOfSQLRefusesTheSame(t *testing.T) {
 	t.Parallel()
 	env := listening(t)
 	for _, c := range []struct{ field, value, says string }{
-		{"event_type", `' '`, "event_type"},
-		{"event_type", `E'a\nb'`, "event_type"},
-		{"event_type", `''`, "event_type"},
-		{"event_type", `repeat('x', 256)`, "event_type"},
-		{"event_type", `U&'a\0085'`, "event_type"},
-		{"environment", `repeat('x', 256)`, "environment"},
-		{"environment", `E'a\tb'`, "environment"},
-		{"metadata_version", `0`, "metadata_version"},
-		{"metadata_version", `-1`, "metadata_version"},
-		{"trace_context", `'garbage'`, "trace_context"},
-		{"trace_context", `repeat('x', 1000000)`, "trace_context"},
-		{"trace_context", `'00-00000000000000000000000000000000-00f067aa0ba902b7-01'`, "trace_context"},
-		{"event_date_time", `'infinity'`, "event_date_time"},
-		{"event_date_time", `'1899-12-31'`, "event_date_time"},
-		{"event_date_time", `'2300-01-02'`, "event_date_time"},
+		{"event_type", `' '`, "event_type must not have control characters, or spaces at its ends"},
+		{"event_type", `E'a\nb'`, "event_type must not have control characters, or spaces at its ends"},
+		{"event_type", `''`, "event_type must have 1 to 255 bytes"},
+		{"event_type", `repeat('x', 256)`, "event_type must have 1 to 255 bytes"},
+		{"event_type", `U&'a\0085'`, "event_type must not have control characters, or spaces at its ends"},
+		{"environment", `repeat('x', 256)`, "environment must have at most 255 bytes"},
+		{"environment", `E'a\tb'`, "environment must not have control characters"},
+		{"metadata_version", `0`, "metadata_version must be 1 or more"},
+		{"metadata_version", `-1`, "metadata_version must be 1 or more"},
+		{"trace_context", `'garbage'`, "trace_context must be a W3C traceparent of version 00"},
+		{"trace_context", `repeat('x', 1000000)`, "trace_context must be a W3C traceparent of version 00"},
+		{"trace_context", `'00-00000000000000000000000000000000-00f067aa0ba902b7-01'`, "trace_context must be a W3C traceparent of version 00"},
+		{"event_date_time", `'infinity'`, "event_date_time must be between the years 1900 and 2299"},
+		{"event_date_time", `'1899-12-31'`, "event_date_time must be between the years 1900 and 2299"},
+		{"event_date_time", `'2300-01-02'`, "event_date_time must be between the years 1900 and 2299"},
 	} {
 		columns, values := "event_context, "+c.field, "'{}', "+c.value
 		arguments := c.field + " => " + c.value + ", event_context => '{}'"
@@ -176,11 +130,21 @@ func TestEveryWayRefusesTheSame(t *testing.T) {
 		`[{"event_type": "t", "event_context": 1, "metadata_version": 1.5}]`:                                        "events[0].metadata_version: invalid",
 		`[{"event_type": "t", "event_context": 1, "metadata_version": "2"}]`:                                        "events[0].metadata_version must be a number",
 		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "idempotency_key": ""}]`: "events[1].idempotency_key must have 1 to 255 bytes",
+		`[{"event_type": "t", "event_context": 1, "idempotency_key": "a\tb"}]`:                                      "events[0].idempotency_key must not have control characters",
 		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "metadata_version": "x"}]`:                   "events[1].metadata_version",
 		`{}`: "must be an array",
 	} {
 		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", array)
 		assert.ErrorContains(t, err, says, array)
+	}
+	for key, says := range map[string]string{
+		`''`: "idempotency_key must have 1 to 255 bytes", `repeat('x', 256)`: "idempotency_key must have 1 to 255 bytes",
+		`E'a\tb'`: "idempotency_key must not have control characters", `U&'\009f'`: "idempotency_key must not have control characters",
+	} {
+		for _, function := range []string{"publish_event", "publish_event_message"} {
+			_, err := env.Pool.Exec(t.Context(), "SELECT "+function+"('t', '{}', idempotency_key => "+key+")")
+			assert.ErrorContains(t, err, "invalid event: "+says, function)
+		}
 	}
 	_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", `[{"event_type": "t", "event_context": {"a": "\u0000"}}]`)
 	var pgErr *pgconn.PgError
@@ -206,6 +170,7 @@ func TestTheFunctionsTakeEveryJSON(t *testing.T) {
 		`SELECT publish_event('t', json_build_object('a', 1))`, `SELECT publish_event('t', jsonb_build_object('a', 1), 'Staging')`,
 		`SELECT publish_events(json_agg(x)) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
 		`SELECT publish_events(jsonb_agg(x)) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
+		`SELECT publish_events('[{"event_type": "t", "event_context": 1}]'::varchar)`,
 		`SELECT publish_event('t', '{}', NULL, NULL, NULL, NULL, NULL)`,
 	} {
 		_, err := env.Pool.Exec(t.Context(), statement)

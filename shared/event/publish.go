@@ -94,7 +94,7 @@ func (o Outbox) prepare(events []Event) ([]Event, error) {
 	if o.PublishedBy != "" && anyKey(events) {
 		return nil, fmt.Errorf("%w: an event with an IdempotencyKey cannot be published for another", ErrInvalid)
 	}
-	if problem := checkText("PublishedBy", o.PublishedBy, MaxPublishedByBytes); problem != "" {
+	if problem := textProblem("published_by", o.PublishedBy, MaxPublishedByBytes); problem != "" {
 		return nil, fmt.Errorf("%w: %s", ErrInvalid, problem)
 	}
 	return prepare(events)

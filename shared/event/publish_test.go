@@ -170,7 +170,7 @@ func TestFailureIsErrPublishWithItsCause(t *testing.T) {
 	err := event.Publish(t.Context(), pool, full(1), invalid)
 	require.ErrorIs(t, err, event.ErrPublish)
 	require.ErrorIs(t, err, event.ErrInvalid)
-	require.EqualError(t, err, "failed to publish event: event 2 of 2: invalid event: the context of t is not JSON")
+	require.EqualError(t, err, "failed to publish event: invalid event: events[1].event_context must be JSON")
 	assert.Empty(t, stored(t, pool), "nothing was sent")
 
 	_, err = pool.Exec(t.Context(), "ALTER TABLE outbox ADD CONSTRAINT closed CHECK (false) NOT VALID")

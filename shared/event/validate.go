@@ -22,20 +22,24 @@ var (
 // ValidTime reports whether event_date_time can be t.
 func ValidTime(t time.Time) bool { return !t.Before(earliest) && t.Before(latest) }
 
-// Validate reports whether the outbox would take e. Errors wrap [ErrInvalid] and
-// never contain the context.
+// Validate reports whether the outbox would take e, in the sentences of diehard_problem in
+// SQL. Errors wrap [ErrInvalid] and never contain the context.
 func (e Event) Validate() error {
-	problem := firstOf(
-		e.checkType,
-		func() string { return checkText("environment", e.Environment, MaxEnvironmentBytes) },
-		func() string { return checkText("idempotency key", e.IdempotencyKey, MaxKeyBytes) },
-		e.checkContext,
-		e.checkRest,
-	)
-	if problem != "" {
+	if problem := e.problem(); problem != "" {
 		return fmt.Errorf("%w: %s", ErrInvalid, problem)
 	}
 	return nil
+}
+
+// problem returns what is wrong with e, which begins with the field's name, or "".
+func (e Event) problem() string {
+	return firstOf(
+		e.typeProblem,
+		e.contextProblem,
+		func() string { return textProblem("environment", e.Environment, MaxEnvironmentBytes) },
+		e.restProblem,
+		e.keyProblem,
+	)
 }
 
 func firstOf(checks ...func() string) string {
@@ -47,55 +51,76 @@ func firstOf(checks ...func() string) string {
 	return ""
 }
 
-func (e Event) checkType() string {
-	if e.Type == "" {
-		return "the type is empty: use a named Go type or WithType"
-	}
-	if strings.Trim(e.Type, " ") != e.Type {
-		return "the type has spaces at its ends"
-	}
-	return checkText("type", e.Type, MaxTypeBytes)
-}
-
-func (e Event) checkContext() string {
+func (e Event) typeProblem() string {
 	switch {
-	case len(e.Context) > MaxContextBytes:
-		return fmt.Sprintf("the context of %s has %d bytes, more than %d", e.Type, len(e.Context), MaxContextBytes)
-	case !utf8.Valid(e.Context):
-		return fmt.Sprintf("the context of %s is not UTF-8", e.Type)
-	case !json.Valid(e.Context):
-		return fmt.Sprintf("the context of %s is not JSON", e.Type)
+	case e.Type == "":
+		return lengthProblem("event_type", MaxTypeBytes) + ": use a named Go type or WithType"
+	case len(e.Type) > MaxTypeBytes:
+		return lengthProblem("event_type", MaxTypeBytes)
+	case !utf8.ValidString(e.Type):
+		return "event_type must be UTF-8"
+	case hasControl(e.Type) || strings.Trim(e.Type, " ") != e.Type:
+		return "event_type must not have control characters, or spaces at its ends"
 	default:
 		return ""
 	}
 }
 
-func (e Event) checkRest() string {
+func (e Event) contextProblem() string {
+	switch {
+	case len(e.Context) == 0:
+		return "event_context is missing"
+	case len(e.Context) > MaxContextBytes:
+		return fmt.Sprintf("event_context must have at most %d bytes", MaxContextBytes)
+	case !utf8.Valid(e.Context):
+		return "event_context must be UTF-8"
+	case !json.Valid(e.Context):
+		return "event_context must be JSON"
+	default:
+		return ""
+	}
+}
+
+func (e Event) restProblem() string {
 	switch {
 	case e.MetadataVersion < 0:
-		return fmt.Sprintf("the metadata version %d is negative", e.MetadataVersion)
+		return "metadata_version must be 1 or more"
 	case !e.DateTime.IsZero() && !ValidTime(e.DateTime):
-		return fmt.Sprintf("the time %s is not between the years 1900 and 2299", e.DateTime.Format(time.RFC3339))
+		return "event_date_time must be between the years 1900 and 2299"
 	case e.TraceContext != "" && !ValidTraceContext(e.TraceContext):
-		return "the trace context is not a W3C traceparent"
+		return "trace_context must be a W3C traceparent of version 00"
 	default:
 		return ""
 	}
 }
 
-// checkText refuses what the column does not take.
-func checkText(what, text string, most int) string {
+func (e Event) keyProblem() string {
+	if len(e.IdempotencyKey) > MaxKeyBytes {
+		return lengthProblem("idempotency_key", MaxKeyBytes)
+	}
+	return textProblem("idempotency_key", e.IdempotencyKey, MaxKeyBytes)
+}
+
+// lengthProblem is the sentence for a field that must not be empty.
+func lengthProblem(field string, most int) string {
+	return fmt.Sprintf("%s must have 1 to %d bytes", field, most)
+}
+
+// textProblem returns what is wrong with a text that may be empty, or "".
+func textProblem(field, text string, most int) string {
 	switch {
 	case len(text) > most:
-		return fmt.Sprintf("the %s has %d bytes, more than %d", what, len(text), most)
+		return fmt.Sprintf("%s must have at most %d bytes", field, most)
 	case !utf8.ValidString(text):
-		return fmt.Sprintf("the %s is not UTF-8", what)
-	case strings.IndexFunc(text, unicode.IsControl) >= 0:
-		return fmt.Sprintf("the %s contains a control character", what)
+		return field + " must be UTF-8"
+	case hasControl(text):
+		return field + " must not have control characters"
 	default:
 		return ""
 	}
 }
+
+func hasControl(text string) bool { return strings.ContainsFunc(text, unicode.IsControl) }
 
 // ValidTraceContext reports whether s is a traceparent of version 00:
 // 00-<32 hex>-<16 hex>-<2 hex>, in lower case, neither id all zero.

@@ -42,6 +42,7 @@ func producer(ctx context.Context, env *environment) (*report, error) {
 	}{
 		{"INSERT INTO outbox", insert, "", ""},
 		{"INSERT INTO outbox again (A/A control)", insert, "", ""},
+		{"INSERT INTO diehard_events", one(`INSERT INTO diehard_events (event_type, event_context, environment) VALUES ('order_paid', $1::json, 'Bench')`), "", ""},
 		{"INSERT INTO outbox, unchecked", insert, unchecked, ""},
 		{"publish_event(…)", function, "", ""},
 		{"publish_event(…), unchecked", function, unchecked, ""},
