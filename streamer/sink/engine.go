@@ -114,11 +114,7 @@ func (s *Sink) tableSetting(ctx context.Context, e engine, name string) (n uint6
 	if found := regexp.MustCompile(`\b` + name + ` = (\d+)`).FindStringSubmatch(e.full); found != nil {
 		return strconv.ParseUint(found[1], 10, 64)
 	}
-	settings := "system.merge_tree_settings"
-	if strings.HasPrefix(e.engine, "Replicated") {
-		settings = "system.replicated_merge_tree_settings"
-	}
-	err = s.conn.QueryRow(reading(ctx, 0), "SELECT toUInt64OrZero(any(value)) FROM "+settings+" WHERE name = {name:String}",
+	err = s.conn.QueryRow(reading(ctx, 0), "SELECT toUInt64OrZero(any(value)) FROM system.merge_tree_settings WHERE name = {name:String}",
 		clickhouse.Named("name", name)).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("read %s of %s: %w", name, s.table, classify(err))
