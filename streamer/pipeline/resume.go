@@ -226,7 +226,9 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 	next := replication.IntentRecord{
 		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: confirmed, UnprovedSince: rec.UnprovedSince,
 	}
-	if beyond := confirmed > end.LSN && (rec.SystemID != s.source.SystemID || confirmed > rec.Confirm); beyond && !s.sameHistory(rec) && next.UnprovedSince == nil {
+	// The tables prove nothing: a streamer may have written behind what something else had read, and a
+	// failover has lost that it was being proved.
+	if beyond := rec.SystemID != s.source.SystemID || confirmed > rec.Confirm; beyond && !s.sameHistory(rec) && next.UnprovedSince == nil {
 		next.UnprovedSince = &rec.WrittenAt
 	}
 	return s.continueFrom(ctx, next, later(end, s.firstPosition()))
