@@ -28,10 +28,11 @@ func UpClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) 
 }
 
 func upClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) error {
-	if err := createDatabase(ctx, cfg); err != nil {
+	names, err := createDatabase(ctx, cfg)
+	if err != nil {
 		return err
 	}
-	db, provider, err := clickhouseProvider(cfg)
+	db, provider, err := clickhouseProvider(cfg, names)
 	if err != nil {
 		return err
 	}
@@ -39,12 +40,16 @@ func upClickHouse(ctx context.Context, cfg clickhouse.Config, log *slog.Logger) 
 	if err := up(ctx, provider, ClickHouse, log); err != nil || !cfg.TextIndex {
 		return err
 	}
-	return addTextIndex(ctx, db, cfg, log)
+	return addTextIndex(ctx, db, cfg, names, log)
 }
 
 // StatusClickHouse lists the migrations of ClickHouse in order. It changes nothing.
 func StatusClickHouse(ctx context.Context, cfg clickhouse.Config) ([]Status, error) {
-	db, provider, err := clickhouseProvider(cfg)
+	names, err := namesOf(cfg)
+	if err != nil {
+		return nil, err
+	}
+	db, provider, err := clickhouseProvider(cfg, names)
 	if err != nil {
 		return nil, err
 	}
@@ -58,24 +63,31 @@ func StatusClickHouse(ctx context.Context, cfg clickhouse.Config) ([]Status, err
 	return statuses(ctx, provider, ClickHouse, tables > 0)
 }
 
-func createDatabase(ctx context.Context, cfg clickhouse.Config) error {
-	names, err := namesOf(cfg)
+// createDatabase creates the database if it is missing, and returns the names of the tables in it.
+func createDatabase(ctx context.Context, cfg clickhouse.Config) (names, error) {
+	n, err := namesOf(cfg)
 	if err != nil {
-		return err
+		return n, err
 	}
 	conn, missing, err := connect(ctx, cfg)
 	if err != nil {
-		return err
+		return n, err
 	}
 	defer conn.Close()
-	if !missing {
-		return nil
+	if missing {
+		if err := conn.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+n.Database+" "+n.OnCluster); err != nil {
+			return n, fmt.Errorf("create database %s of ClickHouse: %w", n.Database, err)
+		}
+		return n, nil
 	}
-	statement := "CREATE DATABASE IF NOT EXISTS " + names.Database + " " + names.OnCluster
-	if err := conn.Exec(ctx, statement); err != nil {
-		return fmt.Errorf("create database %s of ClickHouse: %w", names.Database, err)
+	var engine string
+	if err := conn.QueryRow(ctx, "SELECT any(engine) FROM system.databases WHERE name = ?", cfg.Database).Scan(&engine); err != nil {
+		return n, fmt.Errorf("read the engine of database %s of ClickHouse: %w", n.Database, err)
 	}
-	return nil
+	if engine == "Replicated" {
+		n.replicatedDatabase()
+	}
+	return n, nil
 }
 
 // connect returns a connection to the database of cfg; if that is missing, to the one
@@ -91,11 +103,7 @@ func connect(ctx context.Context, cfg clickhouse.Config) (conn driver.Conn, miss
 }
 
 // clickhouseProvider returns goose and the connections that the caller closes.
-func clickhouseProvider(cfg clickhouse.Config) (*sql.DB, *goose.Provider, error) {
-	names, err := namesOf(cfg)
-	if err != nil {
-		return nil, nil, err
-	}
+func clickhouseProvider(cfg clickhouse.Config, names names) (*sql.DB, *goose.Provider, error) {
 	options, err := clickhouse.Options(cfg)
 	if err != nil {
 		return nil, nil, err

@@ -67,5 +67,13 @@ func (n *names) replicate(cfg clickhouse.Config) {
 	n.DeduplicationWindow = replicatedWindow
 }
 
+// replicatedDatabase turns n into the names of tables in a database with the engine Replicated, which
+// gives them their paths and carries every statement to the other nodes by itself.
+// Source: ClickHouse docs, "Replicated" (database engines).
+func (n *names) replicatedDatabase() {
+	n.OnCluster, n.DeduplicationWindow = "", replicatedWindow
+	n.MergeTree, n.ReplacingMergeTree = "ReplicatedMergeTree", "ReplicatedReplacingMergeTree(retried_at)"
+}
+
 // quoted is for names that have been checked.
 func quoted(name string) string { return "`" + name + "`" }

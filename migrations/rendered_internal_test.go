@@ -40,10 +40,34 @@ func TestOneNodeGetsPlainTables(t *testing.T) {
 	assert.NotContains(t, sql, "Distributed")
 }
 
+// A database that replicates its tables wants neither ON CLUSTER nor paths.
+func TestAReplicatedDatabaseGetsReplicatedTables(t *testing.T) {
+	t.Parallel()
+	for _, cluster := range []string{"", "main"} {
+		n, err := namesOf(clickhouse.Config{
+			Host: "127.0.0.1", Port: 9000, Database: "audit", EventLogTable: "event_log", DeadLetterTable: "event_dead_letter", Cluster: cluster,
+		})
+		require.NoError(t, err)
+		n.replicatedDatabase()
+		sql := render(t, n)
+		assert.Contains(t, sql, "ENGINE = ReplicatedMergeTree\n")
+		assert.Contains(t, sql, "ENGINE = ReplicatedReplacingMergeTree(retried_at)\n")
+		assert.Contains(t, sql, "replicated_deduplication_window = 10000")
+		for _, not := range []string{"ON CLUSTER `", "non_replicated", "Distributed", "/clickhouse/"} {
+			assert.NotContains(t, sql, not)
+		}
+	}
+}
+
 func renderAll(t *testing.T, cfg clickhouse.Config) string {
 	t.Helper()
 	n, err := namesOf(cfg)
 	require.NoError(t, err)
+	return render(t, n)
+}
+
+func render(t *testing.T, n names) string {
+	t.Helper()
 	files, err := fs.Sub(clickhouseFiles, "clickhouse")
 	require.NoError(t, err)
 	names, err := fs.Glob(files, "*.sql")

@@ -40,13 +40,9 @@ func refuseTextIndex(ctx context.Context, cfg clickhouse.Config) error {
 }
 
 // addTextIndex adds it, unless the table has it. Parts that are there get it when they are merged.
-func addTextIndex(ctx context.Context, db *sql.DB, cfg clickhouse.Config, log *slog.Logger) error {
-	names, err := namesOf(cfg)
-	if err != nil {
-		return err
-	}
+func addTextIndex(ctx context.Context, db *sql.DB, cfg clickhouse.Config, names names, log *slog.Logger) error {
 	var has, rows bool
-	err = db.QueryRowContext(ctx, `SELECT any(position(create_table_query, ' INDEX `+TextIndex+` ') > 0), any(ifNull(total_rows, 1) > 0)
+	err := db.QueryRowContext(ctx, `SELECT any(position(create_table_query, ' INDEX `+TextIndex+` ') > 0), any(ifNull(total_rows, 1) > 0)
 		FROM system.tables WHERE database = ? AND name = ?`, cfg.Database, cfg.EventLogTable).Scan(&has, &rows)
 	if err != nil {
 		return fmt.Errorf("look at the indexes of %s: %w", names.EventLog, err)
