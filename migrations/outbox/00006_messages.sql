@@ -23,25 +23,34 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     content text := event_context;
-    problem text := {{.Schema}}.diehard_problem(event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context);
+    problem text;
     claimed uuid;
+    written pg_lsn;
 BEGIN
-    IF problem IS NOT NULL THEN
-        RAISE EXCEPTION 'invalid event: %', problem USING ERRCODE = 'check_violation';
+    event_id := coalesce(event_id, {{.Schema}}.event_id_for(event_key));
+    event_date_time := coalesce(event_date_time, clock_timestamp());
+    environment := coalesce(environment, '');
+    metadata_version := coalesce(metadata_version, 1);
+    IF {{.Schema}}.diehard_is_plain(event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context, 'x')
+        IS NOT TRUE THEN
+        problem := {{.Schema}}.diehard_problem(event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'invalid event: %', problem USING ERRCODE = 'check_violation';
+        END IF;
     END IF;
     IF NOT EXISTS (SELECT FROM {{.Schema}}.diehard_slot AS s WHERE s.messages) THEN
         RAISE EXCEPTION 'no streamer reads messages'
             USING HINT = 'Start the streamer with REPLICATION_MESSAGES=true first, or publish into the table.',
                   ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    event_id := coalesce(event_id, {{.Schema}}.event_id_for(event_key));
     IF idempotency_key IS NOT NULL THEN
         claimed := {{.Schema}}.diehard_claim_key(idempotency_key, event_id, event_type, content);
         IF claimed IS NOT NULL THEN
             RETURN claimed;
         END IF;
     END IF;
-    PERFORM pg_logical_emit_message(true, 'diehard.event', convert_to(
+    written := pg_logical_emit_message( -- an assignment costs less than PERFORM
+        true, 'diehard.event', convert_to(
         '{"v":1,"id":"' || event_id
         || '","event_type":' || to_json(event_type)
         || ',"event_date_time":"' || to_char(coalesce(event_date_time, clock_timestamp()) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')

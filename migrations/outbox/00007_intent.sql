@@ -10,6 +10,7 @@ CREATE TABLE {{.Schema}}.diehard_intent (
     confirm_lsn    pg_lsn      NOT NULL,
     intent         jsonb,
     unproved_since timestamptz,
+    began          xid8        NOT NULL DEFAULT pg_snapshot_xmax(pg_current_snapshot()),
     written_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 10); -- every update finds room in the page
 
@@ -19,6 +20,8 @@ COMMENT ON COLUMN {{.Schema}}.diehard_intent.epoch IS 'Raised by each session th
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.confirm_lsn IS 'Highest position that the streamer may have confirmed; 0/0: the slot is being created.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.intent IS 'The range of rows, its deduplication token, ingested_at, and the rows that ClickHouse refuses. NULL: nothing was written yet.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.unproved_since IS 'After a failover, or a change of the publication: events published since then are to be found in ClickHouse.';
+
+COMMENT ON COLUMN {{.Schema}}.diehard_intent.began IS 'Transactions with this number or a higher one are delivered by the slot: the next one when its creation began.';
 
 -- Raises the epoch and returns the row. A slot without a row was not created by our
 -- programs, which write one with it: anything may have read it, so that its events are to be proved.
@@ -58,7 +61,7 @@ AS $$
     VALUES (slot, system, tl, 1, '0/0')
     ON CONFLICT (slot_name) DO UPDATE
     SET system_id = excluded.system_id, timeline = excluded.timeline, epoch = i.epoch + 1, confirm_lsn = '0/0',
-        intent = NULL, unproved_since = NULL, written_at = clock_timestamp()
+        intent = NULL, unproved_since = NULL, began = excluded.began, written_at = clock_timestamp()
 $$;
 
 -- The slot was created and begins there.

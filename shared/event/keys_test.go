@@ -1,6 +1,9 @@
 package event_test
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -8,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/event"
 )
@@ -57,6 +61,97 @@ func types(events []event.Event) (list []string) {
 		list = append(list, e.Type)
 	}
 	return list
+}
+
+// byKey publish an event of a type under a key that is the type's name. The environment says
+// which session it was.
+var byKey = map[string]func(ctx context.Context, tx pgx.Tx, kind, session string) error{
+	"Go":           publishKeyed(event.Publish),
+	"Go, messages": publishKeyed(event.PublishMessages),
+	"publish_event": func(ctx context.Context, tx pgx.Tx, kind, session string) error {
+		_, err := tx.Exec(ctx, "SELECT publish_event($1, '{}', $2, idempotency_key => $1)", kind, session)
+		return err
+	},
+	"publish_events": func(ctx context.Context, tx pgx.Tx, kind, session string) error {
+		object := fmt.Sprintf(`{"event_type": %q, "event_context": {}, "environment": %q, "idempotency_key": %[1]q}`, kind, session)
+		_, err := tx.Exec(ctx, "SELECT publish_events($1)", "["+object+"]")
+		return err
+	},
+	"message": func(ctx context.Context, tx pgx.Tx, kind, session string) error {
+		_, err := tx.Exec(ctx, "SELECT publish_event_message($1, '{}', $2, idempotency_key => $1)", kind, session)
+		return err
+	},
+}
+
+func publishKeyed(publish func(context.Context, event.DB, ...event.Event) error) func(context.Context, pgx.Tx, string, string) error {
+	return func(ctx context.Context, tx pgx.Tx, kind, session string) error {
+		return publish(ctx, tx, event.Event{Type: kind, Context: []byte("{}"), Environment: session, IdempotencyKey: kind})
+	}
+}
+
+// Two sessions publish under one key: the second waits for the first, whichever way each
+// uses. After a commit it stores nothing, after a rollback the event.
+func TestASecondSessionWaitsForTheKey(t *testing.T) {
+	t.Parallel()
+	env := listening(t)
+	want := map[string]string{}
+	for one, first := range byKey {
+		for other, second := range byKey {
+			for _, commit := range []bool{true, false} {
+				kind := fmt.Sprintf("%s, %s, %t", one, other, commit)
+				secondWaits(t, env, commit,
+					func(tx pgx.Tx) error { return first(t.Context(), tx, kind, "first") },
+					func(tx pgx.Tx) error { return second(t.Context(), tx, kind, "second") })
+				want[kind] = "second"
+				if commit {
+					want[kind] = "first"
+				}
+			}
+		}
+	}
+	got := map[string]string{}
+	for _, e := range stored(t, env.Pool) {
+		got[e.Type] += e.Environment
+	}
+	for _, m := range messages(t, env) {
+		var header struct {
+			Type        string `json:"event_type"`
+			Environment string
+		}
+		line, _, _ := strings.Cut(m, "\n")
+		require.NoError(t, json.Unmarshal([]byte(line), &header))
+		got[header.Type] += header.Environment
+	}
+	assert.Equal(t, want, got)
+}
+
+// secondWaits runs two transactions: the second waits for the end of the first.
+func secondWaits(t *testing.T, env *testenv.Env, commit bool, first, second func(tx pgx.Tx) error) {
+	t.Helper()
+	tx, err := env.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }() // or the pool never closes
+	require.NoError(t, first(tx))
+	pid, done := make(chan uint32, 1), make(chan error, 1)
+	go func() {
+		done <- pgx.BeginFunc(t.Context(), env.Pool, func(tx pgx.Tx) error {
+			pid <- tx.Conn().PgConn().PID()
+			return second(tx)
+		})
+	}()
+	process := <-pid
+	await.True(t, func() bool {
+		var waits bool
+		err := env.Pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", process).Scan(&waits)
+		require.NoError(t, err)
+		return waits
+	}, "the second session does not wait")
+	if commit {
+		require.NoError(t, tx.Commit(t.Context()))
+	} else {
+		require.NoError(t, tx.Rollback(t.Context()))
+	}
+	require.NoError(t, <-done)
 }
 
 // A message with a key is emitted once, and the key is the same for rows.

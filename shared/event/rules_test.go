@@ -78,3 +78,20 @@ func TestWhatIsPlainKeepsTheRules(t *testing.T) {
 	}
 	require.NoError(t, rows.Err())
 }
+
+// A context that comes compressed from another table is measured as the text that it is.
+func TestACompressedContextIsNotSmall(t *testing.T) {
+	t.Parallel()
+	pool := testenv.New(t).Pool
+	_, err := pool.Exec(t.Context(), `CREATE TABLE draft (context json);
+		INSERT INTO draft SELECT ('["' || repeat('a', n) || '"]')::json FROM unnest(ARRAY[1048572, 1048573]) AS n`)
+	require.NoError(t, err)
+	var stored int
+	require.NoError(t, pool.QueryRow(t.Context(), "SELECT max(pg_column_size(context)) FROM draft").Scan(&stored))
+	assert.Less(t, stored, 20000)
+	const publish = "INSERT INTO outbox (event_type, event_context) SELECT 't', context FROM draft WHERE octet_length(context::text) "
+	_, err = pool.Exec(t.Context(), publish+"= 1048576")
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), publish+"> 1048576")
+	require.ErrorContains(t, err, "event_context must have at most 1048576 bytes")
+}

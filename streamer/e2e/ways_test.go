@@ -84,20 +84,28 @@ func postEvent(ctx context.Context, api, kind, body string) error {
 		return err
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusAccepted {
-		return fmt.Errorf("%w: %s", errStatus, response.Status)
+	if response.StatusCode == http.StatusAccepted {
+		return nil
 	}
-	return nil
+	var problem struct {
+		Errors []struct{ Field, Message string }
+	}
+	_ = json.NewDecoder(response.Body).Decode(&problem) // the status says enough
+	err = fmt.Errorf("%w: %s", errStatus, response.Status)
+	for _, e := range problem.Errors {
+		err = fmt.Errorf("%w: %s %s", err, e.Field, e.Message)
+	}
+	return err
 }
 
 // named are the contexts of the table that are too long for it.
 var named = map[string]string{
-	"a blank on both sides":      ` {"a": 1} `,
-	"1,000 arrays in each other": strings.Repeat("[", 1000) + strings.Repeat("]", 1000),
-	"1,001 arrays in each other": strings.Repeat("[", 1001) + strings.Repeat("]", 1001),
-	"1 MiB":                      `"` + strings.Repeat("x", event.MaxContextBytes-2) + `"`,
-	"1 MiB and a byte":           `"` + strings.Repeat("x", event.MaxContextBytes-1) + `"`,
-	"not UTF-8":                  "\"\xff\"",
+	"a blank on both sides": ` {"a": 1} `,
+	"1,000 nested arrays":   strings.Repeat("[", 1000) + strings.Repeat("]", 1000),
+	"1,001 nested arrays":   strings.Repeat("[", 1001) + strings.Repeat("]", 1001),
+	"1 MiB":                 `"` + strings.Repeat("x", event.MaxContextBytes-2) + `"`,
+	"1 MiB and a byte":      `"` + strings.Repeat("x", event.MaxContextBytes-1) + `"`,
+	"not UTF-8":             "\"\xff\"",
 }
 
 // waysTable reads the table: the head, and the rows.

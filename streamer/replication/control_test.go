@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
@@ -369,4 +370,42 @@ func TestTheVersionIsReadOnceAllTablesAreThere(t *testing.T) {
 	execute(t, env, "DROP ROLE "+env.Slot)
 	require.NoError(t, check())
 	assert.Equal(t, 1, asked)
+}
+
+// What a slot delivers is compared: also what a transaction wrote that began before the slot
+// was recorded, and nothing that was committed before it, or that the operator has accepted.
+func TestWhatASlotDeliversIsCompared(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	c := control(t, env)
+	began := time.Now().Add(-time.Hour)
+	const publish = "INSERT INTO outbox (id, event_type, event_context) VALUES (gen_random_uuid(), $1, '{}')"
+	compared := func() (types []string) {
+		err := c.PublishedSince(t.Context(), Published{Since: began}, func(ids []uuid.UUID) error {
+			return env.Pool.QueryRow(t.Context(), "SELECT array_agg(event_type ORDER BY event_type) FROM outbox WHERE id = ANY ($1)", ids).Scan(&types)
+		})
+		require.NoError(t, err)
+		return types
+	}
+	open, err := env.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = open.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = open.Exec(t.Context(), "SELECT now()") // writes later, and has this time then
+	require.NoError(t, err)
+	execute(t, env, publish, "before")
+	_, err = c.EnsureSlot(t.Context())
+	require.NoError(t, err)
+	_, err = open.Exec(t.Context(), publish, "across")
+	require.NoError(t, err)
+	require.NoError(t, open.Commit(t.Context()))
+	execute(t, env, publish, "behind")
+	assert.Equal(t, []string{"across", "behind"}, compared())
+
+	_, err = c.AcceptSlot(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, compared())
+	execute(t, env, publish, "later")
+	assert.Equal(t, []string{"later"}, compared())
+	require.NoError(t, c.MissEvents(t.Context()))
+	assert.Empty(t, compared())
 }

@@ -328,8 +328,10 @@ func (c *Control) publishedIn(ctx context.Context, table string, which Published
 		args = append(args, c.oldest)
 		began = `(` + began + ` OR age(xmin) <= age($3::text::xid8::xid))`
 	}
-	query := c.schema.SQL(`SELECT id FROM ` + table + ` WHERE ` + began + ` AND published_at >= coalesce(
-		(SELECT delivered_since FROM {outbox}.diehard_slot WHERE slot_name = $2 AND delivered_since < 'infinity'), '-infinity')`)
+	// The slot delivers what was published since it was recorded, and what was written since its creation began.
+	query := c.schema.SQL(`SELECT id FROM ` + table + ` WHERE ` + began + ` AND (published_at >= coalesce(
+		(SELECT delivered_since FROM {outbox}.diehard_slot WHERE slot_name = $2 AND delivered_since < 'infinity'), '-infinity')
+		OR age(xmin) <= age((SELECT i.began::xid FROM {outbox}.diehard_intent AS i WHERE i.slot_name = $2)))`)
 	if filter := c.from.Shard.Filter(); filter != "" {
 		query += ` AND ` + filter
 	}

@@ -34,6 +34,7 @@ type published struct {
 	at          time.Time
 	lost        bool // in a failover
 	excused     bool // the operator brings it back
+	meanwhile   bool // committed while a slot was being made, and before its beginning
 	rows        int  // in event_log, ever
 	deadLetters int  // in the dead-letter table, ever
 	pushed      int  // into the view
@@ -137,12 +138,14 @@ func (c *checker) confirmed(slot string, lsn, recorded pglogrepl.LSN) {
 }
 
 // created is called when a slot is made. What was committed before it is a replay's work.
-func (c *checker) created(slot string, lsn pglogrepl.LSN) {
+func (c *checker) created(slot string, lsn pglogrepl.LSN, began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.trace.add("PostgreSQL: %s is made at %s", slot, lsn)
 	for _, e := range c.order {
-		e.excused = e.excused || e.commit.End <= lsn
+		if e.commit.End <= lsn {
+			e.excused, e.meanwhile = true, e.meanwhile || !e.at.Before(began)
+		}
 	}
 }
 
@@ -180,11 +183,12 @@ func (c *checker) slotGone() {
 func (c *checker) refused(err error) (justified bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	anyLost := false
+	anyLost, unreplayed := false, false
 	for _, e := range c.events {
 		anyLost = anyLost || e.lost && e.durable() && !e.excused
+		unreplayed = unreplayed || e.meanwhile && !e.lost && !e.durable()
 	}
-	if c.foreign || c.lossy && anyLost {
+	if c.foreign || c.lossy && anyLost || unreplayed {
 		return true
 	}
 	c.violation("a streamer refuses to run without need: %v", err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"diehard/migrations"
 	"diehard/shared/dev/embedded"
 )
 
@@ -257,14 +258,37 @@ class_alias(Illuminate\Database\Capsule\Manager::class, 'DB');`
 // golang runs a program of the module in the folder go, which is not the product's.
 func golang(t *testing.T, code string, environ []string) string {
 	t.Helper()
+	return output(t, goModule(t, code), environ, "go", "run", "-mod=mod", ".")
+}
+
+// goModule makes a folder of that module with a program.
+func goModule(t *testing.T, code string) (dir string) {
+	t.Helper()
 	root, err := embedded.Root()
 	require.NoError(t, err)
-	dir := t.TempDir()
+	dir = t.TempDir()
 	for _, name := range []string{"go.mod", "go.sum"} {
 		content, err := os.ReadFile(filepath.Join("go", name))
 		require.NoError(t, err)
 		write(t, dir, name, strings.ReplaceAll(string(content), "../../../..", root))
 	}
 	write(t, dir, "main.go", code)
+	return dir
+}
+
+const sqlcVersion = "github.com/sqlc-dev/sqlc/cmd/sqlc@v1.31.1"
+
+// sqlc generates a package from the outbox's script and the page's queries, and runs code with it.
+func sqlc(t *testing.T, code string, environ []string) string {
+	t.Helper()
+	dir := goModule(t, code)
+	var script strings.Builder
+	require.NoError(t, migrations.Outbox("public", "outbox_pub").WriteAll(&script))
+	write(t, dir, "outbox.sql", script.String())
+	write(t, dir, "schema.sql", "CREATE TABLE orders (id bigint PRIMARY KEY, paid boolean NOT NULL DEFAULT false);")
+	write(t, dir, "queries.sql", program(t, "go.md", "sqlc-queries"))
+	write(t, dir, "sqlc.yaml", program(t, "go.md", "sqlc-config"))
+	// Without cgo its parser of SQL is WebAssembly, which builds in seconds.
+	output(t, dir, append(environ, "CGO_ENABLED=0"), "go", "run", sqlcVersion, "generate")
 	return output(t, dir, environ, "go", "run", "-mod=mod", ".")
 }

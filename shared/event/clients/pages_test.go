@@ -51,6 +51,7 @@ func pages() []page {
 		{"go.md", "libpq", golang, compact, 3, refusal},
 		{"go.md", "gorm", golang, compact, 3, refusal},
 		{"go.md", "bun", golang, compact, 3, refusal},
+		{"go.md", "sqlc", sqlc, compact, 3, refusal},
 	}
 }
 

@@ -76,6 +76,7 @@ func (q *query) creating() ([][]any, error) {
 		epoch = asInt(row["epoch"]) + 1
 	}
 	row := firstIntent(q.server.systemID, int64(q.server.timeline), epoch, 0)
+	row["began"] = int64(q.server.xid) + 1
 	return one(""), q.write(tableIntent, q.text(0), row)
 }
 

@@ -22,8 +22,8 @@ const Version = 180004
 type Server struct {
 	// Confirmed is called when a session moves its slot, with what the slot's record allows.
 	Confirmed func(slot string, lsn, recorded pglogrepl.LSN)
-	// Created is called when a slot is made; what was committed before is not in it.
-	Created func(slot string, lsn pglogrepl.LSN)
+	// Created is called when a slot is made, which took since began; what was committed before is not in it.
+	Created func(slot string, lsn pglogrepl.LSN, began time.Time)
 
 	// Intended is called when a session has written its intent, with the name of its host. The
 	// server's lock is held.

@@ -95,14 +95,14 @@ var statements = []statement{
 		params: oids{tTime, tText}, columns: oids{tUUID},
 		run: func(q *query) (ids [][]any, err error) {
 			since, _ := q.args[0].(time.Time)
-			if at, _ := q.row(tableSlot, q.text(1))["delivered_since"].(time.Time); at.After(since) {
-				since = at
-			}
+			delivered, _ := q.row(tableSlot, q.text(1))["delivered_since"].(time.Time)
+			began, known := q.row(tableIntent, q.text(1))["began"].(int64)
 			for _, r := range q.server.wal {
+				if r.at.Before(since) || r.at.Before(delivered) && (!known || int64(r.xid) < began) {
+					continue
+				}
 				for _, e := range r.events {
-					if !r.at.Before(since) {
-						ids = append(ids, []any{e.ID})
-					}
+					ids = append(ids, []any{e.ID})
 				}
 			}
 			return ids, nil
@@ -176,7 +176,8 @@ var statements = []statement{
 			}
 			q.server.slots[name] = &slot{name: name, confirmed: q.server.end}
 			if q.server.Created != nil {
-				q.server.Created(name, q.server.end)
+				began, _ := q.row(tableIntent, name)["written_at"].(time.Time)
+				q.server.Created(name, q.server.end, began)
 			}
 			return one(q.server.end), nil
 		},

@@ -1,4 +1,4 @@
-module diehard/shared/event/clients/go
+module example.com/shop
 
 go 1.26.8
 
