@@ -15,7 +15,7 @@ SELECT s.slot_name,
        s.safe_wal_size                                                   AS safe_wal_bytes,
        (to_jsonb(s) ->> 'inactive_since')::timestamptz                   AS inactive_since,
        to_jsonb(s) ->> 'invalidation_reason'                             AS invalidation_reason
-FROM pg_replication_slots AS s
+FROM pg_catalog.pg_replication_slots AS s
 CROSS JOIN (
     SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS tip
 ) AS wal

@@ -102,12 +102,12 @@ CREATE VIEW {{.Schema}}.diehard_partitions AS
 WITH parts AS MATERIALIZED (
     SELECT c.oid, c.relname::text AS partition, coalesce(r.state, 'attached') AS state, r.wal_end, c.reltuples,
            r.starts_at, coalesce(r.ends_at, r.changed_at) AS ends_at
-    FROM pg_class AS c
+    FROM pg_catalog.pg_class AS c
     LEFT JOIN {{.Schema}}.diehard_retired AS r ON r.partition = c.relname AND r.state <> 'dropped'
-    WHERE c.relnamespace = (SELECT o.relnamespace FROM pg_class AS o WHERE o.oid = {{.OutboxText}}::regclass) AND c.relkind = 'r'
+    WHERE c.relnamespace = (SELECT o.relnamespace FROM pg_catalog.pg_class AS o WHERE o.oid = {{.OutboxText}}::regclass) AND c.relkind = 'r'
       AND c.relname ~ '^diehard_outbox_(p[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])|d[0-9]{20})$'
       AND (r.state = 'detached' OR EXISTS (
-          SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid AND i.inhparent = {{.OutboxText}}::regclass))
+          SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = c.oid AND i.inhparent = {{.OutboxText}}::regclass))
 )
 SELECT partition,
        CASE WHEN partition LIKE 'diehard\_outbox\_d%' THEN coalesce(starts_at, '2000-01-01 00:00:00+00')

@@ -191,13 +191,13 @@ func TestEveryRuleHoldsInEveryWay(t *testing.T) {
 			f[rule.field] = rule.value
 			err := publish(t.Context(), f)
 			says := rule.says
-			switch {
-			case way == "`POST /events`" || way == "NDJSON":
+			switch way {
+			case "`POST /events`", "NDJSON":
 				if rule.api != "" {
 					says = rule.api
 				}
 				says = "events[0]." + says
-			case way == "`publish_events`":
+			case "`publish_events`":
 				says = "events[0]." + says
 			default:
 				says = "invalid event: " + says
