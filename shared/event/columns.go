@@ -32,6 +32,8 @@ const (
 	targetBy = `INSERT INTO {outbox}.outbox (` + insertColumns + `, published_by) `
 
 	one = `($1, $2, $3, $4, $5, $6, NULLIF($7::text, '')`
+	// oneArgument is the arguments of a function, and has an idempotency key as well.
+	oneArgument = `($2::text, $5::json, $4::text, $6::bigint, NULLIF($7::text, ''), $3::timestamptz, $1::uuid, NULL::text, NULLIF($8::text, ''))`
 
 	columns = ` AS event (id, type, at, environment, context, version, trace, key)`
 	many    = `unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::text[], $5::json[], $6::bigint[], $7::text[], $8::text[])` + columns
@@ -42,8 +44,8 @@ const (
 	row      = `SELECT id, type, at, environment, context, version, NULLIF(trace, '')`
 	argument = `type, context, environment, version, NULLIF(trace, ''), at, id, NULL::text, NULLIF(key, '')`
 	// The functions take an idempotency key, which an insert cannot.
-	byFunction  = `SELECT pg_catalog.count({outbox}.publish_event(` + argument + `)) FROM `
-	intoTheWAL  = `SELECT pg_catalog.count({outbox}.publish_event_message(` + argument + `)) FROM `
+	byFunction  = `{outbox}.publish_event`
+	intoTheWAL  = `{outbox}.publish_event_message`
 	publishedBy = `, $9::text`
 )
 
@@ -90,20 +92,32 @@ func formOf(db DB) form {
 
 // statement writes events, which are prepared.
 func (o Outbox) statement(f form, events []Event) (string, []any) {
-	arguments := f.arguments(events)
-	switch {
-	case anyKey(events):
-		return o.Schema.SQL(byFunction + f.source), arguments
-	case o.PublishedBy != "":
-		return o.Schema.SQL(targetBy + row + publishedBy + ` FROM ` + f.source), append(arguments, o.PublishedBy)
-	default:
-		return o.Schema.SQL(target + row + ` FROM ` + f.source), arguments
+	if anyKey(events) {
+		return o.call(byFunction, f, events)
 	}
+	arguments := f.arguments(events)
+	if o.PublishedBy != "" {
+		return o.Schema.SQL(targetBy + row + publishedBy + ` FROM ` + f.source), append(arguments, o.PublishedBy)
+	}
+	return o.Schema.SQL(target + row + ` FROM ` + f.source), arguments
+}
+
+// call publishes events, which are prepared, by function.
+func (o Outbox) call(function string, f form, events []Event) (string, []any) {
+	if f.source == many && len(events) == 1 {
+		return o.Schema.SQL(`SELECT ` + function + oneArgument), append(values(&events[0]), events[0].IdempotencyKey)
+	}
+	return o.Schema.SQL(`SELECT pg_catalog.count(` + function + `(` + argument + `)) FROM ` + f.source), f.arguments(events)
+}
+
+// values are the parameters of one event for pgx.
+func values(e *Event) []any {
+	return []any{e.ID.String(), e.Type, e.DateTime, e.Environment, string(e.Context), e.MetadataVersion, e.TraceContext}
 }
 
 // single writes one event by pgx.
 func (o Outbox) single(e *Event) (string, []any) {
-	arguments := []any{e.ID.String(), e.Type, e.DateTime, e.Environment, string(e.Context), e.MetadataVersion, e.TraceContext}
+	arguments := values(e)
 	if o.PublishedBy != "" {
 		return o.Schema.SQL(targetBy + `VALUES ` + one + `, $8::text)`), append(arguments, o.PublishedBy)
 	}

@@ -74,5 +74,6 @@ func (o Outbox) message(f form, events []Event) (string, []any, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	return o.Schema.SQL(intoTheWAL + f.source), f.arguments(ready), nil
+	sql, arguments := o.call(intoTheWAL, f, ready)
+	return sql, arguments, nil
 }
