@@ -247,6 +247,7 @@ func (w *groupWriter) Insert(ctx context.Context, b sink.Block) error {
 	from, to := b.Bounds()
 	refusal := g.sink.Insert(ctx, b.Rows, from, to, sink.InsertRequest{
 		QueryID: id, Token: queryPrefix(g.source) + sink.TokenOf(b), IngestedAt: began, Verify: r.guard.Verify,
+		WithoutViews: b.Refusal != nil,
 	})
 	if refusal != nil && sink.Code(refusal) == 0 {
 		return retryFailed(refusal)

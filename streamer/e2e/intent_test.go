@@ -84,6 +84,35 @@ func TestAFrozenInsertDoesNotBringBackRowsThatLeft(t *testing.T) {
 	awaitRows(t, env, 9)
 }
 
+// A view fails for an insert, and its rows leave before the streamer looks whether they are there. They
+// do not come back as halves, nor as dead letters.
+func TestRowsThatLeaveBehindAViewThatFails(t *testing.T) {
+	t.Parallel()
+	for name, events := range map[string]int{"several": 8, "one": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := newEnv(t)
+			command(t, env, "CREATE MATERIALIZED VIEW watcher ENGINE = MergeTree ORDER BY tuple() AS SELECT throwIf(commit_seq > 0) AS x FROM LOG")
+			s := runUntil(t, env, "after-insert", 1)
+			s.says("streaming")
+			publish(t, env, events)
+			s.frozen()
+			awaitRows(t, env, events)
+			command(t, env, "ALTER TABLE LOG DELETE WHERE 1 SETTINGS mutations_sync = 2")
+			command(t, env, "DROP TABLE watcher SYNC")
+			s.signal(syscall.SIGCONT)
+			s.says("ClickHouse accepted a repeated insert, but its rows are missing")
+			publish(t, env, 3)
+			awaitRows(t, env, 3)
+			confirmedPast(t, env)
+			assert.Equal(t, 3, countRows(t, env))
+			var dead uint64
+			require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT count() FROM "+env.ClickHouseConfig.DeadLetterTable).Scan(&dead))
+			assert.Zero(t, dead)
+		})
+	}
+}
+
 // Whatever advances the slot beside the streamer takes events from it.
 func TestAForeignReaderIsRefused(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ type insertion struct {
 	what    string
 	table   string
 	token   string
+	refusal error // of the same block, see sink.Block; nil for none
 	insert  func(context.Context, sink.InsertRequest) error
 	written func(context.Context) (bool, error)
 }
@@ -36,14 +38,14 @@ func (w *writer) insertUntilDurable(ctx context.Context, p *part, in insertion) 
 	wait.InitialInterval, wait.MaxInterval = firstWait, maxWait
 	var last error
 	for attempt := 1; ; attempt++ {
-		if p.repeated || attempt > 1 {
+		if p.repeated || in.refusal != nil || attempt > 1 {
 			there, err := w.look(ctx, in.what, in.written)
 			switch {
 			case err != nil:
 				return false, w.lookFailed(ctx, last, err)
 			case there:
-				w.reportRefusal(ctx, in, last)
-				return attempt == 1, nil
+				w.reportRefusal(ctx, in, cmp.Or(last, in.refusal))
+				return attempt == 1 && p.repeated, nil
 			case final(last):
 				return false, last
 			}
@@ -70,9 +72,10 @@ func (w *writer) insertUntilDurable(ctx context.Context, p *part, in insertion) 
 // remembers the token. Rows that are not there then were deleted or have expired, or the
 // server lost them after it had noted the token. They are never sent under another token.
 func (w *writer) answered(ctx context.Context, p *part, in insertion, attempt int) error {
-	if attempt == 1 && !p.repeated {
+	if attempt == 1 && !p.repeated && in.refusal == nil {
 		return nil
 	}
+	w.reportRefusal(ctx, in, in.refusal) // it was a view's: without the views there is none
 	there, err := w.look(ctx, in.what, in.written)
 	if err == nil && !there {
 		w.s.log.Error("ClickHouse accepted a repeated insert, but its rows are missing: they were deleted, have expired, or were lost while their token was kept; "+
@@ -100,11 +103,14 @@ func (w *writer) attempt(ctx context.Context, p *part, in insertion, n int) erro
 	ctx, cancel := context.WithTimeout(ctx, w.s.cfg.InsertTimeout)
 	defer cancel()
 	failpoint.Hit("before-insert")
-	registered := time.Now()
+	registered, id := time.Now(), in.token
+	if in.refusal != nil {
+		id += "-without"
+	}
 	err := in.insert(ctx, sink.InsertRequest{
-		QueryID: fmt.Sprintf("%s-%d-%s", in.token, n, w.s.nonce), Token: in.token, IngestedAt: time.UnixMilli(p.intent.IngestedAt).UTC(),
-		Verify:     func(ctx context.Context) error { return w.verify(ctx, p) },
-		ViewFailed: w.viewFailed,
+		QueryID: fmt.Sprintf("%s-%d-%s", id, n, w.s.nonce), Token: in.token, IngestedAt: time.UnixMilli(p.intent.IngestedAt).UTC(),
+		Verify:       func(ctx context.Context) error { return w.verify(ctx, p) },
+		WithoutViews: in.refusal != nil, ViewFailed: w.viewFailed,
 	})
 	failpoint.Hit("after-insert")
 	if err != nil && !sink.Answered(err) && !errors.Is(err, errOwner) {

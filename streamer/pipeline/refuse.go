@@ -33,7 +33,7 @@ func (i *blockWriter) Insert(ctx context.Context, b sink.Block) error {
 		}
 	}
 	from, to := b.Bounds()
-	err := i.w.insertRows(ctx, i.part, from, to)
+	err := i.w.insertRows(ctx, i.part, from, to, b.Refusal)
 	if failure.Of(err) == failure.Poison {
 		i.w.unknownCode = sink.Unknown(err) != 0
 	}

@@ -222,6 +222,7 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 			return nil, err
 		}
 	}
+	s.warnOfUnrecorded(end)
 	confirmed := s.slot.ConfirmedFlush
 	next := replication.IntentRecord{
 		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: confirmed, UnprovedSince: rec.UnprovedSince,
@@ -232,6 +233,20 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 		next.UnprovedSince = &rec.WrittenAt
 	}
 	return s.continueFrom(ctx, next, later(end, s.firstPosition()))
+}
+
+// warnOfUnrecorded reports that event_log ends behind what a record from before a failover knows. Who
+// wrote there is lost, and so is what that streamer may have noticed, such as a foreign reader.
+func (s *session) warnOfUnrecorded(end decode.Position) {
+	rec := s.record
+	known := decode.Position{LSN: rec.Confirm}
+	if rec.Intent != nil {
+		known = later(known, decode.Position(rec.Intent.Through))
+	}
+	if !s.sameHistory(rec) && end.After(known) {
+		s.log.Warn("event_log has events that were written after what this server has recorded, as after a failover to a standby that was behind: all events before them are taken to be there",
+			"recorded", replication.Position(known).String(), "event_log_end", replication.Position(end).String(), "fix", "run `streamer verify`, and `streamer replay --from-table` if it misses events")
+	}
 }
 
 // warnOfOtherServers reports, before the first event of this server, events of the same

@@ -263,14 +263,17 @@ func (w *writer) untilAttemptsAreOver(ctx context.Context, p *part) error {
 var errWrittenLate = errors.New("an insert without an answer was written after all; starting again")
 
 // insertRows writes rows [from, to), those of p, as one block.
-func (w *writer) insertRows(ctx context.Context, p *part, from, to int) error {
+func (w *writer) insertRows(ctx context.Context, p *part, from, to int, refusal error) error {
 	unknown := sink.UnknownErrors{Limit: w.retryBudget(to - from)}
+	if refusal != nil {
+		unknown.Limit = 1 // it was tried that often
+	}
 	limits := sink.LimitErrors{Limit: limitTries}
 	if to-from == 1 {
 		limits.Limit = math.MaxInt // there is no smaller block
 	}
 	_, err := w.insertUntilDurable(ctx, p, insertion{
-		what: "rows", table: w.s.cfg.Tables.EventLog, token: p.intent.Token,
+		what: "rows", table: w.s.cfg.Tables.EventLog, token: p.intent.Token, refusal: refusal,
 		insert: func(ctx context.Context, r sink.InsertRequest) error {
 			return limits.Classify(unknown.Classify(w.s.sink.Insert(ctx, &p.b.Rows, from, to, r)))
 		},

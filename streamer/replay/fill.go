@@ -209,6 +209,7 @@ func (p *chunkFill) Insert(ctx context.Context, b sink.Block) error {
 	answer := p.within(ctx, func(ctx context.Context) error {
 		request := p.next()
 		request.Token = p.f.name(sink.TokenOf(b)) // the same for the same rows
+		request.WithoutViews = b.Refusal != nil
 		return p.f.sink.Insert(ctx, b.Rows, from, to, request)
 	})
 	if sink.Code(answer) != 0 { // a view may have failed after the rows were written

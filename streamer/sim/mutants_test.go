@@ -62,7 +62,7 @@ var mutants = []mutant{
 	},
 	{
 		"does not look before it repeats", "pipeline/insert.go",
-		"if p.repeated || attempt > 1 {", "if last != nil && final(last) {", "small window",
+		"if p.repeated || in.refusal != nil || attempt > 1 {", "if last != nil && final(last) {", "small window",
 	},
 	{
 		"a repeated insert has the time of its repetition", "pipeline/insert.go",

@@ -86,6 +86,8 @@ type InsertRequest struct {
 	// Verify is called when ClickHouse knows the query, whose time limit runs from then
 	// on, and has not yet received its data. When it fails, nothing is inserted.
 	Verify func(context.Context) error
+	// WithoutViews inserts whatever the materialized views on the table make of it.
+	WithoutViews bool
 	// ViewFailed is called when a materialized view refuses the insert, which goes on without it; it may be nil.
 	ViewFailed func(*ViewError)
 }

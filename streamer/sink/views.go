@@ -33,8 +33,8 @@ func (e *ViewError) Unwrap() error { return e.err }
 
 var errTooSlow = errors.New("ClickHouse did not answer within CLICKHOUSE_INSERT_TIMEOUT although the rows are there")
 
-// ignoreViews is sent with an insert that a view refuses, and with no other: an error of a view
-// is to be heard.
+// ignoreViews is sent with an insert that a view refuses, or may have refused, and with no other: an
+// error of a view is to be heard.
 var ignoreViews = clickhouse.Settings{
 	"materialized_views_ignore_errors":                    1,
 	"ignore_materialized_views_with_dropped_target_table": 1,
@@ -44,6 +44,9 @@ var ignoreViews = clickhouse.Settings{
 // its target is gone, refuses it: then it is registered to go on without.
 func (s *Sink) register(ctx context.Context, table, query string, a InsertRequest) (driver.Batch, error) {
 	settings := s.insertSettings(a.Token)
+	if a.WithoutViews {
+		maps.Copy(settings, ignoreViews)
+	}
 	batch, err := s.conn.PrepareBatch(clickhouse.Context(ctx, clickhouse.WithQueryID(a.QueryID), clickhouse.WithSettings(settings)), query)
 	if err == nil {
 		return batch, nil

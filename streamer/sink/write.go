@@ -15,6 +15,10 @@ import (
 type Block struct {
 	Rows *decode.Rows // in stream order
 	Range
+	// Refusal is why ClickHouse refused this block before, when nothing shows a row that is to blame. It
+	// may have been a materialized view's error, for rows that are written and were deleted since: the
+	// block is sent once more as it is, so that it is dropped then, and without the views.
+	Refusal error
 }
 
 // Bounds returns the block's rows as indexes: from, and up to and without to.
@@ -57,8 +61,9 @@ type Writer interface {
 
 // Write writes b. When ClickHouse refuses it, the rows that are to blame are found without
 // writing anything, see findRefused; all of them become dead letters at once, and the others
-// are one block. What that does not show, because the table checks more than its columns and
-// constraints, is found by writing halves of the block, until each row that is refused stands alone.
+// are one block. What that does not show may be an error of a view, see Block. Or the table checks
+// more than its columns and constraints: then it is found by writing halves of the block, until each
+// row that is refused stands alone.
 func (s *Sink) Write(ctx context.Context, b Block, w Writer) error {
 	return s.write(ctx, b, w, s.findRefused)
 }
@@ -81,6 +86,9 @@ func (s *Sink) write(ctx context.Context, b Block, w Writer, find findFunc) erro
 		case err != nil && !errors.Is(err, errCannotFind):
 			return err
 		case len(refused) > 0:
+		case b.Refusal == nil:
+			b.Refusal = refusal
+			continue
 		case to-from > 1:
 			return s.writeHalves(ctx, b, w, findNone, err)
 		default:
@@ -90,6 +98,7 @@ func (s *Sink) write(ctx context.Context, b Block, w Writer, find findFunc) erro
 			return err
 		}
 		b.Rows.Refuse(refused)
+		b.Refusal = nil
 	}
 	return nil
 }
@@ -98,6 +107,7 @@ func (s *Sink) writeHalves(ctx context.Context, b Block, w Writer, find findFunc
 	if err := w.Halve(ctx, b, cause); err != nil {
 		return err
 	}
+	b.Refusal = nil
 	from, to := b.Bounds()
 	middle := b.Rows.Position(from + (to-from)/2 - 1)
 	left, right := b, b

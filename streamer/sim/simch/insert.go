@@ -157,7 +157,7 @@ func (s *session) write(q *running, t *table, rows []Row, fate Fate) error {
 	c.commit(s.node.number, t, p, dependent)
 	t.view = view
 	c.changed.Broadcast()
-	if fate.ViewError != 0 && view != nil {
+	if fate.ViewError != 0 && view != nil && q.settings["materialized_views_ignore_errors"] != "1" {
 		return &exception{proto.Error(fate.ViewError), "ERROR", "while pushing to view"}
 	}
 	if copies > 1 && c.options.Kind == Replicated && p.seen != nil {
