@@ -328,6 +328,12 @@ func (s *stranger) deliver(t *testing.T, meanwhile func()) {
 	meanwhile()
 	cancel()
 	require.NoError(t, <-done)
+	await.True(t, func() bool { // its walsender ends a moment later
+		var active bool
+		err := s.admin.QueryRow(t.Context(), "SELECT pg_catalog.bool_or(active) FROM pg_catalog.pg_replication_slots WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database()").Scan(&active)
+		require.NoError(t, err)
+		return !active
+	}, "the slot stays in use")
 	s.untouched(t, "run")
 }
 

@@ -226,6 +226,7 @@ func TestRun(t *testing.T) {
 	out, err = i.command(t, "up").CombinedOutput()
 	require.NoError(t, err, string(out))
 	i.awaitUser(t, "six@example.com")
+	third.waitFor(t, "PostgreSQL "+embedded.PostgresVersion()+" is up again")
 	require.NoError(t, third.cmd.Process.Signal(syscall.SIGINT))
 	assert.Zero(t, third.end(t), third.text())
 	<-third.closed
