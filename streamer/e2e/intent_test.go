@@ -99,7 +99,6 @@ func TestRowsThatLeaveBehindAViewThatFails(t *testing.T) {
 			s.frozen()
 			awaitRows(t, env, events)
 			command(t, env, "ALTER TABLE LOG DELETE WHERE 1 SETTINGS mutations_sync = 2")
-			command(t, env, "DROP TABLE watcher SYNC")
 			s.signal(syscall.SIGCONT)
 			s.says("ClickHouse accepted a repeated insert, but its rows are missing")
 			publish(t, env, 3)
