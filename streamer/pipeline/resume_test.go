@@ -12,7 +12,7 @@ import (
 	"diehard/streamer/sink"
 )
 
-// After a failover event_log may end behind the record: the operator is told, and only then.
+// After a failover event_log may end behind the record: that is reported, and nothing else.
 func TestWhatWasWrittenBehindTheRecordIsReported(t *testing.T) {
 	t.Parallel()
 	through := replication.Position{LSN: 300, Seq: 2}
