@@ -279,6 +279,7 @@ func TestTheLogKeepsSecrets(t *testing.T) {
 		code, _ := p.send(t, "POST", "/events", strings.NewReader(body), key...)
 		assert.Equal(t, want, code, body)
 	}
+	key[3] = "marker-key-user"
 	code, _ := p.send(t, "POST", "/users", strings.NewReader(`{"email":"marker@example.com","first_name":"marker","last_name":"marker"}`), key...)
 	assert.Equal(t, http.StatusCreated, code)
 	code, _ = p.send(t, "GET", "/users/marker", nil, key...)
