@@ -139,20 +139,22 @@ BEGIN
         RAISE EXCEPTION 'invalid events: must be an array of objects' USING ERRCODE = 'check_violation';
     END IF;
     BEGIN
-        SELECT array_agg(coalesce(f.event_id, {{.Schema}}.event_id_for(f.event_key)) ORDER BY a.n) AS ids,
+        SELECT array_agg(v.id ORDER BY a.n) AS ids,
                array_agg(f.event_type ORDER BY a.n) AS types,
-               array_agg(coalesce(f.event_date_time, clock_timestamp()) ORDER BY a.n) AS times,
-               array_agg(coalesce(f.environment, '') ORDER BY a.n) AS environments,
-               array_agg(c.context ORDER BY a.n) AS contexts,
-               array_agg(coalesce(f.metadata_version, 1) ORDER BY a.n) AS versions,
+               array_agg(v.at ORDER BY a.n) AS times,
+               array_agg(v.environment ORDER BY a.n) AS environments,
+               array_agg(v.context ORDER BY a.n) AS contexts,
+               array_agg(v.version ORDER BY a.n) AS versions,
                array_agg(f.trace_context ORDER BY a.n) AS traces,
                array_agg(f.idempotency_key ORDER BY a.n) AS keys,
                min(format('%s%s', lpad((a.n - 1)::text, 10), p.problem)) FILTER (WHERE p.problem IS NOT NULL) AS problem
         INTO e
         FROM json_array_elements(events) WITH ORDINALITY AS a (event, n),
-            LATERAL (SELECT a.event -> 'event_context' AS context OFFSET 0) AS c, -- once: what follows asks for it often
             json_to_record(a.event) AS f (event_type text, environment text, metadata_version bigint, trace_context text,
                 event_date_time timestamptz, event_id uuid, event_key text, idempotency_key text),
+            LATERAL (SELECT coalesce(f.event_id, {{.Schema}}.event_id_for(f.event_key)) AS id, coalesce(f.event_date_time, clock_timestamp()) AS at,
+                coalesce(f.environment, '') AS environment, coalesce(f.metadata_version, 1) AS version, a.event -> 'event_context' AS context
+                OFFSET 0) AS v, -- once: what follows asks for them often
             LATERAL (SELECT coalesce(
                 (SELECT format(CASE WHEN count(*) > 1 OR k.name <> ALL (texts || others) THEN '.%s is given twice or not a field of an event'
                     WHEN k.name = 'metadata_version' THEN '.%s must be a number' ELSE '.%s must be a string' END, left(k.name, 40))
@@ -162,10 +164,9 @@ BEGIN
                     OR k.name = 'metadata_version' AND min(json_typeof(k.value)) NOT IN ('number', 'null') LIMIT 1),
                 CASE WHEN octet_length(f.idempotency_key) NOT BETWEEN 1 AND 255 THEN '.idempotency_key must have 1 to 255 bytes'
                     WHEN f.idempotency_key ~ '[\u0001-\u001f\u007f-\u009f]' THEN '.idempotency_key must not have control characters' END,
-                CASE WHEN {{.Schema}}.diehard_is_plain(coalesce(f.event_id, '00000000-0000-0000-0000-000000000001'), f.event_type,
-                    coalesce(f.event_date_time, now()), coalesce(f.environment, ''), c.context, coalesce(f.metadata_version, 1),
-                    f.trace_context, 'x') IS NOT TRUE THEN '.' || {{.Schema}}.diehard_problem(f.event_id, f.event_type,
-                    f.event_date_time, f.environment, c.context, f.metadata_version, f.trace_context) END) AS problem) AS p;
+                CASE WHEN {{.Schema}}.diehard_is_plain(v.id, f.event_type, v.at, v.environment, v.context, v.version, f.trace_context, 'x') IS NOT TRUE
+                    THEN '.' || {{.Schema}}.diehard_problem(v.id, f.event_type, v.at, v.environment, v.context, v.version, f.trace_context)
+                END) AS problem) AS p;
     EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
         -- An element that cannot be read. Which one, and what of it?
         FOR element IN SELECT a.event, a.n - 1 AS n FROM json_array_elements(events) WITH ORDINALITY AS a (event, n) LOOP

@@ -53,7 +53,7 @@ BEGIN
         true, 'diehard.event', convert_to(
         '{"v":1,"id":"' || event_id
         || '","event_type":' || to_json(event_type)
-        || ',"event_date_time":"' || to_char(coalesce(event_date_time, clock_timestamp()) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        || ',"event_date_time":"' || to_char(event_date_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
         || '","published_by":' || to_json(session_user::text)
         || CASE WHEN environment <> '' THEN ',"environment":' || to_json(environment) ELSE '' END
         || CASE WHEN metadata_version <> 1 THEN ',"metadata_version":' || metadata_version ELSE '' END

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -67,7 +68,7 @@ func (f fields) event() event.Event {
 	return e
 }
 
-// waysOfFields are the ways of waysToPublish, with every field that each of them has.
+// waysOfFields publish an event, with every field that each of them has.
 func waysOfFields(env *testenv.Env, db *sql.DB, api string) map[string]func(context.Context, fields) error {
 	insert := func(relation string) func(context.Context, fields) error {
 		return func(ctx context.Context, f fields) error {
@@ -98,9 +99,13 @@ func waysOfFields(env *testenv.Env, db *sql.DB, api string) map[string]func(cont
 		}
 	}
 	return map[string]func(context.Context, fields) error{
-		"`INSERT`":               insert("outbox"),
-		"view":                   insert("diehard_events"),
-		"`COPY`":                 func(ctx context.Context, f fields) error { return copyText(ctx, env, f) },
+		"`INSERT`": insert("outbox"),
+		"view":     insert("diehard_events"),
+		"`COPY`": func(ctx context.Context, f fields) error {
+			names, _, values := f.list()
+			_, err := env.Pool.CopyFrom(ctx, pgx.Identifier{event.Table}, names, pgx.CopyFromRows([][]any{values}))
+			return err
+		},
 		"`publish_event`, text":  call("publish_event", "text"),
 		"`publish_event`, json":  call("publish_event", "text::json"),
 		"`publish_event`, jsonb": call("publish_event", "text::jsonb"),
@@ -115,29 +120,6 @@ func waysOfFields(env *testenv.Env, db *sql.DB, api string) map[string]func(cont
 		"`POST /events`":     post("application/json", "[", "]"),
 		"NDJSON":             post("application/x-ndjson", "", "\n"),
 	}
-}
-
-// copyText copies an event in the text format, as psql does.
-func copyText(ctx context.Context, env *testenv.Env, f fields) error {
-	conn, err := env.Pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Release()
-	names, _, values := f.list()
-	line := make([]string, len(values))
-	for i, value := range values {
-		switch v := value.(type) {
-		case nil:
-			line[i] = `\N`
-		case time.Time:
-			line[i] = v.Format(time.RFC3339Nano)
-		default:
-			line[i] = strings.NewReplacer(`\`, `\\`, "\t", `\t`, "\n", `\n`).Replace(fmt.Sprint(v))
-		}
-	}
-	_, err = conn.Conn().PgConn().CopyFrom(ctx, strings.NewReader(strings.Join(line, "\t")+"\n"), "COPY outbox ("+strings.Join(names, ", ")+") FROM STDIN")
-	return err
 }
 
 // rules are one event each that breaks a rule of diehard_problem, and the sentence that SQL

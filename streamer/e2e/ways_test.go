@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -23,51 +22,22 @@ import (
 )
 
 // waysToPublish publish an event of a type with a context, by the names that the table of
-// shared/event/README.md gives them.
+// shared/event/README.md gives them: it has one column for text and json, and one for messages.
 func waysToPublish(env *testenv.Env, db *sql.DB, api string) map[string]func(ctx context.Context, kind, content string) error {
-	statement := func(query string) func(context.Context, string, string) error {
-		return func(ctx context.Context, kind, content string) error {
-			_, err := env.Pool.Exec(ctx, query, kind, content)
-			return err
+	ways := map[string]func(context.Context, string, string) error{}
+	for name, publish := range waysOfFields(env, db, api) {
+		ways[name] = func(ctx context.Context, kind, content string) error {
+			return publish(ctx, fields{"event_type": kind, "event_context": content})
 		}
 	}
-	object := func(kind, content string) string {
-		return fmt.Sprintf(`{"event_type": %q, "event_context": %s}`, kind, content)
+	asText, asJSON := ways["`publish_event`, text"], ways["`publish_event`, json"]
+	for _, name := range []string{"`publish_event`, text", "`publish_event`, json", "Go, messages"} {
+		delete(ways, name)
 	}
-	made := func(kind, content string) event.Event {
-		return event.Event{Type: kind, Context: json.RawMessage(content)}
+	ways["`publish_event`, text or json"] = func(ctx context.Context, kind, content string) error {
+		return errors.Join(asText(ctx, kind, content), asJSON(ctx, kind, content))
 	}
-	post := func(kind, before, after string) func(context.Context, string, string) error {
-		return func(ctx context.Context, name, content string) error {
-			return postEvent(ctx, api, kind, before+object(name, content)+after)
-		}
-	}
-	return map[string]func(context.Context, string, string) error{
-		"`INSERT`": statement("INSERT INTO outbox (event_type, event_context) VALUES ($1, $2::text::json)"),
-		"view":     statement("INSERT INTO diehard_events (event_type, event_context) VALUES ($1, $2::text::json)"),
-		"`COPY`": func(ctx context.Context, kind, content string) error {
-			_, err := env.Pool.CopyFrom(ctx, pgx.Identifier{event.Table}, []string{"event_type", "event_context"}, pgx.CopyFromRows([][]any{{kind, content}}))
-			return err
-		},
-		"`publish_event`, text or json": func(ctx context.Context, kind, content string) error {
-			return errors.Join(statement("SELECT publish_event($1, $2::text)")(ctx, kind, content),
-				statement("SELECT publish_event($1, $2::text::json)")(ctx, kind, content))
-		},
-		"`publish_event`, jsonb": statement("SELECT publish_event($1, $2::text::jsonb)"),
-		"`publish_events`": func(ctx context.Context, kind, content string) error {
-			_, err := env.Pool.Exec(ctx, "SELECT publish_events($1)", "["+object(kind, content)+"]")
-			return err
-		},
-		"message": statement("SELECT publish_event_message($1, $2::text)"),
-		"Go": func(ctx context.Context, kind, content string) error {
-			return event.Publish(ctx, env.Pool, made(kind, content))
-		},
-		"Go, `database/sql`": func(ctx context.Context, kind, content string) error {
-			return event.Publish(ctx, event.SQL(db), made(kind, content))
-		},
-		"`POST /events`": post("application/json", "[", "]"),
-		"NDJSON":         post("application/x-ndjson", "", "\n"),
-	}
+	return ways
 }
 
 var errStatus = errors.New("refused by the api")
