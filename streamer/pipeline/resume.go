@@ -205,7 +205,7 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 	rec := s.record
 	var err error
 	switch {
-	case !s.sameHistory(rec), rec.Intent == nil && (rec.UnprovedSince != nil || s.p.newTimeline.other):
+	case !s.sameHistory(rec), rec.Intent == nil && (rec.Unproved != nil || s.p.newTimeline.other):
 		err = s.waitForOldInserts(ctx) // a new record may stand for one that a failover has lost
 	case rec.Intent == nil:
 		err = s.waitUntilNoneRuns(ctx, s.source.QueryPrefix())
@@ -222,31 +222,31 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 			return nil, err
 		}
 	}
-	s.warnOfUnrecorded(end)
-	confirmed := s.slot.ConfirmedFlush
 	next := replication.IntentRecord{
-		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: confirmed, UnprovedSince: rec.UnprovedSince,
+		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: s.slot.ConfirmedFlush, Unproved: rec.Unproved,
 	}
-	// The tables prove nothing: a streamer may have written behind what something else had read, and a
-	// failover has lost that it was being proved.
-	if beyond := rec.SystemID != s.source.SystemID || confirmed > rec.Confirm; beyond && !s.sameHistory(rec) && next.UnprovedSince == nil {
-		next.UnprovedSince = &rec.WrittenAt
+	if next.Unproved == nil && !s.sameHistory(rec) {
+		next.Unproved = s.lostProof(end)
 	}
 	return s.continueFrom(ctx, next, later(end, s.firstPosition()))
 }
 
-// warnOfUnrecorded reports that event_log ends behind what a record from before a failover knows. Who
-// wrote there is lost, and so is what that streamer may have noticed, such as a foreign reader.
-func (s *session) warnOfUnrecorded(end decode.Position) {
+// lostProof is what has to be compared after a failover, when the tables end at end; nil for nothing.
+// That they do proves nothing of the events before it: a streamer may have written behind what
+// something else had read, and the failover has lost that it was still comparing.
+func (s *session) lostProof(end decode.Position) *replication.Unproved {
 	rec := s.record
 	known := decode.Position{LSN: rec.Confirm}
 	if rec.Intent != nil {
 		known = later(known, decode.Position(rec.Intent.Through))
 	}
-	if !s.sameHistory(rec) && end.After(known) {
-		s.log.Warn("event_log has events that were written after what this server has recorded, as after a failover to a standby that was behind: all events before them are taken to be there",
-			"recorded", replication.Position(known).String(), "event_log_end", replication.Position(end).String(), "fix", "run `streamer verify`, and `streamer replay --from-table` if it misses events")
+	switch {
+	case rec.SystemID != s.source.SystemID, s.slot.ConfirmedFlush > rec.Confirm:
+		return &replication.Unproved{Since: rec.WrittenAt}
+	case end.After(known): // all that is missing is behind what the slot has confirmed
+		return &replication.Unproved{Since: rec.WrittenAt, FromXID: s.slot.CatalogXmin}
 	}
+	return nil
 }
 
 // warnOfOtherServers reports, before the first event of this server, events of the same

@@ -1,10 +1,10 @@
 package pipeline
 
 import (
-	"bytes"
-	"log/slog"
 	"testing"
+	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 
 	"diehard/streamer/decode"
@@ -12,29 +12,32 @@ import (
 	"diehard/streamer/sink"
 )
 
-// After a failover event_log may end behind the record: that is reported, and nothing else.
-func TestWhatWasWrittenBehindTheRecordIsReported(t *testing.T) {
+// After a failover that lost what was recorded of the last events, they are compared: those of the
+// slot's transactions where its position is one that is recorded, and otherwise all since the record.
+func TestWhatAFailoverMakesUnproved(t *testing.T) {
 	t.Parallel()
-	through := replication.Position{LSN: 300, Seq: 2}
+	through, xmin, at := replication.Position{LSN: 300, Seq: 2}, uint32(77), time.Unix(9, 0)
+	ofTheSlot, all := &replication.Unproved{Since: at, FromXID: &xmin}, &replication.Unproved{Since: at}
 	for name, c := range map[string]struct {
-		timeline uint32
-		intent   *replication.Intent
-		end      decode.Position
-		reported bool
+		intent    *replication.Intent
+		system    string
+		confirmed pglogrepl.LSN
+		end       decode.Position
+		want      *replication.Unproved
 	}{
-		"behind the intent":         {1, &replication.Intent{Through: through}, decode.Position{LSN: 300, Seq: 3}, true},
-		"at the intent":             {1, &replication.Intent{Through: through}, decode.Position{LSN: 300, Seq: 2}, false},
-		"behind what was confirmed": {1, nil, decode.Position{LSN: 200, Seq: 1}, true},
-		"before what was confirmed": {1, &replication.Intent{}, decode.Position{LSN: 199, Seq: 9}, false},
-		"an empty table":            {1, nil, decode.Position{}, false},
-		"the same history":          {2, nil, decode.Position{LSN: 900, Seq: 1}, false},
+		"behind the intent":         {&replication.Intent{Through: through}, "7", 200, decode.Position{LSN: 300, Seq: 3}, ofTheSlot},
+		"at the intent":             {&replication.Intent{Through: through}, "7", 200, decode.Position{LSN: 300, Seq: 2}, nil},
+		"behind what was confirmed": {nil, "7", 200, decode.Position{LSN: 200, Seq: 1}, ofTheSlot},
+		"an older slot":             {nil, "7", 100, decode.Position{LSN: 200, Seq: 1}, ofTheSlot},
+		"before what was confirmed": {&replication.Intent{}, "7", 200, decode.Position{LSN: 199, Seq: 9}, nil},
+		"an empty table":            {nil, "7", 200, decode.Position{}, nil},
+		"a slot beyond the record":  {nil, "7", 201, decode.Position{LSN: 300, Seq: 1}, all},
+		"another server":            {&replication.Intent{Through: through}, "8", 100, decode.Position{}, all},
 	} {
-		var log bytes.Buffer
 		s := &session{
-			log: slog.New(slog.NewTextHandler(&log, nil)), source: sink.Source{SystemID: "7"}, history: replication.History{Timeline: 2},
-			record: replication.IntentRecord{SystemID: "7", Timeline: c.timeline, Confirm: 200, Intent: c.intent},
+			source: sink.Source{SystemID: "7"}, slot: replication.Slot{ConfirmedFlush: c.confirmed, CatalogXmin: &xmin},
+			record: replication.IntentRecord{SystemID: c.system, Confirm: 200, Intent: c.intent, WrittenAt: at},
 		}
-		s.warnOfUnrecorded(c.end)
-		assert.Equal(t, c.reported, bytes.Contains(log.Bytes(), []byte("streamer verify")), name)
+		assert.Equal(t, c.want, s.lostProof(c.end), name)
 	}
 }

@@ -102,7 +102,7 @@ var mutants = []mutant{
 	},
 	{
 		"after a failover no event is looked for", "pipeline/resume.go",
-		"next.UnprovedSince = &rec.WrittenAt", "_ = beyond", "foreign reader and failover",
+		"next.Unproved = s.lostProof(end)", "_ = s.lostProof(end)", "foreign reader and failover",
 	},
 	{
 		"the lost end of the old timeline is not looked at", "replication/history.go",

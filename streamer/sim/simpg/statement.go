@@ -174,6 +174,7 @@ const (
 	tJSONB = pgtype.JSONBOID
 	tUUID  = pgtype.UUIDOID
 	tLSN   = 3220
+	tXID   = pgtype.XIDOID
 )
 
 type oids = []uint32
