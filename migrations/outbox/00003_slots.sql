@@ -101,7 +101,7 @@ BEGIN
         RAISE EXCEPTION 'slot % is not recorded, or there is no publication %', slot, publication USING ERRCODE = 'undefined_object';
     END IF;
     UPDATE {{.Schema}}.diehard_intent AS i
-    SET unproved_since = NULL, unproved_from = NULL, began = pg_snapshot_xmax(pg_current_snapshot()), epoch = i.epoch + 1, confirm_lsn = greatest(i.confirm_lsn, r.confirmed_flush_lsn)
+    SET unproved_since = NULL, unproved_until = NULL, began = pg_snapshot_xmax(pg_current_snapshot()), epoch = i.epoch + 1, confirm_lsn = greatest(i.confirm_lsn, r.confirmed_flush_lsn)
     FROM pg_replication_slots AS r WHERE i.slot_name = slot AND r.slot_name = slot AND NOT proved;
 END $$;
 -- +goose StatementEnd

@@ -10,7 +10,7 @@ CREATE TABLE {{.Schema}}.diehard_intent (
     confirm_lsn    pg_lsn      NOT NULL,
     intent         jsonb,
     unproved_since timestamptz,
-    unproved_from  xid,
+    unproved_until pg_lsn,
     began          xid8        NOT NULL DEFAULT pg_snapshot_xmax(pg_current_snapshot()),
     written_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 10); -- every update finds room in the page
@@ -21,7 +21,7 @@ COMMENT ON COLUMN {{.Schema}}.diehard_intent.epoch IS 'Raised by each session th
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.confirm_lsn IS 'Highest position that the streamer may have confirmed; 0/0: the slot is being created.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.intent IS 'The range of rows, its deduplication token, ingested_at, and the rows that ClickHouse refuses. NULL: nothing was written yet.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.unproved_since IS 'After a failover, or a change of the publication: events published since then are to be found in ClickHouse.';
-COMMENT ON COLUMN {{.Schema}}.diehard_intent.unproved_from IS 'Of those, the ones of this transaction number or a higher one. NULL: all of them.';
+COMMENT ON COLUMN {{.Schema}}.diehard_intent.unproved_until IS 'After a failover: events up to this commit that the slot delivers again are to be found in ClickHouse.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.began IS 'Transactions with this number or a higher one are delivered by the slot: the next one when its creation began.';
 
 -- Raises the epoch and returns the row. A slot without a row was not created by our
@@ -39,7 +39,7 @@ $$;
 
 -- Replaces the row while its epoch is held_epoch, and returns whether it did.
 -- +goose StatementBegin
-CREATE FUNCTION {{.Schema}}.diehard_intent_write(slot text, held_epoch bigint, system text, tl bigint, confirm pg_lsn, new_intent jsonb, unproved timestamptz, since_xid xid)
+CREATE FUNCTION {{.Schema}}.diehard_intent_write(slot text, held_epoch bigint, system text, tl bigint, confirm pg_lsn, new_intent jsonb, since timestamptz, until pg_lsn)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -47,7 +47,7 @@ AS $$
 BEGIN
     UPDATE {{.Schema}}.diehard_intent AS i
     SET system_id = system, timeline = tl, confirm_lsn = confirm, intent = nullif(new_intent, 'null'),
-        unproved_since = unproved, unproved_from = since_xid, written_at = clock_timestamp()
+        unproved_since = since, unproved_until = until, written_at = clock_timestamp()
     WHERE i.slot_name = slot AND i.epoch = held_epoch;
     RETURN FOUND;
 END $$;
@@ -62,7 +62,7 @@ AS $$
     VALUES (slot, system, tl, 1, '0/0')
     ON CONFLICT (slot_name) DO UPDATE
     SET system_id = excluded.system_id, timeline = excluded.timeline, epoch = i.epoch + 1, confirm_lsn = '0/0',
-        intent = NULL, unproved_since = NULL, unproved_from = NULL, began = excluded.began, written_at = clock_timestamp()
+        intent = NULL, unproved_since = NULL, unproved_until = NULL, began = excluded.began, written_at = clock_timestamp()
 $$;
 
 -- The slot was created and begins there.
@@ -91,7 +91,7 @@ AS $$
 $$;
 
 REVOKE ALL ON FUNCTION {{.Schema}}.diehard_intent_claim(text, text, bigint), {{.Schema}}.diehard_intent_creating(text, text, bigint), {{.Schema}}.diehard_intent_created(text, pg_lsn), {{.Schema}}.diehard_intent_delete(text), {{.Schema}}.diehard_intent_confirm(text, bigint, pg_lsn),
-    {{.Schema}}.diehard_intent_write(text, bigint, text, bigint, pg_lsn, jsonb, timestamptz, xid) FROM PUBLIC;
+    {{.Schema}}.diehard_intent_write(text, bigint, text, bigint, pg_lsn, jsonb, timestamptz, pg_lsn) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {{.Schema}}.diehard_intent_claim(text, text, bigint), {{.Schema}}.diehard_intent_creating(text, text, bigint), {{.Schema}}.diehard_intent_created(text, pg_lsn), {{.Schema}}.diehard_intent_delete(text), {{.Schema}}.diehard_intent_confirm(text, bigint, pg_lsn),
-    {{.Schema}}.diehard_intent_write(text, bigint, text, bigint, pg_lsn, jsonb, timestamptz, xid) TO diehard_streamer;
+    {{.Schema}}.diehard_intent_write(text, bigint, text, bigint, pg_lsn, jsonb, timestamptz, pg_lsn) TO diehard_streamer;
 GRANT SELECT ON {{.Schema}}.diehard_intent TO diehard_streamer;

@@ -24,11 +24,20 @@ type Batch struct {
 	// and holds no idle position.
 	Confirm pglogrepl.LSN
 
+	// Skipped are rows before those of the batch that are to be found in ClickHouse already.
+	Skipped []Skipped
+
 	// Urgent: Confirm is to be confirmed now, because the stream ends or the server waits for it.
 	Urgent bool
 
 	// Received counts the bytes of pgoutput this batch was made of.
 	Received int
+}
+
+// Skipped is a row that the decoder has skipped.
+type Skipped struct {
+	decode.Position
+	ID [16]byte // zero: unknown
 }
 
 // New returns an empty Batch with room for the contexts that limits allow, so
@@ -57,11 +66,11 @@ func (b *Batch) confirm(lsn pglogrepl.LSN) { b.Confirm = max(b.Confirm, lsn) }
 
 // Full reports that the batch must be handed over before another row is added.
 func (b *Batch) Full(l Limits) bool {
-	return b.Len()+len(b.Rejects) >= l.Rows || b.Bytes() >= l.Bytes || b.Rows.Full()
+	return b.Len()+len(b.Rejects) >= l.Rows || b.Bytes() >= l.Bytes || len(b.Skipped) >= l.Rows || b.Rows.Full()
 }
 
 // Pending reports that handing the batch over would change anything.
-func (b *Batch) Pending() bool { return !b.Empty() || b.Confirm != 0 }
+func (b *Batch) Pending() bool { return !b.Empty() || b.Confirm != 0 || len(b.Skipped) > 0 }
 
 // Reset empties the batch. A buffer that a row beyond the size limit has blown up
 // is let go, so that memory follows the bounds and not the largest row seen.
@@ -70,5 +79,5 @@ func (b *Batch) Reset(l Limits) {
 		b.Context = make([]byte, 0, l.Bytes+spare(l))
 	}
 	b.Rows.Reset()
-	b.Confirm, b.Received, b.Urgent = 0, 0, false
+	b.Confirm, b.Received, b.Urgent, b.Skipped = 0, 0, false, nil
 }

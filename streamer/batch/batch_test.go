@@ -51,6 +51,21 @@ func TestAPieceOfATransactionConfirmsNothing(t *testing.T) {
 	assert.Zero(t, b.Confirm)
 }
 
+// Rows that are to be looked for fill a batch like rows, and are worth handing over.
+func TestSkippedRowsFillABatch(t *testing.T) {
+	t.Parallel()
+	l := batch.Limits{Rows: 2, Bytes: 1000}
+	b := batch.New(l)
+	b.Skipped = append(b.Skipped, batch.Skipped{Position: decode.Position{LSN: 1, Seq: 1}})
+	assert.True(t, b.Pending())
+	assert.True(t, b.Empty(), "nothing to write")
+	assert.False(t, b.Full(l))
+	b.Skipped = append(b.Skipped, batch.Skipped{Position: decode.Position{LSN: 1, Seq: 2}})
+	assert.True(t, b.Full(l))
+	b.Reset(l)
+	assert.False(t, b.Pending())
+}
+
 func TestABatchIsFullByEachLimit(t *testing.T) {
 	t.Parallel()
 	byRows := batch.Limits{Rows: 3, Bytes: 1 << 20}

@@ -46,6 +46,7 @@ var (
 type Decoder struct {
 	relations map[uint32]*relation
 	resume    Position
+	identify  bool // as in IdentifySkipped
 	// messagesFrom is as in AcceptMessagesFrom; messages is that of the open transaction.
 	messagesFrom pglogrepl.LSN
 	messages     bool
@@ -62,6 +63,12 @@ type Decoder struct {
 func NewDecoder(resume Position) *Decoder {
 	return &Decoder{relations: make(map[uint32]*relation), resume: resume}
 }
+
+// IdentifySkipped makes the decoder read rows that it skips, for SkippedID.
+func (d *Decoder) IdentifySkipped() { d.identify = true }
+
+// SkippedID is the id of the event that was skipped last; zero when it cannot be read.
+func (d *Decoder) SkippedID() [16]byte { return d.event.ID }
 
 // ErrDivergedHistory means that the server does not have a transaction whose rows are in ClickHouse.
 var ErrDivergedHistory = errors.New("this server does not have a transaction whose events are in ClickHouse")
@@ -202,11 +209,15 @@ func (d *Decoder) insert(msg []byte, size int, rows *Rows) (Kind, error) {
 			return Other, err
 		}
 	}
+	values, cut := msg[insertHeader-2:], size > len(msg)
 	d.pos.Seq++
 	if !d.pos.After(d.resume) {
+		if d.identify {
+			d.event = Event{}
+			_, _ = d.tuple(values, rel, cut) // whatever is wrong with it is dealt with already
+		}
 		return Skipped, nil
 	}
-	values, cut := msg[insertHeader-2:], size > len(msg)
 	bad, err := d.tuple(values, rel, cut)
 	if err != nil {
 		return Other, err

@@ -50,10 +50,14 @@ func (d *Decoder) message(msg []byte, size int, rows *Rows) (Kind, error) {
 		return Other, nil
 	}
 	d.pos.Seq++
+	content = content[4:]
 	if !d.pos.After(d.resume) {
+		if d.identify {
+			d.event = Event{}
+			_ = parseMessage(content, &d.event)
+		}
 		return Skipped, nil
 	}
-	content = content[4:]
 	err := parseMessage(content, &d.event)
 	if err == nil && beyond > 0 {
 		err = errLong

@@ -89,6 +89,28 @@ func TestSkippedRowsAreNotDecoded(t *testing.T) {
 	assert.True(t, rows.Empty())
 }
 
+// Skipped rows and messages are read for their ids if that is asked for, and what cannot be read is no error.
+func TestSkippedRowsAreIdentified(t *testing.T) {
+	t.Parallel()
+	d, rows := decode.NewDecoder(at(sampleLSN, 4)), new(decode.Rows)
+	d.AcceptMessagesFrom(1)
+	d.IdentifySkipped()
+	feed(t, d, rows, relationMessage(outboxOID, "outbox", outbox...), beginMessage(sampleLSN, sampleTime))
+	for _, c := range []struct {
+		message []byte
+		known   bool
+	}{
+		{insertMessage(outboxOID, sampleRow()...), true},
+		{insertMessage(outboxOID, null), false},
+		{published(goodContent), true},
+		{published("nonsense"), false},
+	} {
+		assert.Equal(t, decode.Skipped, feed(t, d, rows, c.message))
+		assert.Equal(t, c.known, d.SkippedID() != [16]byte{}, "%v", d.Last())
+	}
+	assert.True(t, rows.Empty())
+}
+
 func TestEmptyRowsHaveNoPosition(t *testing.T) {
 	t.Parallel()
 	rows := new(decode.Rows)

@@ -19,10 +19,11 @@ import (
 
 // beginning is where a session goes on.
 type beginning struct {
-	decoder  *decode.Decoder
-	after    decode.Position     // rows up to here are written
-	repeat   *replication.Intent // is written first, if it is not written yet; nil for none
-	unproved *unproved           // what must be found in ClickHouse; nil for nothing
+	decoder     *decode.Decoder
+	after       decode.Position     // rows up to here are written
+	repeat      *replication.Intent // is written first, if it is not written yet; nil for none
+	unproved    *unproved           // what must be found in ClickHouse; nil for nothing
+	redelivered *redelivered        // the same, of what is skipped
 }
 
 // resume finds out where to go on, however long ClickHouse takes to answer.
@@ -83,6 +84,9 @@ func (s *session) findBeginning(ctx context.Context) (*beginning, error) {
 		"batch_rows", s.cfg.Limits.Rows, "batch_bytes", s.cfg.Limits.Bytes, "flush_interval", s.cfg.FlushInterval,
 		"confirmed_lsn", s.slot.ConfirmedFlush.String(), "resume_after", replication.Position(at.after).String(), "unfinished", at.repeat != nil)
 	at.decoder = decode.NewDecoder(at.after)
+	if at.redelivered = s.newRedelivered(); at.redelivered != nil {
+		at.decoder.IdentifySkipped()
+	}
 	at.decoder.AcceptMessagesFrom(messages)
 	// The server begins with the commit of the last row that is written, if it does not begin behind it.
 	if last := at.after; last.Seq > 0 && last.LSN > s.slot.ConfirmedFlush && last.LSN >= s.startedAt {
@@ -205,7 +209,7 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 	rec := s.record
 	var err error
 	switch {
-	case !s.sameHistory(rec), rec.Intent == nil && (rec.Unproved != nil || s.p.newTimeline.other):
+	case !s.sameHistory(rec), rec.Intent == nil && (rec.UnprovedSince != nil || s.p.newTimeline.other):
 		err = s.waitForOldInserts(ctx) // a new record may stand for one that a failover has lost
 	case rec.Intent == nil:
 		err = s.waitUntilNoneRuns(ctx, s.source.QueryPrefix())
@@ -223,30 +227,42 @@ func (s *session) continueByTables(ctx context.Context) (*beginning, error) {
 		}
 	}
 	next := replication.IntentRecord{
-		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: s.slot.ConfirmedFlush, Unproved: rec.Unproved,
+		SystemID: s.source.SystemID, Timeline: s.history.Timeline, Epoch: rec.Epoch, Confirm: s.slot.ConfirmedFlush, UnprovedSince: rec.UnprovedSince,
 	}
-	if next.Unproved == nil && !s.sameHistory(rec) {
-		next.Unproved = s.lostProof(end)
+	if !s.sameHistory(rec) {
+		if err := s.distrust(ctx, end, &next); err != nil {
+			return nil, err
+		}
 	}
 	return s.continueFrom(ctx, next, later(end, s.firstPosition()))
 }
 
-// lostProof is what has to be compared after a failover, when the tables end at end; nil for nothing.
-// That they do proves nothing of the events before it: a streamer may have written behind what
-// something else had read, and the failover has lost that it was still comparing.
-func (s *session) lostProof(end decode.Position) *replication.Unproved {
-	rec := s.record
-	known := decode.Position{LSN: rec.Confirm}
-	if rec.Intent != nil {
-		known = later(known, decode.Position(rec.Intent.Through))
+// distrust notes in next what has to be found in ClickHouse, because the record and the end of the tables
+// prove nothing after a failover: something else may have read the slot, a streamer may have written
+// behind that, and the failover may have lost every record of it.
+func (s *session) distrust(ctx context.Context, end decode.Position, next *replication.IntentRecord) error {
+	if end.After(s.firstPosition()) {
+		next.UnprovedUntil = end.LSN
 	}
-	switch {
-	case rec.SystemID != s.source.SystemID, s.slot.ConfirmedFlush > rec.Confirm:
-		return &replication.Unproved{Since: rec.WrittenAt}
-	case end.After(known): // all that is missing is behind what the slot has confirmed
-		return &replication.Unproved{Since: rec.WrittenAt, FromXID: s.slot.CatalogXmin}
+	if same := s.record.SystemID == next.SystemID; same && next.Confirm <= s.record.Confirm || next.UnprovedSince != nil {
+		return nil
 	}
-	return nil
+	since, err := s.deliveredUntil(ctx, s.record)
+	next.UnprovedSince = &since
+	return err
+}
+
+// deliveredUntil is when the last event was committed that is delivered according to rec. In a
+// backlog that is long before rec was written.
+func (s *session) deliveredUntil(ctx context.Context, rec replication.IntentRecord) (at time.Time, err error) {
+	err = s.untilAnswered(ctx, "time of the last commit", func(ctx context.Context) (err error) {
+		at, err = s.sink.CommittedBefore(ctx, sink.Source{SystemID: rec.SystemID, Slot: s.cfg.Origin.SlotName()}, rec.Confirm)
+		return err
+	})
+	if at.After(rec.WrittenAt) { // by another clock
+		at = rec.WrittenAt
+	}
+	return at, err
 }
 
 // warnOfOtherServers reports, before the first event of this server, events of the same

@@ -17,15 +17,19 @@ func (s *session) startAt(rec replication.IntentRecord, walEnd pglogrepl.LSN) (p
 	if rec.Intent != nil && s.sameHistory(rec) {
 		in = *rec.Intent
 	}
+	again := in.After.LSN
+	if rec.UnprovedUntil != 0 { // all that the slot delivers again is to be looked for
+		again = 0
+	}
 	at := s.cfg.StartLSN
 	if at == 0 {
-		return in.After.LSN, nil
+		return again, nil
 	}
 	if err := s.checkStartLSN(in.After.LSN, walEnd); err != nil {
 		return 0, err
 	}
 	if in.Through.LSN >= at { // it comes to the end of what it has begun first
-		return in.After.LSN, nil
+		return again, nil
 	}
 	return at, nil
 }

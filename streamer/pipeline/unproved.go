@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// unprovedMargin is how long before the record a transaction may have begun that was
-	// committed behind it: the outbox knows when transactions began.
+	// unprovedMargin is how long before its commit a transaction may have begun: the outbox knows
+	// when they began.
 	unprovedMargin = time.Hour
 	// maxUnproved bounds the events that are missing at one look. More of them are a
 	// backlog: the next look comes when that is written.
@@ -22,7 +22,7 @@ const (
 )
 
 // unproved says that it is not known what the slot has delivered. One case is left by a failover: its
-// slot or event_log stands beyond what is recorded. The record of a confirmation is
+// slot stands beyond what the record and the tables show. The record of a confirmation is
 // itself WAL behind the position, so a standby can have the slot's position and not the
 // record; or something else read the slot. The other is a publication that was
 // changed, and may not have sent what was committed meanwhile: nothing is confirmed then.
@@ -30,17 +30,17 @@ const (
 // So the outbox's events since then are compared with ClickHouse by id: those that
 // are missing have to arrive before the stream reaches the WAL's end at the time of the look.
 type unproved struct {
-	replication.Unproved
+	since       time.Time
 	publication bool
 	upTo        pglogrepl.LSN // the next look comes when everything before it is durable
 	missing     []uuid.UUID   // at the last look
 }
 
 func (s *session) newUnproved() *unproved {
-	if s.record.Unproved == nil {
+	if s.record.UnprovedSince == nil {
 		return nil
 	}
-	return &unproved{Unproved: *s.record.Unproved, publication: s.control.PublicationChanged()}
+	return &unproved{since: *s.record.UnprovedSince, publication: s.control.PublicationChanged()}
 }
 
 // noteChangedPublication says since when a publication that was changed is to be compared.
@@ -48,13 +48,11 @@ func (s *session) noteChangedPublication() {
 	if !s.control.PublicationChanged() {
 		return
 	}
-	since := s.record.WrittenAt
-	if u := s.record.Unproved; u != nil {
-		since = u.Since
+	if since := s.record.WrittenAt; s.record.UnprovedSince == nil {
+		s.record.UnprovedSince = &since
 	}
-	s.record.Unproved = &replication.Unproved{Since: since}
 	s.log.Warn("the publication is not the one that was recorded with the slot: comparing the events published since with ClickHouse before anything is confirmed",
-		"publication", s.cfg.Origin.PublicationName(), "since", since)
+		"publication", s.cfg.Origin.PublicationName(), "since", *s.record.UnprovedSince)
 }
 
 // confirms reports whether positions may be confirmed.
@@ -92,7 +90,7 @@ func (w *writer) findMissing(ctx context.Context) error {
 	}
 	u.missing = nil
 	// Each page has a time limit, and not the whole, which may be a large outbox.
-	err := w.s.control.PublishedSince(ctx, replication.Published{Since: u.Since.Add(-unprovedMargin), FromXID: u.FromXID, Open: u.publication}, func(ids []uuid.UUID) error {
+	err := w.s.control.PublishedSince(ctx, replication.Published{Since: u.since.Add(-unprovedMargin), Open: u.publication}, func(ids []uuid.UUID) error {
 		var missing []uuid.UUID
 		err := w.s.within(ctx, func(ctx context.Context) (err error) {
 			missing, err = w.s.sink.MissingEvents(ctx, ids)
@@ -115,7 +113,7 @@ func (w *writer) findMissing(ctx context.Context) error {
 	}
 	// An idle server's stream does not come to the end of its WAL without another record.
 	rec := w.s.record
-	rec.Unproved = &u.Unproved
+	rec.UnprovedSince = &u.since
 	if err := w.replaceRecord(ctx, rec); err != nil {
 		return err
 	}
@@ -133,7 +131,7 @@ func (w *writer) stillMissing(ctx context.Context, ids []uuid.UUID) (missing []u
 
 // missed says which events the slot does not deliver, and how to go on.
 func (u *unproved) missed(cfg Config, missing []uuid.UUID) error {
-	cause, why := failure.SlotLost, "before the failover another program read them from the slot, or they were deleted from ClickHouse"
+	cause, why := failure.SlotLost, "the slot stood beyond what was recorded after the failover, because another program read it or events were lost"
 	if u.publication {
 		cause, why = failure.Publication, fmt.Sprintf("publication %s was dropped, recreated or changed for a while and did not send them", cfg.Origin.PublicationName())
 	}
@@ -155,7 +153,7 @@ func (w *writer) proved(ctx context.Context) error {
 	}
 	w.unproved = nil
 	rec := w.s.record
-	rec.Unproved = nil
+	rec.UnprovedSince = nil
 	if err := w.writeRecord(ctx, rec); err != nil {
 		return err
 	}

@@ -40,12 +40,13 @@ type writer struct {
 	free      chan<- *batch.Batch
 	waiting   *atomic.Int32 // see waitsReading
 
-	written  decode.Position     // rows up to here are durable
-	repeat   *replication.Intent // the first batch is its range; nil for none
-	unproved *unproved
-	idle     idleRecord
-	window   window
-	durable  pglogrepl.LSN // may be recorded, and confirmed then
+	written     decode.Position     // rows up to here are durable
+	repeat      *replication.Intent // the first batch is its range; nil for none
+	unproved    *unproved
+	redelivered *redelivered
+	idle        idleRecord
+	window      window
+	durable     pglogrepl.LSN // may be recorded, and confirmed then
 
 	blocks         int             // tokens of this session
 	retries        int             // of the current batch
@@ -60,7 +61,7 @@ type writer struct {
 func newWriter(s *session, c *confirmed, ready <-chan *batch.Batch, free chan<- *batch.Batch, waiting *atomic.Int32, at *beginning) *writer {
 	w := &writer{
 		s: s, confirmed: c, ready: ready, free: free, waiting: waiting,
-		written: at.after, repeat: at.repeat, unproved: at.unproved, window: newWindow(s, at),
+		written: at.after, repeat: at.repeat, unproved: at.unproved, redelivered: at.redelivered, window: newWindow(s, at),
 	}
 	if w.repeat != nil { // the predecessor may be frozen with it in its hands
 		w.attemptsOver = s.claimedAt.Add(sink.InsertBound(s.insertTimeout()))
@@ -95,6 +96,9 @@ func (w *writer) run(ctx context.Context) error {
 
 // write makes b durable and confirms its position, if that is due.
 func (w *writer) write(ctx context.Context, b *batch.Batch) error {
+	if err := w.s.ifOurs(ctx, w.checkRedelivered(ctx, b)); err != nil {
+		return err
+	}
 	if !b.Empty() {
 		if err := w.flush(ctx, b); err != nil {
 			return err

@@ -347,7 +347,7 @@ func TestASlotWhoseCreationWasInterruptedIsCreatedOnceMore(t *testing.T) {
 	rec, err := c.ReadIntent(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, slot.ConfirmedFlush, rec.Confirm)
-	assert.Nil(t, rec.Unproved)
+	assert.Nil(t, rec.UnprovedSince)
 }
 
 // A connection from before the migrations may find what a stranger has made since.
@@ -408,47 +408,4 @@ func TestWhatASlotDeliversIsCompared(t *testing.T) {
 	assert.Equal(t, []string{"later"}, compared())
 	require.NoError(t, c.MissEvents(t.Context()))
 	assert.Empty(t, compared())
-}
-
-// No transaction is below a slot's catalog_xmin that is committed behind the slot's position, however
-// long it was open; and what was delivered long before is.
-func TestWhatIsBehindASlotIsCompared(t *testing.T) {
-	t.Parallel()
-	env := testenv.New(t)
-	c := control(t, env)
-	_, err := c.EnsureSlot(t.Context())
-	require.NoError(t, err)
-	const publish = "INSERT INTO outbox (id, event_type, event_context) VALUES (gen_random_uuid(), $1, '{}')"
-	compared := func() (types []string) {
-		slot, err := c.Slot(t.Context())
-		require.NoError(t, err)
-		require.NotNil(t, slot.CatalogXmin)
-		err = c.PublishedSince(t.Context(), Published{FromXID: slot.CatalogXmin}, func(ids []uuid.UUID) error {
-			return env.Pool.QueryRow(t.Context(), "SELECT array_agg(event_type) FROM outbox WHERE id = ANY ($1)", ids).Scan(&types)
-		})
-		require.NoError(t, err)
-		return types
-	}
-	deliver := func() {
-		execute(t, env, "CHECKPOINT") // logs which transactions are open
-		execute(t, env, "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", env.Slot)
-	}
-	open, err := env.Pool.Begin(t.Context())
-	require.NoError(t, err)
-	defer func() { _ = open.Rollback(context.WithoutCancel(t.Context())) }()
-	_, err = open.Exec(t.Context(), publish, "open")
-	require.NoError(t, err)
-	for range 3 {
-		execute(t, env, publish, "old")
-		deliver()
-	}
-	require.NoError(t, open.Commit(t.Context()))
-	assert.Contains(t, compared(), "open")
-
-	await.True(t, func() bool {
-		deliver()
-		return len(compared()) == 0
-	}, "what was delivered is compared for ever")
-	execute(t, env, publish, "behind")
-	assert.Equal(t, []string{"behind"}, compared())
 }

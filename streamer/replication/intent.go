@@ -129,18 +129,15 @@ type IntentRecord struct {
 	// Epoch is raised by each session that takes the slot; 0 when there is no row.
 	Epoch int64
 	// Confirm is the highest position that may have been confirmed.
-	Confirm   pglogrepl.LSN
-	Intent    *Intent   // nil: nothing was written yet
-	Unproved  *Unproved // nil: nothing
-	WrittenAt time.Time
-}
-
-// Unproved is what has to be found in ClickHouse: after a failover, what the record that is left
-// does not know to be delivered, and when the publication was changed, what it may not have sent.
-type Unproved struct {
-	Since time.Time // when it was published, or later
-	// FromXID is the lowest number of the transactions; nil: all of them.
-	FromXID *uint32
+	Confirm pglogrepl.LSN
+	Intent  *Intent // nil: nothing was written yet
+	// UnprovedSince is set after a failover whose slot stands beyond what is recorded, and when
+	// the publication was changed: the events published since then have to be found in ClickHouse.
+	UnprovedSince *time.Time
+	// UnprovedUntil is set after a failover: the events up to this commit that the slot delivers again
+	// have to be found in ClickHouse. 0: none.
+	UnprovedUntil pglogrepl.LSN
+	WrittenAt     time.Time
 }
 
 // BeingCreated reports that the slot's creation has begun and was not recorded as done.
@@ -159,7 +156,7 @@ func RefuseForeignReader(slot Slot, rec IntentRecord) error {
 		ErrForeignReader, slot.Name, slot.ConfirmedFlush, rec.Confirm, rec.WrittenAt.UTC().Format(time.RFC3339)))
 }
 
-const intentColumns = `system_id, timeline, epoch, confirm_lsn, intent, unproved_since, unproved_from, written_at`
+const intentColumns = `system_id, timeline, epoch, confirm_lsn, intent, unproved_since, coalesce(unproved_until, '0/0'), written_at`
 
 type rowScanner interface{ Scan(dest ...any) error }
 
@@ -167,13 +164,8 @@ func scanIntent(row rowScanner) (IntentRecord, error) {
 	var r IntentRecord
 	var timeline int64
 	var intent []byte
-	var since *time.Time
-	var from *uint32
-	if err := row.Scan(&r.SystemID, &timeline, &r.Epoch, &r.Confirm, &intent, &since, &from, &r.WrittenAt); err != nil {
+	if err := row.Scan(&r.SystemID, &timeline, &r.Epoch, &r.Confirm, &intent, &r.UnprovedSince, &r.UnprovedUntil, &r.WrittenAt); err != nil {
 		return IntentRecord{}, err
-	}
-	if since != nil {
-		r.Unproved = &Unproved{Since: *since, FromXID: from}
 	}
 	r.Timeline = uint32(timeline) //nolint:gosec // timelines are 32 bits wide
 	if intent == nil {
@@ -250,21 +242,16 @@ func (c *Control) WriteIntent(ctx context.Context, owner Owner, rec IntentRecord
 	if err != nil {
 		return 0, fmt.Errorf("write diehard_intent: %w", err)
 	}
-	var since *time.Time
-	var from *uint32
-	if u := rec.Unproved; u != nil {
-		since, from = &u.Since, u.FromXID
-	}
 	var ours bool
 	var published *string
 	var written *bool
 	err = c.conn.QueryRow(ctx, c.schema.SQL(`
 		SELECT ours, published,
-		       CASE WHEN ours AND published = $5 THEN {outbox}.diehard_intent_write($1::text, $6::bigint, $7::text, $8::bigint, $9::pg_lsn, $10::jsonb, $11::timestamptz, $12::xid) END,
+		       CASE WHEN ours AND published = $5 THEN {outbox}.diehard_intent_write($1::text, $6::bigint, $7::text, $8::bigint, $9::pg_lsn, $10::jsonb, $11::timestamptz, nullif($12::pg_lsn, '0/0')) END,
 		       pg_catalog.pg_current_wal_insert_lsn()
 		FROM (SELECT `+ownsSlot+` AS ours, `+publishedState+` AS published OFFSET 0) AS proof`),
 		c.slot, owner.pid(), owner.Application, c.publication, c.published,
-		rec.Epoch, rec.SystemID, int64(rec.Timeline), rec.Confirm, string(intent), since, from).
+		rec.Epoch, rec.SystemID, int64(rec.Timeline), rec.Confirm, string(intent), rec.UnprovedSince, rec.UnprovedUntil).
 		Scan(&ours, &published, &written, &walEnd)
 	switch {
 	case err != nil:
@@ -287,8 +274,7 @@ const publishedPage = 5000
 
 // Published chooses events of the outbox.
 type Published struct {
-	Since   time.Time // when their transactions began, or later
-	FromXID *uint32   // the lowest number of their transactions; nil: any
+	Since time.Time // when their transactions began, or later
 	// Open adds those of transactions that were open at Preflight, whenever they began. When that
 	// was, PostgreSQL shows to the role of those sessions alone; so they are known by their
 	// numbers, for which the whole outbox is read.
@@ -339,14 +325,14 @@ func (c *Control) detached(ctx context.Context) ([]string, error) {
 }
 
 func (c *Control) publishedIn(ctx context.Context, table string, which Published, page func([]uuid.UUID) error) error {
-	args := []any{which.Since, c.slot, which.FromXID}
+	args := []any{which.Since, c.slot}
 	began := `published_at >= $1::timestamptz`
 	if which.Open {
 		args = append(args, c.oldest)
-		began = `(` + began + ` OR age(xmin) <= age($4::text::xid8::xid))`
+		began = `(` + began + ` OR age(xmin) <= age($3::text::xid8::xid))`
 	}
 	// The slot delivers what was published since it was recorded, and what was written since its creation began.
-	query := c.schema.SQL(`SELECT id FROM ` + table + ` WHERE ` + began + ` AND ($3::xid IS NULL OR age(xmin) <= age($3::xid)) AND (published_at >= coalesce(
+	query := c.schema.SQL(`SELECT id FROM ` + table + ` WHERE ` + began + ` AND (published_at >= coalesce(
 		(SELECT delivered_since FROM {outbox}.diehard_slot WHERE slot_name = $2 AND delivered_since < 'infinity'), '-infinity')
 		OR age(xmin) <= age((SELECT i.began::xid FROM {outbox}.diehard_intent AS i WHERE i.slot_name = $2)))`)
 	if filter := c.from.Shard.Filter(); filter != "" {

@@ -22,13 +22,11 @@ type Slot struct {
 	InvalidationReason string        `json:"invalidation_reason,omitempty"`
 	RestartLSN         pglogrepl.LSN `json:"-"`
 	ConfirmedFlush     pglogrepl.LSN `json:"-"`
-	// CatalogXmin is a number that no transaction is below whose commit is behind ConfirmedFlush; nil: unknown.
-	CatalogXmin   *uint32    `json:"-"`
-	LagBytes      int64      `json:"lag_bytes"`      // of WAL behind ConfirmedFlush
-	RetainedBytes int64      `json:"retained_bytes"` // of WAL behind RestartLSN, which the server keeps
-	SafeBytes     *int64     `json:"safe_wal_bytes"` // nil: nothing limits the slot
-	InactiveSince *time.Time `json:"inactive_since,omitempty"`
-	Failover      bool       `json:"-"`
+	LagBytes           int64         `json:"lag_bytes"`      // of WAL behind ConfirmedFlush
+	RetainedBytes      int64         `json:"retained_bytes"` // of WAL behind RestartLSN, which the server keeps
+	SafeBytes          *int64        `json:"safe_wal_bytes"` // nil: nothing limits the slot
+	InactiveSince      *time.Time    `json:"inactive_since,omitempty"`
+	Failover           bool          `json:"-"`
 	// WaitsFor are slots of standbys that are not connected, and without which PostgreSQL
 	// sends nothing from this slot (synchronized_standby_slots).
 	WaitsFor []string `json:"waits_for,omitempty"`
@@ -53,7 +51,7 @@ const slots = `
 	SELECT s.slot_name, coalesce(s.plugin, ''), coalesce(s.database, ''), s.active,
 	       CASE WHEN s.active_pid IS NOT NULL THEN coalesce((SELECT application_name FROM pg_catalog.pg_stat_get_activity(s.active_pid)), '') ELSE '' END,
 	       coalesce(s.wal_status, ''), coalesce(to_jsonb(s)->>'invalidation_reason', ''),
-	       coalesce(s.restart_lsn, '0/0'), coalesce(s.confirmed_flush_lsn, '0/0'), s.catalog_xmin,
+	       coalesce(s.restart_lsn, '0/0'), coalesce(s.confirmed_flush_lsn, '0/0'),
 	       greatest(coalesce(w.lsn - s.confirmed_flush_lsn, 0), 0)::bigint, greatest(coalesce(w.lsn - s.restart_lsn, 0), 0)::bigint,
 	       s.safe_wal_size, (to_jsonb(s)->>'inactive_since')::timestamptz, coalesce((to_jsonb(s)->>'failover')::boolean, false),
 	       CASE WHEN (to_jsonb(s)->>'failover')::boolean THEN ` + missingStandbys + ` END
@@ -66,7 +64,7 @@ const LogicalSlots = slots + ` WHERE s.slot_type = 'logical' AND s.database = cu
 // ScanSlot reads a row of LogicalSlots.
 func ScanSlot(row pgx.CollectableRow) (s Slot, err error) {
 	err = row.Scan(&s.Name, &s.Plugin, &s.Database, &s.Active, &s.Holder, &s.WALStatus, &s.InvalidationReason,
-		&s.RestartLSN, &s.ConfirmedFlush, &s.CatalogXmin, &s.LagBytes, &s.RetainedBytes, &s.SafeBytes, &s.InactiveSince, &s.Failover, &s.WaitsFor)
+		&s.RestartLSN, &s.ConfirmedFlush, &s.LagBytes, &s.RetainedBytes, &s.SafeBytes, &s.InactiveSince, &s.Failover, &s.WaitsFor)
 	return s, err
 }
 

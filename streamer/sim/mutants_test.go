@@ -102,7 +102,19 @@ var mutants = []mutant{
 	},
 	{
 		"after a failover no event is looked for", "pipeline/resume.go",
-		"next.Unproved = s.lostProof(end)", "_ = s.lostProof(end)", "foreign reader and failover",
+		"next.UnprovedSince = &since", "_ = since", "foreign reader and failover",
+	},
+	{
+		"a record is taken for as old as what is not delivered", "pipeline/resume.go",
+		"if at.After(rec.WrittenAt) {", "if true {", "TestABacklogIsComparedFromItsBeginning",
+	},
+	{
+		"what a slot delivers again is not looked for", "pipeline/resume.go",
+		"next.UnprovedUntil = end.LSN", "_ = end", "TestWhatASlotDeliversAgainIsLookedFor",
+	},
+	{
+		"a restart forgets what is to be looked for", "pipeline/start_lsn.go",
+		"if rec.UnprovedUntil != 0 {", "if false {", "TestWhatASlotDeliversAgainIsLookedFor",
 	},
 	{
 		"the lost end of the old timeline is not looked at", "replication/history.go",

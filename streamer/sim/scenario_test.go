@@ -180,6 +180,78 @@ func TestAFailoverThatLostWhatIsWritten(t *testing.T) {
 	})
 }
 
+// Something else reads the slot, a streamer writes on behind that after a failover and is still
+// comparing, and another failover goes to a standby that has nothing of all this: what was read
+// comes again, and is skipped, because event_log ends behind it.
+func TestWhatASlotDeliversAgainIsLookedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScenario(t, profiles[0])
+		refusal := func(s *streamer) (err error) {
+			select {
+			case err = <-s.over:
+				s.over <- err
+			case <-time.After(10 * time.Minute):
+			}
+			return err
+		}
+		first := w.start()
+		pause(time.Second)
+		w.commit(1)
+		pause(10 * time.Second)
+		w.kill(first)
+		pause(2 * time.Minute) // until PostgreSQL notices
+		w.commit(2)
+		w.commit(2)
+		assert.True(t, w.pg.ForeignReader(w.slot(), 2))
+		w.commit(3)
+		at := w.pg.End()
+		w.failover(0, 0)
+		second := w.start()
+		assert.ErrorContains(t, refusal(second), "does not deliver any more")
+		w.kill(second)
+		w.failover(w.pg.Since(at), 20)
+		for range 2 { // the second finds the record of the first
+			third := w.start()
+			assert.ErrorContains(t, refusal(third), "missing in ClickHouse before the end of event_log, ", w.trace.String())
+			w.kill(third)
+		}
+		w.close()
+	})
+}
+
+// The record of a streamer that has just begun with a backlog is new, and what is not delivered is old.
+func TestABacklogIsComparedFromItsBeginning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScenario(t, profiles[0])
+		first := w.start()
+		pause(time.Second)
+		w.commit(1)
+		pause(10 * time.Second)
+		w.kill(first)
+		for range 5 {
+			w.commit(w.rows)
+		}
+		pause(8 * time.Hour)
+		w.fixedFate.Store(&simch.Fate{Work: time.Minute})
+		second := w.start()
+		pause(30 * time.Second)
+		w.kill(second) // with the intent of the first rows
+		pause(5 * time.Minute)
+		w.fixedFate.Store(nil)
+		assert.True(t, w.pg.ForeignReader(w.slot(), 5))
+		w.failover(0, 0)
+		third := w.start()
+		select {
+		case err := <-third.over:
+			third.over <- err
+			assert.ErrorContains(t, err, "does not deliver any more")
+		case <-time.After(time.Hour):
+			assert.Fail(t, "it goes on", w.trace.String())
+		}
+		w.close()
+	})
+}
+
 // A token is not forgotten while its insert may still be written, however many small blocks wait.
 func TestABacklogOfSmallBlocksAfterATakeover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -27,6 +28,20 @@ func (s *Sink) Position(ctx context.Context) (decode.Position, uint32, error) {
 
 func (s *Sink) end(ctx context.Context) (End, error) {
 	return ReadEnd(ctx, s.reader, s.table, s.source.String())
+}
+
+// CommittedBefore returns when the last transaction before lsn was committed of which event_log has a
+// row of source; the zero of Unix time when there is none. A replica that lags has an earlier one.
+func (s *Sink) CommittedBefore(ctx context.Context, source Source, lsn pglogrepl.LSN) (time.Time, error) {
+	var micros int64
+	const before = ` WHERE source = {source:String} AND commit_lsn < {lsn:UInt64}`
+	err := s.reader.QueryRow(ctx, `SELECT toUnixTimestamp64Micro(max(commit_time)) FROM `+s.table+before+
+		` AND commit_lsn = (SELECT max(commit_lsn) FROM `+s.table+before+`)`,
+		clickhouse.Named("source", source.String()), clickhouse.Named("lsn", fmt.Sprint(uint64(lsn)))).Scan(&micros)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the time of a commit: %w", classify(err))
+	}
+	return time.UnixMicro(micros), nil
 }
 
 // Commits returns the last commit of each slot of this server of which rows are in
@@ -119,13 +134,29 @@ func (s *Sink) HasRows(ctx context.Context, r Range, except map[decode.Position]
 //
 // Errors: errBelowQuorum, with Tables.Quorum.
 func (s *Sink) DeadLettersIn(ctx context.Context, r Range) (map[decode.Position]bool, error) {
+	return s.positionsIn(ctx, r, s.deadLetter)
+}
+
+// PositionsIn returns the positions of r that are in event_log or in event_dead_letter.
+//
+// Errors: errBelowQuorum, with Tables.Quorum.
+func (s *Sink) PositionsIn(ctx context.Context, r Range) (map[decode.Position]bool, error) {
+	return s.positionsIn(ctx, r, s.table, s.deadLetter)
+}
+
+func (s *Sink) positionsIn(ctx context.Context, r Range, tables ...string) (map[decode.Position]bool, error) {
 	return Decide(ctx, s, func(ctx context.Context) (map[decode.Position]bool, error) {
 		there := make(map[decode.Position]bool)
-		_, err := s.anyPosition(ctx, s.deadLetter, r, "", func(p decode.Position) bool {
-			there[p] = true
-			return false
-		})
-		return there, err
+		for _, table := range tables {
+			_, err := s.anyPosition(ctx, table, r, "", func(p decode.Position) bool {
+				there[p] = true
+				return false
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+		return there, nil
 	}, maps.Equal)
 }
 

@@ -2,9 +2,11 @@ package sink
 
 import (
 	"testing"
+	"time"
 
 	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -36,6 +38,39 @@ func TestRowsOfARangeAreFound(t *testing.T) {
 	second := sample(1, 3).Position(1)
 	assert.True(t, has(f.Sink, decode.Position{}, last, first, second))
 	assert.False(t, has(f.Sink, decode.Position{}, last, first, second, last), "all of them may have come otherwise")
+}
+
+func TestPositionsOfARangeAreThoseOfBothTables(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	require.NoError(t, f.insert(sample(7, 3), 0, 2))
+	require.NoError(t, f.PutDeadLetters(t.Context(), []decode.Reject{{Position: at(7, 3)}, {Position: at(9, 1)}}, f.attempt()))
+	there, err := f.PositionsIn(t.Context(), Range{After: at(7, 1), Through: at(8, 1)})
+	require.NoError(t, err)
+	assert.Equal(t, map[decode.Position]bool{at(7, 2): true, at(7, 3): true}, there)
+	there, err = f.as(Source{SystemID: "1", Slot: "other"}).PositionsIn(t.Context(), Range{Through: at(9, 9)})
+	require.NoError(t, err)
+	assert.Empty(t, there)
+}
+
+// The time of a commit is that of the last one before a position, whatever the times are.
+func TestTheTimeOfTheCommitBeforeAPosition(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	hour := time.Hour.Microseconds()
+	for lsn, when := range map[pglogrepl.LSN]int64{1 << 62: sampleTime + hour, 1 << 63: sampleTime} {
+		rows := sample(lsn, 2)
+		rows.CommitTime[0], rows.CommitTime[1] = when, when
+		require.NoError(t, f.insert(rows, 0, 2))
+	}
+	for lsn, want := range map[pglogrepl.LSN]int64{1 << 62: 0, 1<<62 + 1: sampleTime + hour, 1 << 63: sampleTime + hour, 1<<63 + 1: sampleTime} {
+		got, err := f.CommittedBefore(t.Context(), f.source, lsn)
+		require.NoError(t, err)
+		assert.Equal(t, want, got.UnixMicro(), lsn)
+	}
+	got, err := f.CommittedBefore(t.Context(), Source{SystemID: "1", Slot: "other"}, 1<<63+1)
+	require.NoError(t, err)
+	assert.Zero(t, got.UnixMicro())
 }
 
 func TestDeadLettersOfARangeAreFound(t *testing.T) {

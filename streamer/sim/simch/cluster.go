@@ -124,6 +124,7 @@ type Row struct {
 	LSN        uint64
 	Seq        uint32
 	IngestedAt int64 // milliseconds
+	CommitTime int64 // microseconds
 	Type       string
 	Context    string
 	Deleted    bool

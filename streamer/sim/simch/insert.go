@@ -226,12 +226,16 @@ func (r *Row) set(name string, data proto.ColResult, i int) error {
 	case "timeline":
 		v, _ := data.(*proto.ColUInt32)
 		r.Timeline = (*v)[i]
-	case "ingested_at", "failed_at":
+	case "ingested_at", "failed_at", "commit_time":
 		v, ok := data.(interface{ Row(i int) time.Time })
 		if !ok {
 			return fmt.Errorf("column %s is %T", name, data)
 		}
-		r.IngestedAt = v.Row(i).UnixMilli()
+		if name == "commit_time" {
+			r.CommitTime = v.Row(i).UnixMicro()
+		} else {
+			r.IngestedAt = v.Row(i).UnixMilli()
+		}
 	}
 	return nil
 }

@@ -98,6 +98,7 @@ var queries = []handler{
 	{"SELECT name, type, default_kind, default_expression FROM system.columns", (*query).derived},
 	{"SELECT arrayMap(p -> p.1, list), arrayMap(p -> p.2, list) FROM", (*query).positions},
 	{"SELECT event_id FROM", (*query).events},
+	{"SELECT toUnixTimestamp64Micro(max(commit_time)) FROM", (*query).commitTime},
 	{"SELECT toUInt64(bitShiftRight(last, 64))", (*query).end},
 	{"SELECT source, toUInt64(bitShiftRight(max(", (*query).commits},
 	{"SELECT source FROM", (*query).otherServers},
@@ -206,6 +207,18 @@ func (q *query) end() (proto.Input, error) {
 		{Name: "b", Data: &proto.ColUInt32{last.Seq}},
 		{Name: "c", Data: &proto.ColUInt32{last.Timeline}},
 	}, nil
+}
+
+// commitTime is that of the last row before lsn.
+func (q *query) commitTime() (proto.Input, error) {
+	last := &Row{}
+	_, err := q.rows(func(r *Row) bool {
+		if r.LSN < q.number("lsn") && r.Source == q.params["source"] && position(r, last) > 0 {
+			last = r
+		}
+		return false
+	})
+	return proto.Input{{Name: "t", Data: &proto.ColInt64{last.CommitTime}}}, err
 }
 
 func (q *query) commits() (proto.Input, error) {

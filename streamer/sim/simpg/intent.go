@@ -10,13 +10,13 @@ import (
 
 const tableIntent = "diehard_intent"
 
-var intentColumns = oids{tText, tInt8, tInt8, tLSN, tJSONB, tTime, tXID, tTime}
+var intentColumns = oids{tText, tInt8, tInt8, tLSN, tJSONB, tTime, tLSN, tTime}
 
 func intentRow(row Row) [][]any {
 	if row == nil {
 		return nil
 	}
-	return one(row["system_id"], row["timeline"], row["epoch"], row["confirm_lsn"], row["intent"], row["unproved_since"], row["unproved_from"], row["written_at"])
+	return one(row["system_id"], row["timeline"], row["epoch"], row["confirm_lsn"], row["intent"], row["unproved_since"], row["unproved_until"], row["written_at"])
 }
 
 // owns reports whether process $2 with the application name $3 holds slot $1.
@@ -40,7 +40,7 @@ func (q *query) writeIntent() ([][]any, error) {
 		return one(ours, publicationState, false, end), nil
 	}
 	row["system_id"], row["timeline"], row["confirm_lsn"], row["intent"] = q.args[6], q.args[7], q.lsn(8), q.args[9]
-	row["unproved_since"], row["unproved_from"], row["written_at"] = q.args[10], q.args[11], time.Now()
+	row["unproved_since"], row["unproved_until"], row["written_at"] = q.args[10], q.lsn(11), time.Now()
 	if q.server.Intended != nil {
 		defer q.server.Intended(q.ses.conn.RemoteAddr().String(), q.args[9])
 	}
@@ -94,7 +94,7 @@ func (q *query) created() ([][]any, error) {
 }
 
 func firstIntent(system, timeline any, epoch int64, confirmed pglogrepl.LSN) Row {
-	return Row{"system_id": system, "timeline": timeline, "epoch": epoch, "confirm_lsn": confirmed, "intent": nil, "unproved_since": nil, "unproved_from": nil, "written_at": time.Now()}
+	return Row{"system_id": system, "timeline": timeline, "epoch": epoch, "confirm_lsn": confirmed, "intent": nil, "unproved_since": nil, "unproved_until": pglogrepl.LSN(0), "written_at": time.Now()}
 }
 
 func asInt(v any) int64 {

@@ -174,7 +174,6 @@ const (
 	tJSONB = pgtype.JSONBOID
 	tUUID  = pgtype.UUIDOID
 	tLSN   = 3220
-	tXID   = pgtype.XIDOID
 )
 
 type oids = []uint32

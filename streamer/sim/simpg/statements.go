@@ -26,19 +26,19 @@ var statements = []statement{
 	},
 	{
 		has:    "SELECT s.slot_name, coalesce(s.plugin, ''), coalesce(s.database, ''), s.active",
-		params: oids{tText}, columns: oids{tText, tText, tText, tBool, tText, tText, tText, tLSN, tLSN, tXID, tInt8, tInt8, tInt8, tTime, tBool, tTexts},
+		params: oids{tText}, columns: oids{tText, tText, tText, tBool, tText, tText, tText, tLSN, tLSN, tInt8, tInt8, tInt8, tTime, tBool, tTexts},
 		run: func(q *query) ([][]any, error) {
 			slot := q.server.slots[q.text(0)]
 			if slot == nil {
 				return nil, nil
 			}
 			lag := int64(q.server.end - slot.confirmed)
-			return one(slot.name, "pgoutput", "sim", slot.active != nil, "", "reserved", "", slot.confirmed-8, slot.confirmed, q.server.xmin(slot), lag, lag+8, nil, nil, true, nil), nil
+			return one(slot.name, "pgoutput", "sim", slot.active != nil, "", "reserved", "", slot.confirmed-8, slot.confirmed, lag, lag+8, nil, nil, true, nil), nil
 		},
 	},
 	{
 		has:    "diehard_intent_write(",
-		params: oids{tText, tInt4, tText, tText, tText, tInt8, tText, tInt8, tLSN, tJSONB, tTime, tXID}, columns: oids{tBool, tText, tBool, tLSN},
+		params: oids{tText, tInt4, tText, tText, tText, tInt8, tText, tInt8, tLSN, tJSONB, tTime, tLSN}, columns: oids{tBool, tText, tBool, tLSN},
 		run: (*query).writeIntent,
 	},
 	{
@@ -92,14 +92,13 @@ var statements = []statement{
 	},
 	{
 		has:    "SELECT id FROM public.outbox WHERE",
-		params: oids{tTime, tText, tXID}, columns: oids{tUUID},
+		params: oids{tTime, tText}, columns: oids{tUUID},
 		run: func(q *query) (ids [][]any, err error) {
 			since, _ := q.args[0].(time.Time)
 			delivered, _ := q.row(tableSlot, q.text(1))["delivered_since"].(time.Time)
 			began, known := q.row(tableIntent, q.text(1))["began"].(int64)
-			from, _ := q.args[2].(uint32)
 			for _, r := range q.server.wal {
-				if r.xid < from || r.at.Before(since) || r.at.Before(delivered) && (!known || int64(r.xid) < began) {
+				if r.at.Before(since) || r.at.Before(delivered) && (!known || int64(r.xid) < began) {
 					continue
 				}
 				for _, e := range r.events {

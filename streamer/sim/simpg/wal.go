@@ -77,16 +77,6 @@ func (s *slot) advance(to pglogrepl.LSN) {
 	s.confirmed = to
 }
 
-// xmin is a number that no transaction is below whose commit the slot has not confirmed.
-func (s *Server) xmin(slot *slot) uint32 {
-	for _, r := range s.wal {
-		if r.end > slot.confirmed {
-			return r.xid
-		}
-	}
-	return s.xid + 1
-}
-
 const (
 	firstLSN = 0x1_0000_28
 	// commitSize is a commit record's.
