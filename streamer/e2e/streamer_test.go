@@ -172,7 +172,7 @@ func (s *streamer) crash() {
 
 // observer counts what a pipeline reports.
 type observer struct {
-	retries, sessions, deadLetters, views atomic.Int64
+	retries, sessions, deadLetters, views, missing atomic.Int64
 
 	mu      sync.Mutex
 	flushes []pipeline.Flush
@@ -218,6 +218,8 @@ func (o *observer) Retry(_ failure.Class, err error) {
 
 func (o *observer) DeadLetter(decode.Reject) { o.deadLetters.Add(1) }
 func (o *observer) SessionEnded(error)       { o.sessions.Add(1) }
+
+func (o *observer) EventsMissing(err *pipeline.MissingError) { o.missing.Add(int64(len(err.Rows))) }
 
 func (o *observer) ViewFailed(err *sink.ViewError) {
 	o.mu.Lock()

@@ -19,9 +19,10 @@ const (
 const (
 	degradedByView        = "view"
 	degradedByDeadLetters = "dead_letters"
+	degradedByMissing     = "missing_events"
 )
 
-var degradedBy = []string{degradedByView, degradedByDeadLetters}
+var degradedBy = []string{degradedByView, degradedByDeadLetters, degradedByMissing}
 
 // failingView is the view that failed with the last insert, if one did. Safe for concurrent use.
 type failingView struct {
@@ -76,6 +77,9 @@ func (m *Monitor) degraded(x snapshot) map[string]string {
 	}
 	if dead, all := m.history.deadLetters(); dead >= manyDeadLetters && dead*deadLetterShare > all {
 		why[degradedByDeadLetters] = fmt.Sprintf("%s of the %s events of the last ten minutes became dead letters: see `streamer deadletter list`", count(dead), count(all))
+	}
+	if n := m.missing.Load(); n > 0 {
+		why[degradedByMissing] = fmt.Sprintf("%s events that were delivered again after a failover are missing in ClickHouse: deleted, or read from the slot by another program; compare with `streamer verify`", count(n))
 	}
 	return why
 }

@@ -9,7 +9,10 @@ import (
 
 	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
+	"diehard/streamer/batch"
+	"diehard/streamer/decode"
 	"diehard/streamer/ops"
+	"diehard/streamer/pipeline"
 )
 
 // A view that refuses every insert is shown before there is an event, and until it is repaired.
@@ -78,4 +81,19 @@ func TestManyDeadLettersAreShown(t *testing.T) {
 	}, "dead letters are a reason not to be ready")
 	assert.Equal(t, []string{"11 of the 1,001 events of the last ten minutes became dead letters: see `streamer deadletter list`"}, r.Degraded)
 	assert.InDelta(t, 1, w.metrics().value("degraded", "dead_letters"), 0)
+}
+
+// What a pipeline misses after a failover is shown as long as the process lives, and is no reason not to be ready.
+func TestMissingEventsAreShown(t *testing.T) {
+	t.Parallel()
+	w := watch(t, testenv.New(t))
+	await.True(t, func() bool { code, _ := w.ready(); return code == http.StatusOK }, "the streamer is never ready")
+	assert.Zero(t, w.metrics().value("degraded", "missing_events"))
+	w.monitor.EventsMissing(&pipeline.MissingError{Slot: "a", Rows: []batch.Skipped{{Position: decode.Position{LSN: 16, Seq: 1}}, {}}})
+	w.monitor.EventsMissing(&pipeline.MissingError{Slot: "a", Rows: []batch.Skipped{{}}})
+	code, r := w.ready()
+	assert.Equal(t, http.StatusOK, code)
+	assert.Equal(t, []string{"3 events that were delivered again after a failover are missing in ClickHouse: deleted, or read from the slot by another program; compare with `streamer verify`"}, r.Degraded)
+	assert.InDelta(t, 1, w.metrics().value("degraded", "missing_events"), 0)
+	assert.Contains(t, w.status().Failures[1].Text, "ClickHouse does not have 2 events that slot a has delivered again and that count as written; the first is 00000000-0000-0000-0000-000000000000 of the commit at 0/10.")
 }

@@ -51,6 +51,7 @@ type Monitor struct {
 	views    *failingView
 	// doubleEncoded counts rows whose context is a JSON string that holds an object or array.
 	doubleEncoded atomic.Int64
+	missing       atomic.Int64 // events, after failovers
 
 	// Set by Start, before the pipeline runs.
 	progress *pipeline.Progress

@@ -1,10 +1,12 @@
 package ops
 
 import (
+	"context"
 	"time"
 
 	"diehard/shared/event"
 	"diehard/shared/failure"
+	"diehard/shared/telemetry"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
@@ -68,6 +70,13 @@ func (m *Monitor) DeadLetter(r decode.Reject) {
 	m.counters.deadLetters.Inc()
 	m.failures.note("dead letter", failure.Poison, deadLetterError(r))
 	m.reports.deadLetter(r)
+}
+
+// EventsMissing implements pipeline.Observer.
+func (m *Monitor) EventsMissing(err *pipeline.MissingError) {
+	m.missing.Add(int64(len(err.Rows)))
+	m.failures.note("missing events", failure.Of(err), err)
+	telemetry.Report(context.Background(), "missing events", err)
 }
 
 // SessionEnded implements pipeline.Observer.

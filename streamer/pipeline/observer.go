@@ -30,6 +30,9 @@ type Observer interface {
 	ViewFailed(err *sink.ViewError)
 	// DeadLetter is called for every row written to the dead-letter table.
 	DeadLetter(r decode.Reject)
+	// EventsMissing is called for rows that the slot has delivered again after a failover, and that
+	// are not in ClickHouse.
+	EventsMissing(err *MissingError)
 	// SessionEnded is called when a connection ended with an error and a new one is about to begin.
 	SessionEnded(err error)
 }
@@ -41,4 +44,5 @@ func (noopObserver) FlushEnded(*batch.Batch, Flush, error) {}
 func (noopObserver) Retry(failure.Class, error)            {}
 func (noopObserver) ViewFailed(*sink.ViewError)            {}
 func (noopObserver) DeadLetter(decode.Reject)              {}
+func (noopObserver) EventsMissing(*MissingError)           {}
 func (noopObserver) SessionEnded(error)                    {}

@@ -8,7 +8,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
-	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/sink"
@@ -16,7 +15,8 @@ import (
 
 // redelivered are the rows that the slot delivers again after a failover, up to the end of event_log.
 // They are skipped, and so looked for: another program may have read them from the slot before a
-// streamer wrote those behind them, and the failover may have lost every record of that.
+// streamer wrote those behind them, and the failover may have lost every record of that. What is
+// missing is reported, and the stream goes on: rows may have been deleted as well.
 type redelivered struct {
 	after decode.Position // rows up to here were found
 	until pglogrepl.LSN   // of the last commit with such rows
@@ -30,8 +30,6 @@ func (s *session) newRedelivered() *redelivered {
 }
 
 // checkRedelivered looks for the rows that were skipped before those of b.
-//
-// Errors: failure.Fatal when rows are missing.
 func (w *writer) checkRedelivered(ctx context.Context, b *batch.Batch) error {
 	r := w.redelivered
 	if r == nil {
@@ -44,13 +42,15 @@ func (w *writer) checkRedelivered(ctx context.Context, b *batch.Batch) error {
 			return err
 		}
 		if len(missing) > 0 {
-			return r.missed(w.s.cfg, missing)
+			err := &MissingError{Slot: w.s.cfg.Origin.SlotName(), Rows: missing}
+			w.s.log.Error("after the failover, events are missing", "error", err)
+			w.s.observer.EventsMissing(err)
 		}
 		r.after = through
 	}
 	if !b.Empty() || b.Confirm > r.until {
 		w.redelivered, w.s.record.UnprovedUntil = nil, 0
-		w.s.log.Info("all events that the slot has delivered again are in ClickHouse", "before_lsn", r.until.String())
+		w.s.log.Info("looked for all events that the slot has delivered again after the failover", "up_to", r.until.String())
 	}
 	return nil
 }
@@ -66,10 +66,22 @@ func (w *writer) missingRows(ctx context.Context, r sink.Range, rows []batch.Ski
 	if err != nil {
 		return nil, err
 	}
+	var missing []batch.Skipped
 	rows = slices.DeleteFunc(slices.Clone(rows), func(row batch.Skipped) bool { return there[row.Position] })
-	if len(rows) == 0 {
-		return nil, nil
+	for page := range slices.Chunk(rows, idPage) {
+		if page, err = w.withoutEvent(ctx, page); err != nil {
+			return nil, err
+		}
+		missing = append(missing, page...)
 	}
+	return missing, nil
+}
+
+// idPage is how many events are looked for by id in the time that ClickHouse has for an answer.
+const idPage = 1000
+
+// withoutEvent returns those of rows whose id is nowhere in ClickHouse, or not known.
+func (w *writer) withoutEvent(ctx context.Context, rows []batch.Skipped) ([]batch.Skipped, error) {
 	ids := make([]uuid.UUID, len(rows))
 	for i, row := range rows {
 		ids[i] = row.ID
@@ -78,17 +90,21 @@ func (w *writer) missingRows(ctx context.Context, r sink.Range, rows []batch.Ski
 	if err != nil {
 		return nil, err
 	}
-	unknown := make(map[uuid.UUID]bool, len(list))
+	unknown := map[uuid.UUID]bool{{}: true}
 	for _, id := range list {
 		unknown[id] = true
 	}
 	return slices.DeleteFunc(rows, func(row batch.Skipped) bool { return !unknown[row.ID] }), nil
 }
 
-// missed says which events are missing, and how to go on.
-func (r *redelivered) missed(cfg Config, missing []batch.Skipped) error {
-	return failure.Wrap(failure.Fatal, failure.Because(failure.SlotLost, fmt.Errorf("events are missing in ClickHouse before the end of event_log, at least %d, one of them %s at %s: "+
-		"before the failover another program read them from slot %s, or they were deleted from ClickHouse. "+
-		"Run `streamer slot accept`, which lets the stream go on behind them, and `streamer replay --from-table`, which delivers them",
-		len(missing), uuid.UUID(missing[0].ID), missing[0].LSN, cfg.Origin.SlotName())))
+// MissingError names events that are missing in ClickHouse, and how to go on.
+type MissingError struct {
+	Slot string
+	Rows []batch.Skipped // at least one
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("ClickHouse does not have %d events that slot %s has delivered again and that count as written; the first is %s of the commit at %s. "+
+		"They were deleted there, or another program had read them from the slot. `streamer verify` compares, and `streamer replay --from-table` writes what is missing",
+		len(e.Rows), e.Slot, uuid.UUID(e.Rows[0].ID), e.Rows[0].LSN)
 }

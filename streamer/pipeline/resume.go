@@ -244,11 +244,13 @@ func (s *session) distrust(ctx context.Context, end decode.Position, next *repli
 	if end.After(s.firstPosition()) {
 		next.UnprovedUntil = end.LSN
 	}
-	if same := s.record.SystemID == next.SystemID; same && next.Confirm <= s.record.Confirm || next.UnprovedSince != nil {
+	if s.record.SystemID == next.SystemID && next.Confirm <= s.record.Confirm {
 		return nil
 	}
 	since, err := s.deliveredUntil(ctx, s.record)
-	next.UnprovedSince = &since
+	if known := next.UnprovedSince; known == nil || since.Before(*known) {
+		next.UnprovedSince = &since
+	}
 	return err
 }
 

@@ -18,10 +18,10 @@ func (s *session) startAt(rec replication.IntentRecord, walEnd pglogrepl.LSN) (p
 		in = *rec.Intent
 	}
 	again := in.After.LSN
-	if rec.UnprovedUntil != 0 { // all that the slot delivers again is to be looked for
-		again = 0
-	}
 	at := s.cfg.StartLSN
+	if rec.UnprovedUntil != 0 { // all that the slot delivers again is to be looked for
+		again = min(again, at)
+	}
 	if at == 0 {
 		return again, nil
 	}

@@ -7,8 +7,13 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
+	"diehard/shared/failure"
+	"diehard/streamer/batch"
+	"diehard/streamer/decode"
+	"diehard/streamer/pipeline"
 	"diehard/streamer/sim/simch"
 	"diehard/streamer/sim/simpg"
+	"diehard/streamer/sink"
 )
 
 // checker is the small model that the world is held to: nothing lost, nothing twice,
@@ -25,6 +30,8 @@ type checker struct {
 
 	foreign bool // another client has moved the slot since the operator last looked
 	lossy   bool // a failover has lost events since
+
+	reported int // events that a streamer has missed after a failover
 }
 
 // published is what is known of an event.
@@ -193,6 +200,29 @@ func (c *checker) refused(err error) (justified bool) {
 	}
 	c.violation("a streamer refuses to run without need: %v", err)
 	return false
+}
+
+// observer has the operator bring back what a streamer misses, which must be missing.
+type observer struct{ *checker }
+
+func (observer) FlushStarted(*batch.Batch)                      {}
+func (observer) FlushEnded(*batch.Batch, pipeline.Flush, error) {}
+func (observer) Retry(failure.Class, error)                     {}
+func (observer) ViewFailed(*sink.ViewError)                     {}
+func (observer) DeadLetter(decode.Reject)                       {}
+func (observer) SessionEnded(error)                             {}
+func (o observer) EventsMissing(err *pipeline.MissingError) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, row := range err.Rows {
+		e := o.events[row.ID]
+		if e == nil || e.durable() {
+			o.violation("event %x counts as missing and is there", row.ID)
+			continue
+		}
+		e.excused = true
+	}
+	o.reported += len(err.Rows)
 }
 
 // excuse is the operator's work after a refusal: a new slot, and a replay of what is missing.

@@ -213,7 +213,7 @@ func (q *query) end() (proto.Input, error) {
 func (q *query) commitTime() (proto.Input, error) {
 	last := &Row{}
 	_, err := q.rows(func(r *Row) bool {
-		if r.LSN < q.number("lsn") && r.Source == q.params["source"] && position(r, last) > 0 {
+		if r.LSN >= q.number("from") && r.LSN < q.number("lsn") && r.Source == q.params["source"] && position(r, last) > 0 {
 			last = r
 		}
 		return false
