@@ -20,7 +20,7 @@ COMMENT ON COLUMN {{.Schema}}.diehard_intent.system_id IS 'Server to whose WAL t
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.epoch IS 'Raised by each session that takes the slot.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.confirm_lsn IS 'Highest position that the streamer may have confirmed; 0/0: the slot is being created.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.intent IS 'The range of rows, its deduplication token, ingested_at, and the rows that ClickHouse refuses. NULL: nothing was written yet.';
-COMMENT ON COLUMN {{.Schema}}.diehard_intent.unproved_since IS 'After a failover, or a change of the publication: events published since then are to be found in ClickHouse.';
+COMMENT ON COLUMN {{.Schema}}.diehard_intent.unproved_since IS 'After a failover, or a change of the publication: events published from this time on are to be found in ClickHouse.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.unproved_until IS 'After a failover: events up to this commit that the slot delivers again are to be found in ClickHouse.';
 COMMENT ON COLUMN {{.Schema}}.diehard_intent.began IS 'Transactions with this number or a higher one are delivered by the slot: the next one when its creation began.';
 

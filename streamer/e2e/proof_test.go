@@ -228,34 +228,42 @@ func TestRetentionKeepsWhatWasSkipped(t *testing.T) {
 func TestWhatASlotDeliversAgainIsLookedFor(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t)
-	delivering(t, env, 5).stop()
-	older := env.Slot + "_older"
-	execute(t, env, "SELECT pg_copy_logical_replication_slot($1, $2)", env.Slot, older)
-	s := start(t, env)
+	brief := func(c *setup) { c.InsertTimeout = time.Second } // is waited for
+	s := start(t, env, brief)
 	publish(t, env, 5)
 	delivered(t, env)
 	s.stop()
-	execute(t, env, "SELECT pg_drop_replication_slot($1)", env.Slot)
-	execute(t, env, "SELECT pg_copy_logical_replication_slot($1, $2)", older, env.Slot)
-	execute(t, env, "SELECT pg_drop_replication_slot($1)", older)
-	execute(t, env, "UPDATE diehard_intent SET timeline = timeline + 1")
+	older := env.Slot + "_older"
+	execute(t, env, "SELECT pg_copy_logical_replication_slot($1, $2)", env.Slot, older)
+	failOver := func() *streamer {
+		execute(t, env, "SELECT pg_drop_replication_slot($1)", env.Slot)
+		execute(t, env, "SELECT pg_copy_logical_replication_slot($1, $2)", older, env.Slot)
+		execute(t, env, "UPDATE diehard_intent SET timeline = timeline + 1")
+		return launch(t, env, brief)
+	}
+	s = start(t, env, brief)
+	publish(t, env, 5)
+	delivered(t, env)
+	s.stop()
 	var id string
 	require.NoError(t, env.ClickHouse.QueryRow(t.Context(), "SELECT toString(event_id) FROM "+env.ClickHouseConfig.EventLogTable+
 		" ORDER BY commit_lsn DESC, commit_seq DESC LIMIT 1 OFFSET 2").Scan(&id))
 	command(t, env, "ALTER TABLE LOG DELETE WHERE event_id = toUUID('"+id+"') SETTINGS mutations_sync = 2")
 
-	s = launch(t, env, func(c *setup) { c.InsertTimeout = time.Second })
+	s = failOver()
 	await.True(t, func() bool { return s.seen.missing.Load() == 1 }, "it is not missed")
 	assert.Contains(t, s.log.text(), "the first is "+id)
 	publish(t, env, 5)
 	await.True(t, func() bool { return countRows(t, env) == 14 }, "the stream does not go on")
-	s.stop()
-	s = start(t, env)
-	publish(t, env, 1)
-	await.True(t, func() bool { return countRows(t, env) == 15 }, "the stream does not go on")
-	assert.Zero(t, s.seen.missing.Load(), "it is reported once")
 	replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
 	require.Zero(t, replay.exit(), replay.log.text())
 	assert.Contains(t, replay.log.text(), "1 were missing, 1 of them are filled now")
+	s.stop()
+
+	s = failOver() // it is there under its id alone
+	publish(t, env, 1)
+	await.True(t, func() bool { return countRows(t, env) == 16 }, "the stream does not go on")
+	assert.Zero(t, s.seen.missing.Load())
+	execute(t, env, "SELECT pg_drop_replication_slot($1)", older)
 	require.Equal(t, 16, delivered(t, env))
 }

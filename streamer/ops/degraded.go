@@ -79,7 +79,7 @@ func (m *Monitor) degraded(x snapshot) map[string]string {
 		why[degradedByDeadLetters] = fmt.Sprintf("%s of the %s events of the last ten minutes became dead letters: see `streamer deadletter list`", count(dead), count(all))
 	}
 	if n := m.missing.Load(); n > 0 {
-		why[degradedByMissing] = fmt.Sprintf("%s events that were delivered again after a failover are missing in ClickHouse: deleted, or read from the slot by another program; compare with `streamer verify`", count(n))
+		why[degradedByMissing] = fmt.Sprintf("%s events that were delivered again after a failover are missing in ClickHouse: deleted, skipped, or read from the slot by another program; compare with `streamer verify`", count(n))
 	}
 	return why
 }

@@ -93,7 +93,7 @@ func TestMissingEventsAreShown(t *testing.T) {
 	w.monitor.EventsMissing(&pipeline.MissingError{Slot: "a", Rows: []batch.Skipped{{}}})
 	code, r := w.ready()
 	assert.Equal(t, http.StatusOK, code)
-	assert.Equal(t, []string{"3 events that were delivered again after a failover are missing in ClickHouse: deleted, or read from the slot by another program; compare with `streamer verify`"}, r.Degraded)
+	assert.Equal(t, []string{"3 events that were delivered again after a failover are missing in ClickHouse: deleted, skipped, or read from the slot by another program; compare with `streamer verify`"}, r.Degraded)
 	assert.InDelta(t, 1, w.metrics().value("degraded", "missing_events"), 0)
 	assert.Contains(t, w.status().Failures[1].Text, "ClickHouse does not have 2 events that slot a has delivered again and that count as written; the first is 00000000-0000-0000-0000-000000000000 of the commit at 0/10.")
 }

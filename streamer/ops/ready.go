@@ -24,8 +24,8 @@ type Readiness struct {
 	Ready   bool          `json:"ready"`
 	Cause   failure.Cause `json:"cause,omitempty"` // of the status "failed"
 	Reasons []string      `json:"reasons"`         // why it is not; empty if it is
-	// Degraded says what is not as it should be although events are delivered: a materialized view fails, or
-	// many events become dead letters.
+	// Degraded says what is not as it should be although events are delivered: a materialized view fails,
+	// many events become dead letters, or some are missing after a failover.
 	Degraded []string `json:"degraded"`
 }
 

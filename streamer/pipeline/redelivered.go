@@ -45,6 +45,9 @@ func (w *writer) checkRedelivered(ctx context.Context, b *batch.Batch) error {
 			err := &MissingError{Slot: w.s.cfg.Origin.SlotName(), Rows: missing}
 			w.s.log.Error("after the failover, events are missing", "error", err)
 			w.s.observer.EventsMissing(err)
+			for _, row := range missing {
+				w.reported[row.ID] = true
+			}
 		}
 		r.after = through
 	}
@@ -66,13 +69,19 @@ func (w *writer) missingRows(ctx context.Context, r sink.Range, rows []batch.Ski
 	if err != nil {
 		return nil, err
 	}
+	w.s.progress.setState(Streaming)
 	var missing []batch.Skipped
 	rows = slices.DeleteFunc(slices.Clone(rows), func(row batch.Skipped) bool { return there[row.Position] })
-	for page := range slices.Chunk(rows, idPage) {
-		if page, err = w.withoutEvent(ctx, page); err != nil {
+	for len(rows) > 0 {
+		page := rows[:min(idPage, len(rows))]
+		nowhere, err := w.withoutEvent(ctx, page)
+		if err != nil {
 			return nil, err
 		}
-		missing = append(missing, page...)
+		if len(nowhere) == idPage { // no replay has written them, and to look for each costs a scan
+			return append(missing, rows...), nil
+		}
+		missing, rows = append(missing, nowhere...), rows[len(page):]
 	}
 	return missing, nil
 }
@@ -94,7 +103,7 @@ func (w *writer) withoutEvent(ctx context.Context, rows []batch.Skipped) ([]batc
 	for _, id := range list {
 		unknown[id] = true
 	}
-	return slices.DeleteFunc(rows, func(row batch.Skipped) bool { return !unknown[row.ID] }), nil
+	return slices.DeleteFunc(slices.Clone(rows), func(row batch.Skipped) bool { return !unknown[row.ID] }), nil
 }
 
 // MissingError names events that are missing in ClickHouse, and how to go on.
@@ -105,6 +114,6 @@ type MissingError struct {
 
 func (e *MissingError) Error() string {
 	return fmt.Sprintf("ClickHouse does not have %d events that slot %s has delivered again and that count as written; the first is %s of the commit at %s. "+
-		"They were deleted there, or another program had read them from the slot. `streamer verify` compares, and `streamer replay --from-table` writes what is missing",
+		"They were deleted there, skipped by --start-lsn, or read from the slot by another program. `streamer verify` compares, and `streamer replay --from-table` writes what is missing and no message",
 		len(e.Rows), e.Slot, uuid.UUID(e.Rows[0].ID), e.Rows[0].LSN)
 }

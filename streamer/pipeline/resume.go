@@ -247,24 +247,29 @@ func (s *session) distrust(ctx context.Context, end decode.Position, next *repli
 	if s.record.SystemID == next.SystemID && next.Confirm <= s.record.Confirm {
 		return nil
 	}
-	since, err := s.deliveredUntil(ctx, s.record)
+	since, err := s.undeliveredSince(ctx, s.record, end)
 	if known := next.UnprovedSince; known == nil || since.Before(*known) {
 		next.UnprovedSince = &since
 	}
 	return err
 }
 
-// deliveredUntil is when the last event was committed that is delivered according to rec. In a
-// backlog that is long before rec was written.
-func (s *session) deliveredUntil(ctx context.Context, rec replication.IntentRecord) (at time.Time, err error) {
+// undeliveredSince is when the first event may have been published that is not delivered according to
+// rec: shortly before rec was written, or long before, if there was a backlog.
+func (s *session) undeliveredSince(ctx context.Context, rec replication.IntentRecord, end decode.Position) (since time.Time, err error) {
+	source := sink.Source{SystemID: rec.SystemID, Slot: s.cfg.Origin.SlotName()}
+	if source == s.source && end.LSN == 0 {
+		return time.Time{}, nil
+	}
+	var last time.Time
 	err = s.untilAnswered(ctx, "time of the last commit", func(ctx context.Context) (err error) {
-		at, err = s.sink.CommittedBefore(ctx, sink.Source{SystemID: rec.SystemID, Slot: s.cfg.Origin.SlotName()}, rec.Confirm)
+		last, err = s.sink.CommittedBefore(ctx, source, rec.Confirm)
 		return err
 	})
-	if at.After(rec.WrittenAt) { // by another clock
-		at = rec.WrittenAt
+	if since = rec.WrittenAt.Add(-unprovedMargin); last.Add(-backlogMargin).Before(since) {
+		since = last.Add(-backlogMargin)
 	}
-	return at, err
+	return since, err
 }
 
 // warnOfOtherServers reports, before the first event of this server, events of the same

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,9 +14,12 @@ import (
 )
 
 const (
-	// unprovedMargin is how long before its commit a transaction may have begun: the outbox knows
-	// when they began.
+	// unprovedMargin is how long before the record a transaction may have begun that was
+	// committed behind it: the outbox knows when transactions began.
 	unprovedMargin = time.Hour
+	// backlogMargin is the same for the last commit before the record. It is short, because
+	// that may be old, and what is older still may have been deleted.
+	backlogMargin = time.Minute
 	// maxUnproved bounds the events that are missing at one look. More of them are a
 	// backlog: the next look comes when that is written.
 	maxUnproved = 100_000
@@ -48,7 +52,7 @@ func (s *session) noteChangedPublication() {
 	if !s.control.PublicationChanged() {
 		return
 	}
-	if since := s.record.WrittenAt; s.record.UnprovedSince == nil {
+	if since := s.record.WrittenAt.Add(-unprovedMargin); s.record.UnprovedSince == nil {
 		s.record.UnprovedSince = &since
 	}
 	s.log.Warn("the publication is not the one that was recorded with the slot: comparing the events published since with ClickHouse before anything is confirmed",
@@ -70,6 +74,7 @@ func (w *writer) checkUnproved(ctx context.Context, durable pglogrepl.LSN) error
 	if err != nil {
 		return err
 	}
+	still = slices.DeleteFunc(still, func(id uuid.UUID) bool { return w.reported[id] })
 	switch n := len(still); {
 	case u.upTo != 0 && n > 0:
 		return u.missed(w.s.cfg, still)
@@ -90,7 +95,7 @@ func (w *writer) findMissing(ctx context.Context) error {
 	}
 	u.missing = nil
 	// Each page has a time limit, and not the whole, which may be a large outbox.
-	err := w.s.control.PublishedSince(ctx, replication.Published{Since: u.since.Add(-unprovedMargin), Open: u.publication}, func(ids []uuid.UUID) error {
+	err := w.s.control.PublishedSince(ctx, replication.Published{Since: u.since, Open: u.publication}, func(ids []uuid.UUID) error {
 		var missing []uuid.UUID
 		err := w.s.within(ctx, func(ctx context.Context) (err error) {
 			missing, err = w.s.sink.MissingEvents(ctx, ids)
@@ -126,6 +131,9 @@ func (w *writer) stillMissing(ctx context.Context, ids []uuid.UUID) (missing []u
 		missing, err = w.s.sink.MissingEvents(ctx, ids)
 		return err
 	})
+	if err == nil {
+		w.s.progress.setState(Streaming)
+	}
 	return missing, err
 }
 
