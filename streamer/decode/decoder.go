@@ -67,8 +67,8 @@ func NewDecoder(resume Position) *Decoder {
 // IdentifySkipped makes the decoder read rows that it skips, for SkippedID.
 func (d *Decoder) IdentifySkipped() { d.identify = true }
 
-// SkippedID is the id of the event that was skipped last; zero when it cannot be read.
-func (d *Decoder) SkippedID() [16]byte { return d.event.ID }
+// SkippedID is the id of the event that was skipped last, zero when it cannot be read; not ok without IdentifySkipped.
+func (d *Decoder) SkippedID() (id [16]byte, ok bool) { return d.event.ID, d.identify }
 
 // ErrDivergedHistory means that the server does not have a transaction whose rows are in ClickHouse.
 var ErrDivergedHistory = errors.New("this server does not have a transaction whose events are in ClickHouse")
@@ -213,7 +213,6 @@ func (d *Decoder) insert(msg []byte, size int, rows *Rows) (Kind, error) {
 	d.pos.Seq++
 	if !d.pos.After(d.resume) {
 		if d.identify {
-			d.event = Event{}
 			_, _ = d.tuple(values, rel, cut) // whatever is wrong with it is dealt with already
 		}
 		return Skipped, nil
@@ -236,11 +235,11 @@ func (d *Decoder) insert(msg []byte, size int, rows *Rows) (Kind, error) {
 // tuple reads the row into d.event. bad names the first value that cannot be
 // represented; err is for a malformed message. cut says that more follows than b has.
 func (d *Decoder) tuple(b []byte, rel *relation, cut bool) (bad string, err error) {
+	d.event = Event{}
 	n := int(b[0])<<8 | int(b[1])
 	if n != len(rel.fields) {
 		return "", fmt.Errorf("insert: %d columns, relation %s has %d", n, rel.name, len(rel.fields))
 	}
-	d.event = Event{}
 	var seen uint8
 	for i, at := 0, 2; i < len(rel.fields); i++ {
 		var format byte

@@ -53,7 +53,6 @@ func (d *Decoder) message(msg []byte, size int, rows *Rows) (Kind, error) {
 	content = content[4:]
 	if !d.pos.After(d.resume) {
 		if d.identify {
-			d.event = Event{}
 			_ = parseMessage(content, &d.event)
 		}
 		return Skipped, nil

@@ -87,6 +87,8 @@ func TestSkippedRowsAreNotDecoded(t *testing.T) {
 	feed(t, d, rows, relationMessage(outboxOID, "outbox", outbox...), beginMessage(sampleLSN, sampleTime))
 	assert.Equal(t, decode.Skipped, feed(t, d, rows, insertMessage(outboxOID, null)))
 	assert.True(t, rows.Empty())
+	_, ok := d.SkippedID()
+	assert.False(t, ok)
 }
 
 // Skipped rows and messages are read for their ids if that is asked for, and what cannot be read is no error.
@@ -106,7 +108,9 @@ func TestSkippedRowsAreIdentified(t *testing.T) {
 		{published("nonsense"), false},
 	} {
 		assert.Equal(t, decode.Skipped, feed(t, d, rows, c.message))
-		assert.Equal(t, c.known, d.SkippedID() != [16]byte{}, "%v", d.Last())
+		id, ok := d.SkippedID()
+		assert.True(t, ok)
+		assert.Equal(t, c.known, id != [16]byte{}, "%v", d.Last())
 	}
 	assert.True(t, rows.Empty())
 }

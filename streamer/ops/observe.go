@@ -1,12 +1,10 @@
 package ops
 
 import (
-	"context"
 	"time"
 
 	"diehard/shared/event"
 	"diehard/shared/failure"
-	"diehard/shared/telemetry"
 	"diehard/streamer/batch"
 	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
@@ -76,7 +74,7 @@ func (m *Monitor) DeadLetter(r decode.Reject) {
 func (m *Monitor) EventsMissing(err *pipeline.MissingError) {
 	m.missing.Add(int64(len(err.Rows)))
 	m.failures.note("missing events", failure.Of(err), err)
-	telemetry.Report(context.Background(), "missing events", err)
+	m.reports.eventsMissing(err)
 }
 
 // SessionEnded implements pipeline.Observer.

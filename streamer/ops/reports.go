@@ -93,6 +93,10 @@ func (r *reports) viewFailed(err error) {
 	r.view.Failed(context.Background(), err)
 }
 
+func (r *reports) eventsMissing(err error) {
+	telemetry.Report(context.Background(), "missing events", err)
+}
+
 func (r *reports) failed(err error) { r.streamer.Failed(context.Background(), err) }
 
 func (r *reports) recovered() { r.streamer.Recovered(context.Background()) }

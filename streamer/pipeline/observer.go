@@ -37,12 +37,26 @@ type Observer interface {
 	SessionEnded(err error)
 }
 
-type noopObserver struct{}
+// NoopObserver does nothing. A type that embeds it implements the methods that it needs.
+type NoopObserver struct{}
 
-func (noopObserver) FlushStarted(*batch.Batch)             {}
-func (noopObserver) FlushEnded(*batch.Batch, Flush, error) {}
-func (noopObserver) Retry(failure.Class, error)            {}
-func (noopObserver) ViewFailed(*sink.ViewError)            {}
-func (noopObserver) DeadLetter(decode.Reject)              {}
-func (noopObserver) EventsMissing(*MissingError)           {}
-func (noopObserver) SessionEnded(error)                    {}
+// FlushStarted implements Observer.
+func (NoopObserver) FlushStarted(*batch.Batch) {}
+
+// FlushEnded implements Observer.
+func (NoopObserver) FlushEnded(*batch.Batch, Flush, error) {}
+
+// Retry implements Observer.
+func (NoopObserver) Retry(failure.Class, error) {}
+
+// ViewFailed implements Observer.
+func (NoopObserver) ViewFailed(*sink.ViewError) {}
+
+// DeadLetter implements Observer.
+func (NoopObserver) DeadLetter(decode.Reject) {}
+
+// EventsMissing implements Observer.
+func (NoopObserver) EventsMissing(*MissingError) {}
+
+// SessionEnded implements Observer.
+func (NoopObserver) SessionEnded(error) {}

@@ -81,7 +81,7 @@ type Pipeline struct {
 // New returns a Pipeline that writes through ch. observer may be nil.
 func New(cfg Config, ch driver.Conn, log *slog.Logger, observer Observer) *Pipeline {
 	if observer == nil {
-		observer = noopObserver{}
+		observer = NoopObserver{}
 	}
 	return &Pipeline{cfg: cfg, ch: ch, log: log, observer: observer, warned: map[string]bool{}}
 }

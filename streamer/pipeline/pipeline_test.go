@@ -34,7 +34,7 @@ func TestTheConfirmedPositionNeverGoesBack(t *testing.T) {
 
 // sessions counts the sessions that ended.
 type sessions struct {
-	noopObserver
+	NoopObserver
 	ended chan error
 }
 
@@ -46,7 +46,7 @@ func TestAnAbsentServerIsTriedAgain(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	address := listener.Addr().String()
-	listener.Close() // noopObserver listens there now
+	listener.Close() // nothing listens there now
 	ended := sessions{ended: make(chan error, 100)}
 	p := New(Config{PostgresURL: "postgres://user:hunter2@" + address + "/db?sslmode=disable", SenderTimeout: time.Second},
 		nil, slog.New(slog.DiscardHandler), ended)

@@ -39,14 +39,13 @@ const (
 //     row that is not in it or before it.
 //   - The first batch is the range of repeat, whatever the limits, if there is one.
 type receiver struct {
-	s           *session
-	decoder     *decode.Decoder
-	confirmed   *confirmed
-	ready       chan<- *batch.Batch
-	free        <-chan *batch.Batch
-	waiting     *atomic.Int32       // see waitsReading
-	repeat      *replication.Intent // the range that the open batch must become; nil for none
-	redelivered bool                // skipped rows are to be looked for
+	s         *session
+	decoder   *decode.Decoder
+	confirmed *confirmed
+	ready     chan<- *batch.Batch
+	free      <-chan *batch.Batch
+	waiting   *atomic.Int32       // see waitsReading
+	repeat    *replication.Intent // the range that the open batch must become; nil for none
 
 	open              *batch.Batch
 	completeLSN       pglogrepl.LSN // every transaction before it was read to its end
@@ -174,8 +173,8 @@ func (r *receiver) handleMessage(msg replication.Message) error {
 	case decode.NonTransactional:
 		r.countDropped(time.Now())
 	case decode.Skipped:
-		if r.redelivered {
-			r.open.Skipped = append(r.open.Skipped, batch.Skipped{Position: r.decoder.Last(), ID: r.decoder.SkippedID()})
+		if id, ok := r.decoder.SkippedID(); ok {
+			r.open.Skipped = append(r.open.Skipped, batch.Skipped{Position: r.decoder.Last(), ID: id})
 		}
 	default:
 	}

@@ -45,9 +45,7 @@ func (w *writer) checkRedelivered(ctx context.Context, b *batch.Batch) error {
 			err := &MissingError{Slot: w.s.cfg.Origin.SlotName(), Rows: missing}
 			w.s.log.Error("after the failover, events are missing", "error", err)
 			w.s.observer.EventsMissing(err)
-			for _, row := range missing {
-				w.reported[row.ID] = true
-			}
+			w.unproved.leaveOut(missing)
 		}
 		r.after = through
 	}
@@ -69,7 +67,6 @@ func (w *writer) missingRows(ctx context.Context, r sink.Range, rows []batch.Ski
 	if err != nil {
 		return nil, err
 	}
-	w.s.progress.setState(Streaming)
 	var missing []batch.Skipped
 	rows = slices.DeleteFunc(slices.Clone(rows), func(row batch.Skipped) bool { return there[row.Position] })
 	for len(rows) > 0 {

@@ -247,16 +247,20 @@ func (s *session) distrust(ctx context.Context, end decode.Position, next *repli
 	if s.record.SystemID == next.SystemID && next.Confirm <= s.record.Confirm {
 		return nil
 	}
-	since, err := s.undeliveredSince(ctx, s.record, end)
+	since, err := s.undeliveredSince(ctx, end)
+	if err != nil {
+		return err
+	}
 	if known := next.UnprovedSince; known == nil || since.Before(*known) {
 		next.UnprovedSince = &since
 	}
-	return err
+	return nil
 }
 
 // undeliveredSince is when the first event may have been published that is not delivered according to
-// rec: shortly before rec was written, or long before, if there was a backlog.
-func (s *session) undeliveredSince(ctx context.Context, rec replication.IntentRecord, end decode.Position) (since time.Time, err error) {
+// the record: shortly before that was written, or long before, if there was a backlog.
+func (s *session) undeliveredSince(ctx context.Context, end decode.Position) (since time.Time, err error) {
+	rec := s.record
 	source := sink.Source{SystemID: rec.SystemID, Slot: s.cfg.Origin.SlotName()}
 	if source == s.source && end.LSN == 0 {
 		return time.Time{}, nil
@@ -341,14 +345,16 @@ func (s *session) waitUntilNoneRuns(ctx context.Context, prefix string) error {
 	}
 }
 
-// untilAnswered repeats ask while ClickHouse does not answer it.
+// untilAnswered repeats ask while ClickHouse does not answer it. Once it has, the state is what it was.
 func (s *session) untilAnswered(ctx context.Context, what string, ask func(context.Context) error) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = firstWait, maxWait
+	state := s.progress.State()
 	for attempt := 1; ; attempt++ {
 		err := s.within(ctx, ask)
 		switch {
 		case err == nil:
+			s.progress.setState(state)
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)

@@ -143,7 +143,7 @@ func (s *session) move(reading, work context.Context, c *confirmed, run func(fun
 	s.progress.begin(s.name, s.slot.ConfirmedFlush)
 	r := &receiver{
 		s: s, decoder: begin.decoder, confirmed: c, ready: ready, free: free, waiting: waiting,
-		completeLSN: s.slot.ConfirmedFlush, repeat: begin.repeat, redelivered: begin.redelivered != nil,
+		completeLSN: s.slot.ConfirmedFlush, repeat: begin.repeat,
 	}
 	r.rows, r.received = s.progress.Read()
 	w := newWriter(s, c, ready, free, waiting, begin)

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"diehard/shared/failure"
+	"diehard/streamer/batch"
 	"diehard/streamer/replication"
 )
 
@@ -38,6 +39,7 @@ type unproved struct {
 	publication bool
 	upTo        pglogrepl.LSN // the next look comes when everything before it is durable
 	missing     []uuid.UUID   // at the last look
+	leftOut     map[uuid.UUID]bool
 }
 
 func (s *session) newUnproved() *unproved {
@@ -59,6 +61,19 @@ func (s *session) noteChangedPublication() {
 		"publication", s.cfg.Origin.PublicationName(), "since", *s.record.UnprovedSince)
 }
 
+// leaveOut keeps rows out of the comparison: the slot delivers them, and they are reported.
+func (u *unproved) leaveOut(rows []batch.Skipped) {
+	if u == nil {
+		return
+	}
+	if u.leftOut == nil {
+		u.leftOut = make(map[uuid.UUID]bool)
+	}
+	for _, row := range rows {
+		u.leftOut[row.ID] = true
+	}
+}
+
 // confirms reports whether positions may be confirmed.
 func (u *unproved) confirms() bool { return u == nil || !u.publication }
 
@@ -74,7 +89,7 @@ func (w *writer) checkUnproved(ctx context.Context, durable pglogrepl.LSN) error
 	if err != nil {
 		return err
 	}
-	still = slices.DeleteFunc(still, func(id uuid.UUID) bool { return w.reported[id] })
+	still = slices.DeleteFunc(still, func(id uuid.UUID) bool { return u.leftOut[id] })
 	switch n := len(still); {
 	case u.upTo != 0 && n > 0:
 		return u.missed(w.s.cfg, still)
@@ -131,9 +146,6 @@ func (w *writer) stillMissing(ctx context.Context, ids []uuid.UUID) (missing []u
 		missing, err = w.s.sink.MissingEvents(ctx, ids)
 		return err
 	})
-	if err == nil {
-		w.s.progress.setState(Streaming)
-	}
 	return missing, err
 }
 

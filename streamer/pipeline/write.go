@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 
 	"diehard/streamer/batch"
@@ -46,7 +45,6 @@ type writer struct {
 	unproved    *unproved
 	redelivered *redelivered
 	idle        idleRecord
-	reported    map[uuid.UUID]bool // events that redelivered misses
 	window      window
 	durable     pglogrepl.LSN // may be recorded, and confirmed then
 
@@ -63,7 +61,7 @@ type writer struct {
 func newWriter(s *session, c *confirmed, ready <-chan *batch.Batch, free chan<- *batch.Batch, waiting *atomic.Int32, at *beginning) *writer {
 	w := &writer{
 		s: s, confirmed: c, ready: ready, free: free, waiting: waiting,
-		written: at.after, repeat: at.repeat, unproved: at.unproved, redelivered: at.redelivered, reported: map[uuid.UUID]bool{}, window: newWindow(s, at),
+		written: at.after, repeat: at.repeat, unproved: at.unproved, redelivered: at.redelivered, window: newWindow(s, at),
 	}
 	if w.repeat != nil { // the predecessor may be frozen with it in its hands
 		w.attemptsOver = s.claimedAt.Add(sink.InsertBound(s.insertTimeout()))

@@ -7,13 +7,9 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
-	"diehard/shared/failure"
-	"diehard/streamer/batch"
-	"diehard/streamer/decode"
 	"diehard/streamer/pipeline"
 	"diehard/streamer/sim/simch"
 	"diehard/streamer/sim/simpg"
-	"diehard/streamer/sink"
 )
 
 // checker is the small model that the world is held to: nothing lost, nothing twice,
@@ -203,14 +199,11 @@ func (c *checker) refused(err error) (justified bool) {
 }
 
 // observer has the operator bring back what a streamer misses, which must be missing.
-type observer struct{ *checker }
+type observer struct {
+	pipeline.NoopObserver
+	*checker
+}
 
-func (observer) FlushStarted(*batch.Batch)                      {}
-func (observer) FlushEnded(*batch.Batch, pipeline.Flush, error) {}
-func (observer) Retry(failure.Class, error)                     {}
-func (observer) ViewFailed(*sink.ViewError)                     {}
-func (observer) DeadLetter(decode.Reject)                       {}
-func (observer) SessionEnded(error)                             {}
 func (o observer) EventsMissing(err *pipeline.MissingError) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -56,6 +56,25 @@ func (w *world) kill(s *streamer) {
 	w.streamers = nil
 }
 
+// killAfterOne has a streamer deliver an event, and kills it.
+func (w *world) killAfterOne() {
+	s := w.start()
+	pause(time.Second)
+	w.commit(1)
+	pause(time.Second)
+	w.kill(s)
+}
+
+// refusal is what s ends with; nil when it goes on.
+func refusal(s *streamer) (err error) {
+	select {
+	case err = <-s.over:
+		s.over <- err
+	case <-time.After(10 * time.Minute):
+	}
+	return err
+}
+
 // finish ends the world, in which nothing must be wrong.
 func (w *world) finish(t *testing.T) {
 	t.Helper()
@@ -168,14 +187,7 @@ func TestAFailoverThatLostWhatIsWritten(t *testing.T) {
 		for range 10 {
 			w.commit(2)
 		}
-		s := w.streamers[0]
-		select {
-		case err := <-s.over:
-			s.over <- err
-			assert.ErrorContains(t, err, "they were lost in a failover")
-		case <-time.After(10 * time.Minute):
-			assert.Fail(t, "it goes on", w.trace.String())
-		}
+		assert.ErrorContains(t, refusal(w.streamers[0]), "they were lost in a failover", w.trace.String())
 		w.close()
 	})
 }
@@ -186,19 +198,7 @@ func TestAFailoverThatLostWhatIsWritten(t *testing.T) {
 func TestWhatASlotDeliversAgainIsLookedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScenario(t, profiles[0])
-		refusal := func(s *streamer) (err error) {
-			select {
-			case err = <-s.over:
-				s.over <- err
-			case <-time.After(10 * time.Minute):
-			}
-			return err
-		}
-		first := w.start()
-		pause(time.Second)
-		w.commit(1)
-		pause(10 * time.Second)
-		w.kill(first)
+		w.killAfterOne()
 		pause(2 * time.Minute) // until PostgreSQL notices
 		w.commit(2)
 		w.commit(2)
@@ -226,11 +226,7 @@ func TestWhatASlotDeliversAgainIsLookedFor(t *testing.T) {
 func TestABacklogIsComparedFromItsBeginning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScenario(t, profiles[0])
-		first := w.start()
-		pause(time.Second)
-		w.commit(1)
-		pause(10 * time.Second)
-		w.kill(first)
+		w.killAfterOne()
 		for range 5 {
 			w.commit(w.rows)
 		}
@@ -244,14 +240,7 @@ func TestABacklogIsComparedFromItsBeginning(t *testing.T) {
 		assert.True(t, w.pg.ForeignReader(w.slot(), 5))
 		w.check.foreignReader(w.pg.Slot(w.slot()))
 		w.failover(0, 0)
-		third := w.start()
-		select {
-		case err := <-third.over:
-			third.over <- err
-			assert.ErrorContains(t, err, "does not deliver any more")
-		case <-time.After(time.Hour):
-			assert.Fail(t, "it goes on", w.trace.String())
-		}
+		assert.ErrorContains(t, refusal(w.start()), "does not deliver any more", w.trace.String())
 		w.close()
 	})
 }
@@ -284,11 +273,7 @@ func TestABacklogOfSmallBlocksAfterATakeover(t *testing.T) {
 func TestTwoFailoversOfWhichTheSecondSkipsATimeline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScenario(t, profiles[0])
-		first := w.start()
-		pause(time.Second)
-		w.commit(1)
-		pause(time.Second)
-		w.kill(first)
+		w.killAfterOne()
 		w.commit(2)
 		at := w.pg.End()
 		w.pg.Other(1000)

@@ -181,7 +181,7 @@ func (w *world) start() *streamer {
 		Tables: sink.Tables{EventLog: eventLog, DeadLetter: deadLetter, Quorum: w.quorum > 0, Cluster: w.cluster}, Reader: s.ch[1],
 		Limits:        batch.Limits{Rows: w.rows, Bytes: batchBytes},
 		FlushInterval: 200 * time.Millisecond, InsertTimeout: w.insertTimeout / time.Duration(1+w.number%2), DrainTimeout: 5 * time.Second,
-	}, s.ch[0], slog.New(handler{w.trace, s.name}), observer{w.check})
+	}, s.ch[0], slog.New(handler{w.trace, s.name}), observer{checker: w.check})
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	go func() {

@@ -33,15 +33,14 @@ func (s *Sink) end(ctx context.Context) (End, error) {
 // CommittedBefore returns when the last transaction before lsn was committed of which event_log has a
 // row of source; the zero of Unix time when there is none. A replica that lags has an earlier one.
 func (s *Sink) CommittedBefore(ctx context.Context, source Source, lsn pglogrepl.LSN) (time.Time, error) {
-	const before = ` WHERE source = {source:String} AND commit_lsn >= {from:UInt64} AND commit_lsn < {lsn:UInt64}`
 	for span := pglogrepl.LSN(1 << 30); ; span *= 16 { // the index of positions finds what is near
 		from := lsn - min(lsn, span)
 		if span >= 1<<58 {
 			from = 0
 		}
 		var micros int64
-		err := s.reader.QueryRow(ctx, `SELECT toUnixTimestamp64Micro(max(commit_time)) FROM `+s.table+before+
-			` AND commit_lsn = (SELECT max(commit_lsn) FROM `+s.table+before+`)`,
+		err := s.reader.QueryRow(ctx, `SELECT toUnixTimestamp64Micro(argMax(commit_time, commit_lsn)) FROM `+s.table+
+			` WHERE source = {source:String} AND commit_lsn >= {from:UInt64} AND commit_lsn < {lsn:UInt64}`,
 			clickhouse.Named("source", source.String()), clickhouse.Named("from", fmt.Sprint(uint64(from))), clickhouse.Named("lsn", fmt.Sprint(uint64(lsn)))).Scan(&micros)
 		if err != nil {
 			return time.Time{}, fmt.Errorf("read the time of a commit: %w", classify(err))

@@ -70,6 +70,15 @@ func (q *query) rows(match func(*Row) bool) ([]*Row, error) {
 	return q.node.cluster.visible(q.node.number, q.table, q.consistent, func(r *Row) bool { return match(r) && r.Source == source })
 }
 
+// last is the last of rows; empty when there is none.
+func (q *query) last(match func(*Row) bool) (*Row, error) {
+	rows, err := q.rows(match)
+	if err != nil || len(rows) == 0 {
+		return &Row{}, err
+	}
+	return slices.MaxFunc(rows, position), nil
+}
+
 func position(a, b *Row) int {
 	return cmp.Or(cmp.Compare(a.LSN, b.LSN), cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.Timeline, b.Timeline))
 }
@@ -98,7 +107,7 @@ var queries = []handler{
 	{"SELECT name, type, default_kind, default_expression FROM system.columns", (*query).derived},
 	{"SELECT arrayMap(p -> p.1, list), arrayMap(p -> p.2, list) FROM", (*query).positions},
 	{"SELECT event_id FROM", (*query).events},
-	{"SELECT toUnixTimestamp64Micro(max(commit_time)) FROM", (*query).commitTime},
+	{"SELECT toUnixTimestamp64Micro(argMax(commit_time, commit_lsn)) FROM", (*query).commitTime},
 	{"SELECT toUInt64(bitShiftRight(last, 64))", (*query).end},
 	{"SELECT source, toUInt64(bitShiftRight(max(", (*query).commits},
 	{"SELECT source FROM", (*query).otherServers},
@@ -192,13 +201,7 @@ func (q *query) engine() (proto.Input, error) {
 }
 
 func (q *query) end() (proto.Input, error) {
-	last := &Row{}
-	_, err := q.rows(func(r *Row) bool {
-		if r.Source == q.params["source"] && position(r, last) > 0 {
-			last = r
-		}
-		return false
-	})
+	last, err := q.last(func(*Row) bool { return true })
 	if err != nil {
 		return nil, err
 	}
@@ -211,14 +214,11 @@ func (q *query) end() (proto.Input, error) {
 
 // commitTime is that of the last row before lsn.
 func (q *query) commitTime() (proto.Input, error) {
-	last := &Row{}
-	_, err := q.rows(func(r *Row) bool {
-		if r.LSN >= q.number("from") && r.LSN < q.number("lsn") && r.Source == q.params["source"] && position(r, last) > 0 {
-			last = r
-		}
-		return false
-	})
-	return proto.Input{{Name: "t", Data: &proto.ColInt64{last.CommitTime}}}, err
+	last, err := q.last(func(r *Row) bool { return r.LSN >= q.number("from") && r.LSN < q.number("lsn") })
+	if err != nil {
+		return nil, err
+	}
+	return proto.Input{{Name: "t", Data: &proto.ColInt64{last.CommitTime}}}, nil
 }
 
 func (q *query) commits() (proto.Input, error) {
