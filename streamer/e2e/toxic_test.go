@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -8,12 +9,14 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -69,13 +72,24 @@ func (n *network) cut() { n.proxy.Stop() }
 
 func (n *network) restore() {
 	n.t.Helper()
-	require.NoError(n.t, n.proxy.Start())
+	n.listens(n.proxy.Start)
+}
+
+// listens waits until the port is free again: a process that is being started beside
+// the test holds a copy of the closed listener until it runs its own program.
+func (n *network) listens(start func() error) {
+	n.t.Helper()
+	var err error
+	await.True(n.t, func() bool { err = start(); return !errors.Is(err, syscall.EADDRINUSE) }, "the port of the proxy is taken")
+	require.NoError(n.t, err)
 }
 
 // leadTo changes which server the address means.
 func (n *network) leadTo(upstream string) {
 	n.t.Helper()
-	require.NoError(n.t, n.proxy.Update(&toxiproxy.Proxy{Listen: n.proxy.Listen, Upstream: upstream, Enabled: true}))
+	n.listens(func() error {
+		return n.proxy.Update(&toxiproxy.Proxy{Listen: n.proxy.Listen, Upstream: upstream, Enabled: true})
+	})
 }
 
 // silence keeps connections open and drops what is sent on them, in the streams
