@@ -21,8 +21,8 @@ CREATE TABLE IF NOT EXISTS {{.EventLog}} {{.OnCluster}} (
     -- The questions of an investigation: one event, one transaction, one hour of all types, one trace.
     INDEX by_position commit_lsn      TYPE minmax             GRANULARITY 1,
     INDEX by_time     event_date_time TYPE minmax             GRANULARITY 1,
-    INDEX by_id       event_id        TYPE bloom_filter(0.01) GRANULARITY 1,
-    INDEX by_trace    trace_id        TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_id       event_id        TYPE bloom_filter(0.01) GRANULARITY 2,
+    INDEX by_trace    trace_id        TYPE bloom_filter(0.01) GRANULARITY 2,
     -- The last row of a source, for a restart, without reading the table.
     PROJECTION p_position (
         SELECT source, max(bitOr(bitShiftLeft(toUInt128(commit_lsn), 64), toUInt128(bitOr(bitShiftLeft(toUInt64(commit_seq), 32), toUInt64(timeline))))) GROUP BY source
@@ -32,7 +32,7 @@ ENGINE = {{.MergeTree}}
 PARTITION BY toYYYYMM(ingested_at)
 ORDER BY (event_type, event_date_time, event_id)
 SETTINGS {{.Durability}}{{.DeduplicationWindow}},
-    index_granularity = 4096, -- a transaction lies in a granule or two of each type
+    index_granularity = 2048, -- granules are read whole, and consecutive events lie in one or two of each type
     lightweight_mutation_projection_mode = 'rebuild' -- DELETE FROM works beside a projection
 COMMENT 'Events of the outbox, exactly once';
 
