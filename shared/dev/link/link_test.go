@@ -78,13 +78,13 @@ func TestTheAddressesAreTheLinksAlone(t *testing.T) {
 		cmd.Stdout = &out
 		require.NoError(t, l.Start(Near, cmd))
 		require.NoError(t, cmd.Wait())
-		assert.Contains(t, out.String(), l.Address(Near).String())
+		assert.Contains(t, out.String(), "inet "+l.Address(Near).String()+" ")
 		assert.Contains(t, out.String(), mtu)
 	}
 	local, err := net.InterfaceAddrs()
 	require.NoError(t, err)
 	for _, address := range local {
-		assert.NotContains(t, address.String(), a.Address(Near).String())
+		assert.False(t, strings.HasPrefix(address.String(), a.Address(Near).String()+"/"), "%s is outside the link", address)
 	}
 }
 
