@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -137,11 +138,11 @@ func TestWhatAnAdministratorConfigures(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	for _, sql := range []string{
-		"CREATE TABLE plain (commit_lsn UInt64) ENGINE = MergeTree ORDER BY commit_lsn SETTINGS non_replicated_deduplication_window = 1000",
-		"CREATE TABLE dead_letters (source String, commit_lsn UInt64, commit_seq UInt32) ENGINE = ReplacingMergeTree ORDER BY commit_lsn",
-		"INSERT INTO dead_letters SELECT '/', number + 1, number + 2 FROM numbers(300)",
+		"CREATE TABLE plain (commit_lsn UInt64, event_id UUID DEFAULT toUUID(leftPad(hex(commit_lsn), 32, '0'))) ENGINE = MergeTree ORDER BY commit_lsn SETTINGS non_replicated_deduplication_window = 1000",
+		"CREATE TABLE dead_letters (source String, commit_lsn UInt64, commit_seq UInt32, event_id UUID DEFAULT toUUID(leftPad(hex(commit_lsn), 32, '0'))) ENGINE = ReplacingMergeTree ORDER BY commit_lsn",
+		"INSERT INTO dead_letters (source, commit_lsn, commit_seq) SELECT '/', number + 1, number + 2 FROM numbers(300)",
 		"CREATE TABLE filtered AS plain", "CREATE TABLE distributed AS plain ENGINE = Distributed(two, default, plain)",
-		"INSERT INTO plain SELECT number FROM numbers(10)", "INSERT INTO filtered SELECT number FROM numbers(10)",
+		"INSERT INTO plain (commit_lsn) SELECT number FROM numbers(10)", "INSERT INTO filtered (commit_lsn) SELECT number FROM numbers(10)",
 	} {
 		require.NoError(t, conn.Exec(t.Context(), sql), sql)
 	}
@@ -165,6 +166,13 @@ func TestWhatAnAdministratorConfigures(t *testing.T) {
 	require.NoError(t, err, "more dead letters than rows of a result")
 	assert.Len(t, there, 200)
 	assert.True(t, there[at(201, 202)])
+	var ids []uuid.UUID
+	for n := range 302 {
+		ids = append(ids, uuid.UUID{14: byte(n >> 8), 15: byte(n)})
+	}
+	missing, err := s.MissingEvents(t.Context(), ids)
+	require.NoError(t, err, "more events than rows of a result")
+	assert.Equal(t, ids[301:], missing)
 	s.mayLag = true
 	require.ErrorContains(t, s.checkQuorum(t.Context()), "has insert_quorum = 2")
 	s.quorum = true

@@ -2,7 +2,6 @@ package sink
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -218,25 +217,17 @@ func (s *Sink) missingEvents(ctx context.Context, ids []uuid.UUID) ([]uuid.UUID,
 			list[i] = "'" + id.String() + "'"
 		}
 		in := " WHERE event_id IN (" + strings.Join(list, ",") + ")"
-		rows, err := s.reader.Query(ctx, "SELECT event_id FROM "+s.table+in+" UNION ALL SELECT event_id FROM "+s.deadLetter+in)
+		var found []uuid.UUID // one row: a profile may limit those of a result
+		err := s.reader.QueryRow(ctx, "SELECT groupUniqArray(event_id) FROM (SELECT event_id FROM "+s.table+in+" UNION ALL SELECT event_id FROM "+s.deadLetter+in+")").Scan(&found)
 		if err != nil {
 			return nil, fmt.Errorf("look for events: %w", classify(err))
 		}
-		found := make(map[uuid.UUID]bool, len(page))
-		for rows.Next() {
-			var id uuid.UUID
-			if err := rows.Scan(&id); err != nil {
-				_ = rows.Close()
-				return nil, fmt.Errorf("look for events: %w", err)
-			}
-			found[id] = true
-		}
-		err = errors.Join(rows.Err(), rows.Close())
-		if err != nil {
-			return nil, fmt.Errorf("look for events: %w", classify(err))
+		there := make(map[uuid.UUID]bool, len(found))
+		for _, id := range found {
+			there[id] = true
 		}
 		for _, id := range page {
-			if !found[id] {
+			if !there[id] {
 				missing = append(missing, id)
 			}
 		}
