@@ -146,7 +146,7 @@ func TestAForeignReaderIsRefused(t *testing.T) {
 				require.Equal(t, before, countRows(t, env))
 
 				await.True(t, func() bool { return walsender(t, env) == 0 }, "the end of the refused session")
-				acceptByCommand(t, env)
+				slotCommand(t, env, "accept")
 				start(t, env)
 				replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
 				require.Zero(t, replay.exit(), replay.log.text())

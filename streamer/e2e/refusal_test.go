@@ -60,7 +60,7 @@ func TestRefusalsOfAPublication(t *testing.T) {
 			filled := "0 were missing"
 			if is.kept {
 				says(t, launch(t, env).refusal(), accept...)
-				acceptByCommand(t, env)
+				slotCommand(t, env, "accept")
 				filled = "3 were missing, 3 of them are filled now"
 			}
 			start(t, env)
@@ -108,7 +108,7 @@ func TestRefusalOfARecreatedPublication(t *testing.T) {
 	assert.Equal(t, before, slotLSN(t, env, "confirmed_flush_lsn"))
 	if serverVersion(t, env) >= 180000 {
 		says(t, refusal, accept...)
-		acceptByCommand(t, env)
+		slotCommand(t, env, "accept")
 	} else {
 		says(t, refusal, anew...)
 		anewByCommand(t, env)
@@ -245,7 +245,7 @@ func TestMessagesWaitInASlotWhosePublicationWasChanged(t *testing.T) {
 	execute(t, env, "ALTER PUBLICATION outbox_pub SET TABLE outbox")
 	execute(t, env, kind(message, "behind"))
 	says(t, launch(t, env, withMessages).refusal(), accept...)
-	acceptByCommand(t, env)
+	slotCommand(t, env, "accept")
 	start(t, env, withMessages)
 	replay := runArgs(t, env, "streamer", []string{"replay", "--from-table"})
 	require.Zero(t, replay.exit(), replay.log.text())
@@ -279,16 +279,17 @@ func TestRefusalOfASlotThatIsGone(t *testing.T) {
 // anewByCommand makes the slot anew as the refusals say.
 func anewByCommand(t testing.TB, env *testenv.Env) {
 	t.Helper()
-	for _, verb := range []string{"drop", "create"} {
-		p := runArgs(t, env, "streamer", []string{"slot", verb})
-		require.Zero(t, p.exit(), "slot %s", verb)
-	}
+	slotCommand(t, env, "drop")
+	slotCommand(t, env, "create")
 }
 
-func acceptByCommand(t testing.TB, env *testenv.Env) {
+// slotCommand runs `streamer slot …` once the server has noticed that the last streamer is gone.
+func slotCommand(t testing.TB, env *testenv.Env, verb string) string {
 	t.Helper()
-	p := runArgs(t, env, "streamer", []string{"slot", "accept"})
+	await.True(t, func() bool { return walsender(t, env) == 0 }, "the slot is still in use")
+	p := runArgs(t, env, "streamer", []string{"slot", verb})
 	require.Zero(t, p.exit(), p.log.text())
+	return p.log.text()
 }
 
 func TestRefusalOfASlotThatIsNotOurs(t *testing.T) {
@@ -346,7 +347,7 @@ func TestRefusalOfAServerThatIsBehind(t *testing.T) {
 	says(t, launch(t, env).refusal(), append(rename, "restored from a backup")...)
 
 	command(t, env, "ALTER TABLE LOG DELETE WHERE commit_lsn < 1099511627776 SETTINGS mutations_sync = 2")
-	require.Zero(t, runArgs(t, env, "streamer", []string{"slot", "drop"}).exit())
+	slotCommand(t, env, "drop")
 	env.Slot += "_2"
 	start(t, env)
 	publish(t, env, 5)

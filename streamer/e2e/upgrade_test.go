@@ -71,13 +71,6 @@ func upgraded(t testing.TB, old *testenv.Env, version string, slots bool) *teste
 // hasty shortens the wait for inserts of the server before.
 func hasty(c *setup) { c.InsertTimeout = 2 * time.Second }
 
-func slotCommand(t testing.TB, env *testenv.Env, verb string) string {
-	t.Helper()
-	p := runArgs(t, env, "streamer", []string{"slot", verb})
-	require.Zero(t, p.exit(), p.log.text())
-	return p.log.text()
-}
-
 // The runbook of streamer/README.md, "Upgrading PostgreSQL", from 17 on: the slot goes with
 // the server, and a streamer that runs all the while goes on by itself.
 func TestPgUpgradeWithAMigratedSlot(t *testing.T) {
