@@ -25,19 +25,23 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // runClients is set by make test-clients.
 const runClients = "TEST_CLIENTS"
 
-// program returns the code of a page: all of its blocks behind the line
-// <!-- run: NAME -->, in order.
+// program returns the code of a page: all of its blocks, in order.
 func program(t *testing.T, page, name string) string {
+	t.Helper()
+	return strings.Join(blocks(t, page, name), "")
+}
+
+// blocks are those of a page behind the lines <!-- run: NAME -->.
+func blocks(t *testing.T, page, name string) (list []string) {
 	t.Helper()
 	content, err := os.ReadFile(page)
 	require.NoError(t, err)
 	block := regexp.MustCompile("(?s)<!-- run: " + regexp.QuoteMeta(name) + " -->\n```[a-z]+\n(.*?)\n```\n")
-	var code strings.Builder
 	for _, match := range block.FindAllStringSubmatch(string(content), -1) {
-		code.WriteString(match[1] + "\n")
+		list = append(list, match[1]+"\n")
 	}
-	require.NotEmpty(t, code.String(), "%s has no block for %s", page, name)
-	return code.String()
+	require.NotEmpty(t, list, "%s has no block for %s", page, name)
+	return list
 }
 
 // client runs a program with the environment of an application, and returns what it prints.

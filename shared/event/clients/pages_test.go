@@ -3,6 +3,8 @@ package clients_test
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -85,6 +87,89 @@ func TestThePagesPublish(t *testing.T) {
 			var paid bool
 			require.NoError(t, env.Pool.QueryRow(t.Context(), "SELECT paid FROM orders WHERE id = 42").Scan(&paid))
 			assert.True(t, paid, "in the same transaction")
+		})
+	}
+}
+
+// What a page warns of happens, and what it says instead publishes.
+func TestWhatThePagesWarnOf(t *testing.T) {
+	t.Parallel()
+	wanted(t)
+	for _, p := range []struct {
+		page, name string
+		run        client
+		code       string // in place of the page's: PAGE is its first block, MANY the one with publish_events
+		want       []string
+	}{
+		// Rails keeps the results of queries during a request.
+		{"ruby.md", "activerecord", ruby("active_record", "pg"), `PAGE
+			ActiveRecord::Base.cache do
+				2.times { MANY }
+				2.times { Order.connection.select_value("SELECT publish_event('kept', '{}')") }
+			end
+			class Row < ActiveRecord::Base
+				self.table_name = "diehard_events"
+			end
+			Row.insert_all!([{ event_type: "row", event_context: { n: 1 } }, { event_type: "row", event_context: { n: 2 } }])`, append(append([]string{`order_paid {"order":42}`}, slices.Repeat([]string{`order_shipped {"order":1}`, `order_shipped {"order":2}`, `order_shipped {"order":3}`}, 2)...), "kept {}", `row {"n":1}`, `row {"n":2}`)},
+		{"sqlalchemy.md", "sqlalchemy", python("sqlalchemy, psycopg2"), `PAGE
+from sqlalchemy import text
+from sqlalchemy.orm.exc import ObjectDeletedError
+for expire in True, False:
+    with Session(engine, expire_on_commit=expire) as session:
+        event = Event(event_type="read_back", event_context={})
+        session.add(event)
+        session.commit()
+        try:
+            print(event.id)
+            assert not expire
+        except ObjectDeletedError:
+            assert expire
+for begin in engine.connect, engine.begin:
+    with begin() as conn:
+        conn.execute(text("SELECT publish_event(:type, '{}')"), {"type": begin.__name__})
+connection = engine.raw_connection()
+with connection.cursor() as cursor:
+    from psycopg2.extras import Json, execute_values
+    rows = [("order_shipped", Json({"order": n})) for n in (1, 2)]
+    ids = execute_values(cursor, "INSERT INTO diehard_events (event_type, event_context) VALUES %s RETURNING id", rows, fetch=True)
+    assert len(ids) == 2
+    cursor.execute("SELECT publish_events(%s)", [Json([{"event_type": "order_shipped", "event_context": {"order": 3}}])])
+connection.commit()`, []string{
+			`order_paid {"order": 42}`, "read_back {}", "read_back {}", "begin {}",
+			`order_shipped {"order": 1}`, `order_shipped {"order": 2}`, `order_shipped {"order": 3}`,
+		}},
+		{"jvm.md", "jdbc", java("postgresql.jar", nil), `import java.sql.*;
+			class Page {
+				public static void main(String[] args) throws SQLException {
+					try (Connection connection = DriverManager.getConnection(System.getenv("JDBC_URL"));
+							PreparedStatement publish = connection.prepareStatement("SELECT publish_event('published', '{}')")) {
+						publish.executeUpdate();
+						throw new AssertionError("accepted");
+					} catch (SQLException error) {
+						System.out.println(error.getMessage()); // A result was returned when none was expected.
+					}
+				}
+			}`, []string{"published {}"}},
+		{"node.md", "pg", node, `import pg from "pg";
+			const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL });
+			await pool.query("SELECT publish_event('parameter', $1)", [[]]);
+			await pool.query("SELECT publish_event('text', $1)", [JSON.stringify([])]);
+			await pool.query("SELECT publish_event('more', $1)", [[1, 2]]).catch((error) => console.log(error.message));
+			await pool.end();`, []string{"parameter {}", "text []"}},
+	} {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			list := blocks(t, p.page, p.name)
+			many := slices.IndexFunc(list, func(block string) bool { return strings.Contains(block, "SELECT publish_events(") })
+			code := strings.Replace(p.code, "PAGE", list[0], 1)
+			if many >= 0 {
+				code = strings.Replace(code, "MANY", list[many], 1)
+			}
+			env := testenv.New(t)
+			environ := shop(t, env)
+			stream(t, env)
+			p.run(t, code, environ)
+			arrived(t, env, p.want)
 		})
 	}
 }
