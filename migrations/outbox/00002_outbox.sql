@@ -69,8 +69,9 @@ RETURN event_type ~ '^[^\u0001-\u0020\u007f-\u009f]( ?[^\u0001-\u0020\u007f-\u00
 
 -- The constraint of the outbox. One function costs a third of a constraint for each
 -- rule, which every statement parses anew. Its error names the field and not a partition,
--- as that of NOT NULL would, so NULL is its matter as well. It does not set search_path, which
--- costs: every name in it has a schema.
+-- as that of NOT NULL would, so NULL is its matter as well. In environment and metadata_version,
+-- where libraries write it for a field without a value, NULL is read as the default. It does
+-- not set search_path, which costs: every name in it has a schema.
 -- +goose StatementBegin
 CREATE FUNCTION {{.Schema}}.diehard_check_event(
     id uuid, event_type text, event_date_time timestamptz, environment text, event_context json, metadata_version bigint,
@@ -88,8 +89,6 @@ BEGIN
         {{.Schema}}.diehard_problem(id, event_type, event_date_time, environment, event_context, metadata_version, trace_context),
         CASE WHEN id IS NULL THEN 'id must not be NULL: leave it out, or say DEFAULT'
              WHEN event_date_time IS NULL THEN 'event_date_time must not be NULL: leave it out, or say DEFAULT'
-             WHEN environment IS NULL THEN 'environment must not be NULL: leave it out, or say DEFAULT'
-             WHEN metadata_version IS NULL THEN 'metadata_version must not be NULL: leave it out, or say DEFAULT'
              WHEN published_by IS NULL OR published_by OPERATOR(pg_catalog.=) '' OR pg_catalog.octet_length(published_by) OPERATOR(pg_catalog.>) 255
                  THEN 'published_by must have 1 to 255 bytes' END);
     IF problem IS NULL THEN
@@ -105,8 +104,7 @@ END $$;
 -- nothing updates or deletes a row. Old rows leave with their partition, which
 -- costs no dead tuples. There is no index, because nothing looks rows up.
 -- event_context is json and not jsonb: it keeps the published bytes as they
--- are, and the walsender need not turn it into text again. Only trace_context may be NULL:
--- the constraint says so.
+-- are, and the walsender need not turn it into text again.
 CREATE TABLE {{.Schema}}.outbox (
     id               uuid        DEFAULT gen_random_uuid(),
     event_type       text,

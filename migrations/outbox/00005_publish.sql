@@ -120,6 +120,7 @@ RETURN {{$.Schema}}.publish_event(event_type, event_context::json, environment, 
 {{end}}
 -- Publishes an array of events, in order, and returns their ids in that order:
 --   SELECT * FROM publish_events('[{"event_type": "order_paid", "event_context": {"order": 42}}]');
+-- An array of PostgreSQL, whose elements are JSON, is one too, as drivers make it of a list.
 -- The names are those of publish_event's parameters, with the same defaults. A field that
 -- has another name, or is given twice, is refused. A context is kept byte for byte.
 -- All is read before anything is written, so that an error names the event.
@@ -212,6 +213,11 @@ CREATE FUNCTION {{$.Schema}}.publish_events(events {{.}}) RETURNS SETOF uuid
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT {{$.Schema}}.publish_events($1::json) $$;
+{{end}}{{range .AllJSONTypes}}
+CREATE FUNCTION {{$.Schema}}.publish_events(events {{.}}[]) RETURNS SETOF uuid
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT {{$.Schema}}.publish_events(array_to_json($1::json[])) $$;
 {{end}}
 REVOKE ALL ON FUNCTION {{.Schema}}.diehard_delete_keys(), {{.Schema}}.diehard_claim_key(text, uuid, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {{.Schema}}.diehard_delete_keys() TO diehard_streamer;
@@ -222,7 +228,8 @@ GRANT EXECUTE ON FUNCTION {{.Schema}}.event_id_for(text),
     {{.Schema}}.diehard_is_plain(uuid, text, timestamptz, text, json, bigint, text, text),
     {{.Schema}}.diehard_problem(uuid, text, timestamptz, text, json, bigint, text), {{.Schema}}.diehard_refuses_encoding(json) TO diehard_producer;
 {{range .AllJSONTypes}}
-REVOKE ALL ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text), {{$.Schema}}.publish_events({{.}}) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text), {{$.Schema}}.publish_events({{.}})
-    TO diehard_producer;
+REVOKE ALL ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text),
+    {{$.Schema}}.publish_events({{.}}), {{$.Schema}}.publish_events({{.}}[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text),
+    {{$.Schema}}.publish_events({{.}}), {{$.Schema}}.publish_events({{.}}[]) TO diehard_producer;
 {{end}}

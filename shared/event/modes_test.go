@@ -137,6 +137,14 @@ func TestEveryWayOfSQLRefusesTheSame(t *testing.T) {
 		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", array)
 		assert.ErrorContains(t, err, says, array)
 	}
+	for array, says := range map[string]string{
+		`ARRAY['{"event_type": "t", "event_context": 1}', NULL]`:                 "events[1]: must be an object",
+		`ARRAY['{"event_type": "t", "event_context": 1}', '{"event_type": ""}']`: "events[1].event_type must have 1 to 255 bytes",
+		`NULL::json[]`: "must be an array",
+	} {
+		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events("+array+")")
+		assert.ErrorContains(t, err, says, array)
+	}
 	for key, says := range map[string]string{
 		`''`: "idempotency_key must have 1 to 255 bytes", `repeat('x', 256)`: "idempotency_key must have 1 to 255 bytes",
 		`E'a\tb'`: "idempotency_key must not have control characters", `U&'\009f'`: "idempotency_key must not have control characters",
@@ -171,6 +179,10 @@ func TestTheFunctionsTakeEveryJSON(t *testing.T) {
 		`SELECT publish_events(json_agg(x)) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
 		`SELECT publish_events(jsonb_agg(x)) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
 		`SELECT publish_events('[{"event_type": "t", "event_context": 1}]'::varchar)`,
+		`SELECT publish_events(array_agg(to_json(x))) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
+		`SELECT publish_events(array_agg(to_jsonb(x))) FROM (SELECT 't' AS event_type, 1 AS event_context) AS x`,
+		`SELECT publish_events(ARRAY['{"event_type": "t", "event_context": 1}'])`,
+		`SELECT publish_events(ARRAY['{"event_type": "t", "event_context": 1}']::varchar[])`,
 		`SELECT publish_event('t', '{}', NULL, NULL, NULL, NULL, NULL)`,
 	} {
 		_, err := env.Pool.Exec(t.Context(), statement)
@@ -182,11 +194,13 @@ func TestTheFunctionsTakeEveryJSON(t *testing.T) {
 	_, err := env.Pool.Exec(t.Context(), "TRUNCATE outbox")
 	require.NoError(t, err)
 	for _, context := range []string{`"caf\u00e9 \/"`, `null`, `-0`, `1e131071`, `{"a":1,"a":2}`, ` [1 , 2] `} {
-		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", `[{"event_type":"t","event_context":`+context+`}]`)
-		require.NoError(t, err, context)
-		assert.Equal(t, trimmed(context), string(stored(t, env.Pool)[0].Context))
-		_, err = env.Pool.Exec(t.Context(), "TRUNCATE outbox")
-		require.NoError(t, err)
+		for call, argument := range map[string]string{"publish_events($1)": `[{"event_type":"t","event_context":` + context + `}]`, "publish_events(ARRAY[$1::text])": `{"event_type":"t","event_context":` + context + `}`} {
+			_, err := env.Pool.Exec(t.Context(), "SELECT "+call, argument)
+			require.NoError(t, err, argument)
+			assert.Equal(t, trimmed(context), string(stored(t, env.Pool)[0].Context), call)
+			_, err = env.Pool.Exec(t.Context(), "TRUNCATE outbox")
+			require.NoError(t, err)
+		}
 	}
 }
 

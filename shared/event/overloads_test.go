@@ -49,6 +49,7 @@ func TestAnApplicationMayHaveItsOwnPublishEvent(t *testing.T) {
 		`public.publish_event('t', '{}'::json)`:                                   ours,
 		`public.publish_event('t', '{}'::jsonb)`:                                  ours,
 		`publish_events('[{"event_type": "t", "event_context": 1}]')`:             ours,
+		`publish_events(ARRAY['{"event_type": "t", "event_context": 1}'])`:        ours,
 		`publish_event_message('t', '{}'::json, idempotency_key => 'of message')`: ours,
 	} {
 		for path, owner := range map[string]string{"app, public": theirs, "public, app": ours} {

@@ -235,7 +235,7 @@ func (d *Decoder) insert(msg []byte, size int, rows *Rows) (Kind, error) {
 // tuple reads the row into d.event. bad names the first value that cannot be
 // represented; err is for a malformed message. cut says that more follows than b has.
 func (d *Decoder) tuple(b []byte, rel *relation, cut bool) (bad string, err error) {
-	d.event = Event{}
+	d.event = withDefaults
 	n := int(b[0])<<8 | int(b[1])
 	if n != len(rel.fields) {
 		return "", fmt.Errorf("insert: %d columns, relation %s has %d", n, rel.name, len(rel.fields))
@@ -246,6 +246,7 @@ func (d *Decoder) tuple(b []byte, rel *relation, cut bool) (bad string, err erro
 		if at < len(b) {
 			format = b[at]
 			if format == formatNull {
+				seen |= rel.fields[i].bit & nullable
 				at++
 				continue
 			}

@@ -144,7 +144,7 @@ func TestResetKeepsNothing(t *testing.T) {
 func TestTheMessageIsNotRetained(t *testing.T) {
 	t.Parallel()
 	d, rows := started(t, outbox...), new(decode.Rows)
-	for _, row := range [][]datum{sampleRow(), with("environment", null)} {
+	for _, row := range [][]datum{sampleRow(), with("event_date_time", null)} {
 		m := insertMessage(outboxOID, row...)
 		feed(t, d, rows, m)
 		for i := range m {

@@ -55,8 +55,12 @@ func ColumnTypes() map[string][]uint32 {
 	return types
 }
 
-// allRequired has the bit of every required column.
-const allRequired = 1 | 2 | 4 | 8 | 16 | 32
+const (
+	// allRequired has the bit of every required column.
+	allRequired = 1 | 2 | 4 | 8 | 16 | 32
+	// nullable has the bits of those in which NULL stands for the default.
+	nullable = 8 | 32
+)
 
 // maxColumns is PostgreSQL's own limit (docs, "PostgreSQL Limits").
 const maxColumns = 1600

@@ -51,7 +51,7 @@ func (t Tuple) Append(rows *Rows, p Position, commitTime int64) error {
 	if t.BeginningOf > 0 {
 		return fmt.Errorf("only the beginning of its %d bytes was kept", t.BeginningOf)
 	}
-	var e Event
+	e := withDefaults
 	if t.isMessage() {
 		if err := parseMessage(t.Columns[0].Value, &e); err != nil {
 			return fmt.Errorf("message %w", err)
@@ -62,7 +62,11 @@ func (t Tuple) Append(rows *Rows, p Position, commitTime int64) error {
 	var seen uint8
 	for _, c := range t.Columns {
 		f, ok := columnMappings[c.Name]
-		if !ok || c.Format == string(rune(formatNull)) || len(c.Format) != 1 {
+		if !ok || len(c.Format) != 1 {
+			continue
+		}
+		if c.Format[0] == formatNull {
+			seen |= f.bit & nullable
 			continue
 		}
 		set := f.set

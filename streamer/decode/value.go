@@ -25,6 +25,9 @@ type Event struct {
 	PublishedBy     []byte
 }
 
+// withDefaults is what NULL stands for where it is allowed, as with a function that publishes.
+var withDefaults = Event{MetadataVersion: 1}
+
 // Formats of a column in a tuple (PostgreSQL docs, "Logical Replication Message Formats", TupleData).
 const (
 	formatNull      = 'n'

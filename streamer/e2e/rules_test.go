@@ -187,10 +187,15 @@ func TestEveryRuleHoldsInEveryWay(t *testing.T) {
 			assert.ErrorContains(t, err, says, "%s by %s", rule.says, way)
 		}
 	}
+	// NULL in an optional field is its default.
 	for way, publish := range all {
 		require.NoError(t, publish(t.Context(), fields{"event_type": way, "event_context": "{}"}), way)
+		f := fields{"event_type": way, "event_context": "{}", "environment": nil, "metadata_version": nil, "trace_context": nil}
+		require.NoError(t, publish(t.Context(), f), way)
 	}
-	awaitRows(t, env, len(all))
+	awaitRows(t, env, 2*len(all))
+	assert.Equal(t, len(all), count(t, env, "uniqExact(event_type, environment, metadata_version)", ""))
+	assert.Equal(t, 2*len(all), count(t, env, "countIf(metadata_version = 1)", ""))
 }
 
 // cannotSay reports whether the name of way begins with a word of list.
