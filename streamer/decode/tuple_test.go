@@ -1,6 +1,7 @@
 package decode_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -60,6 +61,24 @@ func TestARejectOfNullsCanBeRead(t *testing.T) {
 		assert.Empty(t, c.Value)
 	}
 	assert.EqualError(t, tuple.Append(rows, r.Position, 0), r.Reason)
+}
+
+// A row read from the table means what it means in the WAL, and a column that is not there is
+// not one that is NULL.
+func TestNullInATupleIsTheDefault(t *testing.T) {
+	t.Parallel()
+	row := with("environment", null)
+	streamed, read := new(decode.Rows), new(decode.Rows)
+	feed(t, started(t, outbox...), streamed, insertMessage(outboxOID, row...))
+	require.Empty(t, streamed.Rejects)
+	var tuple decode.Tuple
+	for i, c := range outbox {
+		tuple.Columns = append(tuple.Columns, decode.TupleColumn{Name: c.name, OID: c.oid, Format: string(rune(row[i].format)), Value: row[i].value})
+	}
+	require.NoError(t, tuple.Append(read, streamed.Position(0), streamed.CommitTime[0]))
+	assert.Equal(t, streamed, read)
+	tuple.Columns = slices.DeleteFunc(tuple.Columns, func(c decode.TupleColumn) bool { return c.Name == "environment" })
+	assert.EqualError(t, tuple.Append(read, streamed.Position(0), 0), "column environment is NULL")
 }
 
 // What is not text survives: the bytes are those of the WAL.
