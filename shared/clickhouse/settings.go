@@ -43,12 +43,23 @@ var fixedSettings = clickhouse.Settings{
 	"distinct_overflow_mode":   "throw",
 	"transfer_overflow_mode":   "throw",
 	"timeout_overflow_mode":    "throw",
+	// Queries that would be refused for the way in which they find their rows.
+	"force_primary_key":              0,
+	"force_index_by_date":            0,
+	"force_optimize_projection":      0,
+	"force_optimize_projection_name": "",
+	// Names that would be refused: those of an operator's columns, and of a column of our own.
+	"enforce_strict_identifier_format": 0,
 	// Time.
 	"session_timezone": "",
 	// Table definitions.
-	"data_type_default_nullable": 0,
-	// An insert is one block, and is written when it is acknowledged.
-	"async_insert": 0,
+	"data_type_default_nullable":       0,
+	"describe_compact_output":          0,
+	"describe_include_subcolumns":      0,
+	"describe_include_virtual_columns": 0,
+	// An insert is one block, is written when it is acknowledged, and has no token but its own.
+	"async_insert":               0,
+	"insert_deduplication_token": "",
 	// An error of a materialized view is heard.
 	"materialized_views_ignore_errors":                    0,
 	"ignore_materialized_views_with_dropped_target_table": 0,

@@ -52,6 +52,7 @@ func checkProfile(ctx context.Context, p Target) []Finding {
 	}
 	sent := options.Settings
 	maps.Copy(sent, sink.InsertSettings())
+	maps.Copy(sent, sink.NewerInsertSettings)
 	sent["max_execution_time"] = int(p.InsertTimeout.Seconds()) + 5
 	profiles, list, err := readProfile(ctx, options, slices.Concat(slices.Collect(maps.Keys(sent)), limits))
 	if err != nil {

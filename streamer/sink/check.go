@@ -3,8 +3,12 @@ package sink
 import (
 	"context"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
 
 	"diehard/shared/failure"
 )
@@ -13,11 +17,11 @@ import (
 //
 // Errors: failure.Fatal naming the table and what to change.
 func (s *Sink) CheckTables(ctx context.Context) error {
-	var n uint64
-	if err := s.conn.QueryRow(reading(ctx, 0), "SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'").Scan(&n); err != nil {
+	err := s.conn.QueryRow(reading(ctx, 0), "SELECT groupArray(name) FROM system.settings WHERE has({names:Array(String)}, name)",
+		clickhouse.Named("names", slices.Collect(maps.Keys(NewerInsertSettings)))).Scan(&s.newer)
+	if err != nil {
 		return fmt.Errorf("read system.settings: %w", classify(err))
 	}
-	s.knowsDeduplicateInsert = n > 0
 	have, err := s.describe(ctx, s.table)
 	if err != nil {
 		return err

@@ -3,14 +3,21 @@ package sink
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/migrations"
+	ours "diehard/shared/clickhouse"
 	"diehard/shared/dev/await"
+	"diehard/shared/dev/embedded"
+	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
 )
@@ -170,4 +177,59 @@ func TestPositionIsReadFromTheProjection(t *testing.T) {
 		require.NoError(t, rows.Close())
 		assert.Contains(t, plan, "p_position")
 	}
+}
+
+// What a profile of a shared server may ask for: an insert stays one part, is written to its views, and is
+// known by its own token, and no query is refused for the way in which it finds its rows.
+func TestAProfileChangesNoInsertAndRefusesNoQuery(t *testing.T) {
+	t.Parallel()
+	engine := testenv.StartClickHouse(t, embedded.ClickHouseOptions{Profile: `
+		<use_strict_insert_block_limits>1</use_strict_insert_block_limits> <max_insert_block_size>10</max_insert_block_size>
+		<asterisk_include_virtual_columns>1</asterisk_include_virtual_columns> <insert_deduplication_token>x</insert_deduplication_token>
+		<describe_compact_output>1</describe_compact_output> <describe_include_subcolumns>1</describe_include_subcolumns>
+		<describe_include_virtual_columns>1</describe_include_virtual_columns>
+		<force_primary_key>1</force_primary_key> <force_index_by_date>1</force_index_by_date>
+		<force_optimize_projection>1</force_optimize_projection> <force_optimize_projection_name>p_position</force_optimize_projection_name>
+		<enforce_strict_identifier_format>1</enforce_strict_identifier_format> <deduplicate_insert_select>force_enable</deduplicate_insert_select>`})
+	cfg := engine.Config("default")
+	require.NoError(t, migrations.UpClickHouse(t.Context(), cfg, slog.New(slog.DiscardHandler)))
+	conn, err := ours.Open(t.Context(), cfg)
+	require.NoError(t, err)
+	defer conn.Close()
+	f := &fixture{Env: &testenv.Env{ClickHouse: conn, ClickHouseConfig: cfg}, t: t}
+	f.Sink = f.as(Source{SystemID: "7000000000000000001", Slot: "a"})
+	f.exec("CREATE TABLE copy AS event_log")
+	another := clickhouse.Context(t.Context(), clickhouse.WithSettings(clickhouse.Settings{"asterisk_include_virtual_columns": 0})) // who has no such profile
+	require.NoError(t, conn.Exec(another, "CREATE MATERIALIZED VIEW copies TO copy AS SELECT * FROM event_log"))
+	require.NoError(t, f.CheckTables(t.Context()))
+	require.NoError(t, f.insert(sample(1, 1000), 0, 1000))
+	require.NoError(t, f.insert(sample(2, 1000), 0, 1000), "another token")
+	require.NoError(t, f.CheckEngine(t.Context(), InsertBound(time.Minute)))
+	for _, table := range []string{"event_log", "copy"} {
+		assert.Equal(t, 2000, f.count(table))
+		assert.Equal(t, 2, f.count("system.parts WHERE level = 0 AND table = '"+table+"'"))
+	}
+	var token string
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT toString(getSetting('insert_deduplication_token'))").Scan(&token))
+	assert.Empty(t, token, "of what has none")
+	end, _, err := f.Position(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, at(2, 1000), end)
+	there, err := f.PositionsIn(t.Context(), Range{After: at(1, 998), Through: at(1, 1000)})
+	require.NoError(t, err)
+	assert.Len(t, there, 2)
+	missing, err := f.MissingEvents(t.Context(), []uuid.UUID{sample(1, 1).IDAt(0)})
+	require.NoError(t, err)
+	assert.Empty(t, missing)
+
+	f.exec("ALTER TABLE event_log ADD CONSTRAINT even CHECK JSONExtractInt(event_context, 'n') % 2 = 0")
+	rows, w := numbered(0, 1, 2), &blocks{f: f}
+	require.NoError(t, f.Write(t.Context(), all(rows), w))
+	assert.Equal(t, 2, w.inserts, "the row that is refused is found without writing")
+	assert.Len(t, w.refused, 1)
+	f.exec("DROP TABLE copy SYNC")
+	failed, err := RefusingViews(t.Context(), conn, "event_log")
+	require.NoError(t, err)
+	require.NotNil(t, failed)
+	assert.Equal(t, []string{"default.copies"}, failed.Views)
 }

@@ -32,8 +32,8 @@ type Sink struct {
 	// Of event_log's engine, see CheckEngine and Decide.
 	knowsEngine, replicated, mayLag bool
 	window                          int
-	// knowsDeduplicateInsert: the server has the setting deduplicate_insert (26.2 and newer), see CheckTables.
-	knowsDeduplicateInsert bool
+	// newer are those of NewerInsertSettings that the server has, see CheckTables.
+	newer []string
 	// textIndexes are those of event_log, which inserts leave to merges, see CheckTables.
 	textIndexes string
 }
@@ -150,11 +150,20 @@ func InsertSettings() clickhouse.Settings {
 	}
 }
 
+// NewerInsertSettings are sent, too, to servers that have them.
+var NewerInsertSettings = clickhouse.Settings{
+	"deduplicate_insert": "enable", // 26.2 and newer: it overrides insert_deduplicate
+	// 26.4 and newer: max_insert_block_size would make several parts of a block, and a view with
+	// SELECT * would not get along with columns like _part.
+	"use_strict_insert_block_limits":   0,
+	"asterisk_include_virtual_columns": 0,
+}
+
 func (s *Sink) insertSettings(token string) clickhouse.Settings {
 	settings := InsertSettings()
 	settings["insert_deduplication_token"] = token
-	if s.knowsDeduplicateInsert {
-		settings["deduplicate_insert"] = "enable"
+	for _, name := range s.newer {
+		settings[name] = NewerInsertSettings[name]
 	}
 	if s.textIndexes != "" { // at an insert it costs more than the insert
 		settings["exclude_materialize_skip_indexes_on_insert"] = s.textIndexes

@@ -98,7 +98,7 @@ func RefusingViews(ctx context.Context, conn driver.Conn, table string) (*ViewEr
 		return nil, err
 	}
 	build := func(settings clickhouse.Settings) error {
-		return conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), "EXPLAIN PIPELINE INSERT INTO "+Quote(table)+" (event_type) SELECT ''")
+		return conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), "EXPLAIN PIPELINE INSERT INTO "+Quote(table)+" (event_type) SELECT '' ORDER BY ALL")
 	}
 	refusal := build(nil)
 	if refusal == nil {

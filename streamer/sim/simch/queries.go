@@ -86,8 +86,10 @@ func position(a, b *Row) int {
 // queries are those of the streamer, the most specific first.
 var queries = []handler{
 	{"DESCRIBE TABLE", (*query).describe},
-	{"SELECT count() FROM system.settings WHERE name = 'deduplicate_insert'", func(*query) (proto.Input, error) {
-		return proto.Input{{Name: "count()", Data: &proto.ColUInt64{1}}}, nil
+	{"SELECT groupArray(name) FROM system.settings", func(*query) (proto.Input, error) {
+		names := new(proto.ColStr).Array()
+		names.Append([]string{"deduplicate_insert"})
+		return proto.Input{{Name: "names", Data: names}}, nil
 	}},
 	{"SELECT toString(serverUUID()), countIf(startsWith(query_id, {prefix:String}))", (*query).runningEverywhere},
 	{"SELECT count() FROM system.clusters", func(q *query) (proto.Input, error) {
