@@ -50,13 +50,19 @@ var fixedSettings = clickhouse.Settings{
 	"force_optimize_projection_name": "",
 	// Names that would be refused: those of an operator's columns, and of a column of our own.
 	"enforce_strict_identifier_format": 0,
+	// The protocol: what a client that does not know of these expects and sends.
+	"low_cardinality_allow_in_native_format":             1,
+	"input_format_native_decode_types_in_binary_format":  0,
+	"output_format_native_encode_types_in_binary_format": 0,
 	// Time.
 	"session_timezone": "",
 	// Table definitions.
-	"data_type_default_nullable":       0,
-	"describe_compact_output":          0,
-	"describe_include_subcolumns":      0,
-	"describe_include_virtual_columns": 0,
+	"data_type_default_nullable":                 0,
+	"describe_compact_output":                    0,
+	"describe_include_subcolumns":                0,
+	"describe_include_virtual_columns":           0,
+	"show_create_query_identifier_quoting_rule":  "when_necessary",
+	"show_create_query_identifier_quoting_style": "Backticks",
 	// An insert is one block, is written when it is acknowledged, and has no token but its own.
 	"async_insert":               0,
 	"insert_deduplication_token": "",

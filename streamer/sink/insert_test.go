@@ -190,6 +190,9 @@ func TestAProfileChangesNoInsertAndRefusesNoQuery(t *testing.T) {
 		<describe_include_virtual_columns>1</describe_include_virtual_columns>
 		<force_primary_key>1</force_primary_key> <force_index_by_date>1</force_index_by_date>
 		<force_optimize_projection>1</force_optimize_projection> <force_optimize_projection_name>p_position</force_optimize_projection_name>
+		<input_format_native_decode_types_in_binary_format>1</input_format_native_decode_types_in_binary_format>
+		<show_create_query_identifier_quoting_rule>always</show_create_query_identifier_quoting_rule>
+		<show_create_query_identifier_quoting_style>DoubleQuotes</show_create_query_identifier_quoting_style>
 		<enforce_strict_identifier_format>1</enforce_strict_identifier_format> <deduplicate_insert_select>force_enable</deduplicate_insert_select>`})
 	cfg := engine.Config("default")
 	require.NoError(t, migrations.UpClickHouse(t.Context(), cfg, slog.New(slog.DiscardHandler)))
@@ -209,6 +212,9 @@ func TestAProfileChangesNoInsertAndRefusesNoQuery(t *testing.T) {
 		assert.Equal(t, 2000, f.count(table))
 		assert.Equal(t, 2, f.count("system.parts WHERE level = 0 AND table = '"+table+"'"))
 	}
+	definition, err := f.definition(t.Context())
+	require.NoError(t, err)
+	assert.Contains(t, definition, "PROJECTION p_position ", "as the streamer and its doctor read it")
 	var token string
 	require.NoError(t, conn.QueryRow(t.Context(), "SELECT toString(getSetting('insert_deduplication_token'))").Scan(&token))
 	assert.Empty(t, token, "of what has none")
