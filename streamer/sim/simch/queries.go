@@ -108,7 +108,7 @@ var queries = []handler{
 	{"SELECT any(dependencies_database), any(dependencies_table) FROM system.tables", (*query).views},
 	{"SELECT name, type, default_kind, default_expression FROM system.columns", (*query).derived},
 	{"SELECT arrayMap(p -> p.1, list), arrayMap(p -> p.2, list) FROM", (*query).positions},
-	{"SELECT event_id FROM", (*query).events},
+	{"SELECT groupUniqArray(event_id) FROM", (*query).events},
 	{"SELECT toUnixTimestamp64Micro(argMax(commit_time, commit_lsn)) FROM", (*query).commitTime},
 	{"SELECT toUInt64(bitShiftRight(last, 64))", (*query).end},
 	{"SELECT source, toUInt64(bitShiftRight(max(", (*query).commits},
@@ -309,17 +309,21 @@ func (q *query) events() (proto.Input, error) {
 		}
 		wanted[id] = true
 	}
-	var found proto.ColUUID
+	var found []uuid.UUID
 	for _, m := range anyTable.FindAllStringSubmatch(q.sql, -1) {
 		rows, err := q.node.cluster.visible(q.node.number, m[1], q.consistent, func(r *Row) bool { return wanted[r.ID] })
 		if err != nil {
 			return nil, err
 		}
 		for _, r := range rows {
-			found.Append(r.ID)
+			if wanted[r.ID] {
+				found, wanted[r.ID] = append(found, r.ID), false
+			}
 		}
 	}
-	return proto.Input{{Name: "event_id", Data: &found}}, nil
+	list := proto.NewArray(new(proto.ColUUID))
+	list.Append(found)
+	return proto.Input{{Name: "events", Data: list}}, nil
 }
 
 func (q *query) running() (proto.Input, error) {
