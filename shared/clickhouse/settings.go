@@ -44,10 +44,11 @@ var fixedSettings = clickhouse.Settings{
 	"transfer_overflow_mode":   "throw",
 	"timeout_overflow_mode":    "throw",
 	// Queries that would be refused for the way in which they find their rows.
-	"force_primary_key":              0,
-	"force_index_by_date":            0,
-	"force_optimize_projection":      0,
-	"force_optimize_projection_name": "",
+	"force_primary_key":                   0,
+	"merge_tree_coarse_index_granularity": 8,
+	"force_index_by_date":                 0,
+	"force_optimize_projection":           0,
+	"force_optimize_projection_name":      "",
 	// Names that would be refused: those of an operator's columns, and of a column of our own.
 	"enforce_strict_identifier_format": 0,
 	// The protocol: what a client that does not know of these expects and sends.

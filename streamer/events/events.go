@@ -3,6 +3,7 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -158,9 +159,11 @@ func (t *Table) Around(ctx context.Context, id uuid.UUID, f Filter, limit int) (
 	}
 	seconds := int(aroundTime.Seconds())
 	near := fmt.Sprintf("(event_date_time BETWEEN %s - INTERVAL %d SECOND AND %s + INTERVAL %d SECOND AND %s)", at, seconds, at, seconds, chosen)
-	list, err := t.read(ctx, fmt.Sprintf("%s OR %s ORDER BY %s DESC, abs(dateDiff('microsecond', event_date_time, %s)) LIMIT %d",
+	list, err := t.read(ctx, fmt.Sprintf("%s OR %s ORDER BY %s DESC, abs(dateDiff('microsecond', event_date_time, %s)), source, commit_lsn, commit_seq LIMIT %d",
 		together, near, together, at, limit), args)
-	slices.SortStableFunc(list, func(a, b Event) int { return a.DateTime.Compare(b.DateTime) })
+	slices.SortFunc(list, func(a, b Event) int {
+		return cmp.Or(a.DateTime.Compare(b.DateTime), cmp.Compare(a.Source, b.Source), cmp.Compare(a.LSN, b.LSN), cmp.Compare(a.Seq, b.Seq))
+	})
 	return list, err
 }
 

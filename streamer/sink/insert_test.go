@@ -188,6 +188,7 @@ func TestAProfileChangesNoInsertAndRefusesNoQuery(t *testing.T) {
 		<asterisk_include_virtual_columns>1</asterisk_include_virtual_columns> <insert_deduplication_token>x</insert_deduplication_token>
 		<describe_compact_output>1</describe_compact_output> <describe_include_subcolumns>1</describe_include_subcolumns>
 		<describe_include_virtual_columns>1</describe_include_virtual_columns>
+		<merge_tree_coarse_index_granularity>1</merge_tree_coarse_index_granularity>
 		<force_primary_key>1</force_primary_key> <force_index_by_date>1</force_index_by_date>
 		<force_optimize_projection>1</force_optimize_projection> <force_optimize_projection_name>p_position</force_optimize_projection_name>
 		<input_format_native_decode_types_in_binary_format>1</input_format_native_decode_types_in_binary_format>

@@ -85,7 +85,7 @@ func (t *questionTable) questions(ctx context.Context) ([]question, error) {
 			sql:    "SELECT * FROM event_log WHERE hasAllTokens(event_context, '" + user + "') AND " + span("7 DAY") + " AND " + exact,
 			before: "SELECT * FROM event_log WHERE " + span("7 DAY") + " AND " + exact,
 		},
-		{name: "sum: a path, type, month", sql: "SELECT sum(JSONExtractFloat(event_context, 'amount')) FROM event_log WHERE event_type = 'order_updated' AND " + span("30 DAY")},
+		{name: "sum of one path, a month", sql: "SELECT sum(JSONExtractFloat(event_context, 'amount')) FROM event_log WHERE event_type = 'order_updated' AND " + span("30 DAY")},
 	}, nil
 }
 
