@@ -91,6 +91,7 @@ func TestPgUpgradeWithAMigratedSlot(t *testing.T) {
 	}
 	s = start(t, old, through)
 	delivered(t, old)
+	confirmedPast(t, old)
 	n.cut() // stands for a streamer that is left running while the servers are exchanged
 	await.True(t, func() bool { return !slotActive(t, old) }, "the walsender does not end")
 	slotCommand(t, old, "finish")
