@@ -119,7 +119,7 @@ var (
 // parseMessage reads a message's content into e, as far as it can. What may stand
 // there is described at event.MessagePrefix. Errors do not quote what they complain about.
 func parseMessage(content []byte, e *Event) error {
-	*e = Event{MetadataVersion: 1}
+	*e = withDefaults
 	end := bytes.IndexByte(content[:min(len(content), maxHeader+1)], '\n')
 	if end < 0 {
 		return errNoHeader

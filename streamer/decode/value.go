@@ -25,7 +25,7 @@ type Event struct {
 	PublishedBy     []byte
 }
 
-// withDefaults is what NULL stands for where it is allowed, as with a function that publishes.
+// withDefaults is what NULL in a column stands for where it is allowed, and what a message may leave out.
 var withDefaults = Event{MetadataVersion: 1}
 
 // Formats of a column in a tuple (PostgreSQL docs, "Logical Replication Message Formats", TupleData).
