@@ -218,18 +218,19 @@ CREATE FUNCTION {{.Schema}}.publish_events(events anyarray) RETURNS SETOF uuid
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT {{.Schema}}.publish_events(array_to_json($1::json[])) $$;
+REVOKE ALL ON FUNCTION {{.Schema}}.publish_events(anyarray) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION {{.Schema}}.publish_events(anyarray) TO diehard_producer;
 
-REVOKE ALL ON FUNCTION {{.Schema}}.diehard_delete_keys(), {{.Schema}}.diehard_claim_key(text, uuid, text, text), {{.Schema}}.publish_events(anyarray) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {{.Schema}}.diehard_delete_keys(), {{.Schema}}.diehard_claim_key(text, uuid, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {{.Schema}}.diehard_delete_keys() TO diehard_streamer;
 -- Not by PUBLIC's right, which default privileges may have taken: the constraint of the
 -- outbox runs with the rights of who inserts.
-GRANT EXECUTE ON FUNCTION {{.Schema}}.event_id_for(text), {{.Schema}}.publish_events(anyarray),
+GRANT EXECUTE ON FUNCTION {{.Schema}}.event_id_for(text),
     {{.Schema}}.diehard_check_event(uuid, text, timestamptz, text, json, bigint, text, text),
     {{.Schema}}.diehard_is_plain(uuid, text, timestamptz, text, json, bigint, text, text),
     {{.Schema}}.diehard_problem(uuid, text, timestamptz, text, json, bigint, text), {{.Schema}}.diehard_refuses_encoding(json) TO diehard_producer;
 {{range .AllJSONTypes}}
-REVOKE ALL ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text),
-    {{$.Schema}}.publish_events({{.}}) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text),
-    {{$.Schema}}.publish_events({{.}}) TO diehard_producer;
+REVOKE ALL ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text), {{$.Schema}}.publish_events({{.}}) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION {{$.Schema}}.publish_event(text, {{.}}, text, bigint, text, timestamptz, uuid, text, text), {{$.Schema}}.publish_events({{.}})
+    TO diehard_producer;
 {{end}}
