@@ -154,11 +154,17 @@ func lsn(t testing.TB, env *testenv.Env, query string, args ...any) pglogrepl.LS
 // pending returns how many rows the slot would still deliver after a crash now.
 func pending(t testing.TB, env *testenv.Env) int {
 	t.Helper()
-	await.True(t, func() bool { return walsender(t, env) == 0 }, "the slot is still in use")
+	awaitFree(t, env)
 	var n int
 	require.NoError(t, env.Pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL,
 		'proto_version', '1', 'publication_names', $2) WHERE get_byte(data, 0) = ascii('I')`, env.Slot, env.Publication).Scan(&n))
 	return n
+}
+
+// awaitFree waits until the server has noticed that the slot's last streamer is gone.
+func awaitFree(t testing.TB, env *testenv.Env) {
+	t.Helper()
+	await.True(t, func() bool { return walsender(t, env) == 0 }, "the slot is still in use")
 }
 
 // walsender is the process that serves the slot, 0 if none does.

@@ -82,7 +82,7 @@ func TestSIGTERMUnderLoadLosesNothing(t *testing.T) {
 			first.signal(sig)
 			require.Zero(t, first.exit())
 
-			await.True(t, func() bool { return walsender(t, env) == 0 }, "the slot is still in use")
+			awaitFree(t, env)
 			confirmed := slotLSN(t, env, "confirmed_flush_lsn")
 			assert.Greater(t, confirmed, before)
 			open := fmt.Sprintf("uniqExactIf(commit_lsn, commit_lsn >= %d)", uint64(confirmed))

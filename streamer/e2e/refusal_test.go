@@ -283,10 +283,10 @@ func anewByCommand(t testing.TB, env *testenv.Env) {
 	slotCommand(t, env, "create")
 }
 
-// slotCommand runs `streamer slot …` once the server has noticed that the last streamer is gone.
+// slotCommand runs `streamer slot …` once the slot is free.
 func slotCommand(t testing.TB, env *testenv.Env, verb string) string {
 	t.Helper()
-	await.True(t, func() bool { return walsender(t, env) == 0 }, "the slot is still in use")
+	awaitFree(t, env)
 	p := runArgs(t, env, "streamer", []string{"slot", verb})
 	require.Zero(t, p.exit(), p.log.text())
 	return p.log.text()
