@@ -118,44 +118,24 @@ LANGUAGE sql
 RETURN {{$.Schema}}.publish_event(event_type, event_context::json, environment, metadata_version, trace_context, event_date_time,
     event_id, event_key, idempotency_key);
 {{end}}
--- Publishes an array of events, in order, and returns their ids in that order:
---   SELECT * FROM publish_events('[{"event_type": "order_paid", "event_context": {"order": 42}}]');
--- An array of PostgreSQL, whose elements are JSON, is one too, as drivers make it of a list.
--- The names are those of publish_event's parameters, with the same defaults. A field that
--- has another name, or is given twice, is refused. A context is kept byte for byte.
--- All is read before anything is written, so that an error names the event.
+-- Raises what is wrong with the first event of an array that publish_events does not take, or
+-- returns: what looks at each field of each event costs more than to publish it.
 -- +goose StatementBegin
-CREATE FUNCTION {{.Schema}}.publish_events(events json) RETURNS SETOF uuid
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION {{.Schema}}.diehard_refuse_events(events json) RETURNS void
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     texts   text[] := '{event_type,environment,trace_context,event_key,idempotency_key}';
     others  text[] := '{event_context,metadata_version,event_date_time,event_id}';
-    e       record;
     element record;
     field   text;
 BEGIN
-    IF json_typeof(events) IS DISTINCT FROM 'array' THEN
-        RAISE EXCEPTION 'invalid events: must be an array of objects' USING ERRCODE = 'check_violation';
-    END IF;
-    BEGIN
-        SELECT array_agg(v.id ORDER BY a.n) AS ids,
-               array_agg(f.event_type ORDER BY a.n) AS types,
-               array_agg(v.at ORDER BY a.n) AS times,
-               array_agg(v.environment ORDER BY a.n) AS environments,
-               array_agg(v.context ORDER BY a.n) AS contexts,
-               array_agg(v.version ORDER BY a.n) AS versions,
-               array_agg(f.trace_context ORDER BY a.n) AS traces,
-               array_agg(f.idempotency_key ORDER BY a.n) AS keys,
-               min(format('%s%s', lpad((a.n - 1)::text, 10), p.problem)) FILTER (WHERE p.problem IS NOT NULL) AS problem
-        INTO e
+    FOR element IN
+        SELECT a.n - 1 AS n, p.problem
         FROM json_array_elements(events) WITH ORDINALITY AS a (event, n),
             json_to_record(a.event) AS f (event_type text, environment text, metadata_version bigint, trace_context text,
-                event_date_time timestamptz, event_id uuid, event_key text, idempotency_key text),
-            LATERAL (SELECT coalesce(f.event_id, {{.Schema}}.event_id_for(f.event_key)) AS id, coalesce(f.event_date_time, clock_timestamp()) AS at,
-                coalesce(f.environment, '') AS environment, coalesce(f.metadata_version, 1) AS version, a.event -> 'event_context' AS context
-                OFFSET 0) AS v, -- once: what follows asks for them often
+                event_date_time timestamptz, event_id uuid, idempotency_key text),
             LATERAL (SELECT coalesce(
                 (SELECT format(CASE WHEN count(*) > 1 OR k.name <> ALL (texts || others) THEN '.%s is given twice or not a field of an event'
                     WHEN k.name = 'metadata_version' THEN '.%s must be a number' ELSE '.%s must be a string' END, left(k.name, 40))
@@ -165,42 +145,101 @@ BEGIN
                     OR k.name = 'metadata_version' AND min(json_typeof(k.value)) NOT IN ('number', 'null') LIMIT 1),
                 CASE WHEN octet_length(f.idempotency_key) NOT BETWEEN 1 AND 255 THEN '.idempotency_key must have 1 to 255 bytes'
                     WHEN f.idempotency_key ~ '[\u0001-\u001f\u007f-\u009f]' THEN '.idempotency_key must not have control characters' END,
-                CASE WHEN {{.Schema}}.diehard_is_plain(v.id, f.event_type, v.at, v.environment, v.context, v.version, f.trace_context, 'x') IS NOT TRUE
-                    THEN '.' || {{.Schema}}.diehard_problem(v.id, f.event_type, v.at, v.environment, v.context, v.version, f.trace_context)
-                END) AS problem) AS p;
-    EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
-        -- An element that cannot be read. Which one, and what of it?
-        FOR element IN SELECT a.event, a.n - 1 AS n FROM json_array_elements(events) WITH ORDINALITY AS a (event, n) LOOP
-            IF json_typeof(element.event) <> 'object' THEN
-                RAISE EXCEPTION 'invalid events: events[%]: must be an object', element.n USING ERRCODE = 'check_violation';
+                '.' || {{.Schema}}.diehard_problem(f.event_id, f.event_type, f.event_date_time, f.environment, a.event -> 'event_context',
+                    f.metadata_version, f.trace_context)) AS problem) AS p
+        WHERE p.problem IS NOT NULL ORDER BY a.n LIMIT 1
+    LOOP
+        RAISE EXCEPTION 'invalid events: events[%]%', element.n, element.problem USING ERRCODE = 'check_violation';
+    END LOOP;
+EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
+    -- An element that cannot be read. Which one, and what of it?
+    FOR element IN SELECT a.event, a.n - 1 AS n FROM json_array_elements(events) WITH ORDINALITY AS a (event, n) LOOP
+        IF json_typeof(element.event) <> 'object' THEN
+            RAISE EXCEPTION 'invalid events: events[%]: must be an object', element.n USING ERRCODE = 'check_violation';
+        END IF;
+        BEGIN
+            field := ''; -- all strings are decoded
+            PERFORM json_object_keys(element.event);
+            field := 'event_id';
+            PERFORM (element.event ->> field)::uuid;
+            field := 'event_date_time';
+            PERFORM (element.event ->> field)::timestamptz;
+            field := 'metadata_version';
+            PERFORM (element.event ->> field)::bigint;
+        EXCEPTION WHEN OTHERS THEN
+            IF field = '' THEN
+                RAISE EXCEPTION 'invalid events: events[%]: %', element.n, SQLERRM USING ERRCODE = SQLSTATE,
+                    HINT = 'A text cannot hold \u0000 or half of a surrogate pair: publish such an event by publish_event.';
             END IF;
-            BEGIN
-                field := ''; -- all strings are decoded
-                PERFORM json_object_keys(element.event);
-                field := 'event_id';
-                PERFORM (element.event ->> field)::uuid;
-                field := 'event_date_time';
-                PERFORM (element.event ->> field)::timestamptz;
-                field := 'metadata_version';
-                PERFORM (element.event ->> field)::bigint;
-            EXCEPTION WHEN OTHERS THEN
-                IF field = '' THEN
-                    RAISE EXCEPTION 'invalid events: events[%]: %', element.n, SQLERRM USING ERRCODE = SQLSTATE,
-                        HINT = 'A text cannot hold \u0000 or half of a surrogate pair: publish such an event by publish_event.';
-                END IF;
-                RAISE EXCEPTION 'invalid events: events[%].%: %', element.n, field, SQLERRM USING ERRCODE = SQLSTATE;
-            END;
-        END LOOP;
+            RAISE EXCEPTION 'invalid events: events[%].%: %', element.n, field, SQLERRM USING ERRCODE = SQLSTATE;
+        END;
+    END LOOP;
+    RAISE;
+END $$;
+-- +goose StatementEnd
+
+-- Publishes an array of events, in order, and returns their ids in that order:
+--   SELECT * FROM publish_events('[{"event_type": "order_paid", "event_context": {"order": 42}}]');
+-- An array of PostgreSQL, whose elements are JSON, is one too, as drivers make it of a list.
+-- The names are those of publish_event's parameters, with the same defaults. A field that
+-- has another name, or is given twice, is refused. A context is kept byte for byte.
+-- All is read before anything is written, so that an error names the event.
+--
+-- To look at the name of each field costs as much as to insert the event. The fields that are
+-- read, written as JSON again, are never longer than what they were read from: if all of them
+-- are as long as the array, without its blanks and line feeds, nothing else is in it.
+-- +goose StatementBegin
+CREATE FUNCTION {{.Schema}}.publish_events(events json) RETURNS SETOF uuid
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e        record;
+    contexts json[];
+BEGIN
+    IF json_typeof(events) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'invalid events: must be an array of objects' USING ERRCODE = 'check_violation';
+    END IF;
+    BEGIN
+        SELECT array_agg(ROW(v.id, v.type, v.at, v.environment, v.context, v.version, v.trace)::{{.Schema}}.diehard_events) AS events,
+               array_agg(v.key) AS keys,
+               bool_and((v.typed AND v.key IS NULL
+                   AND {{.Schema}}.diehard_is_plain(v.id, v.type, v.at, v.environment, v.context, v.version, v.trace, 'x')) IS TRUE) AS plain,
+               sum(octet_length(replace(replace(v.written, ' ', ''), E'\n', ''))) + 1
+                   = octet_length(replace(replace(events::text, ' ', ''), E'\n', '')) AS whole
+        INTO e
+        FROM (
+            SELECT coalesce((f.event_id #>> '{}')::uuid, {{.Schema}}.event_id_for(f.event_key #>> '{}')) AS id, f.event_type #>> '{}' AS type,
+                coalesce((f.event_date_time #>> '{}')::timestamptz, clock_timestamp()) AS at, coalesce(f.environment #>> '{}', '') AS environment,
+                f.event_context AS context, coalesce((f.metadata_version #>> '{}')::bigint, 1) AS version,
+                f.trace_context #>> '{}' AS trace, f.idempotency_key #>> '{}' AS key,
+                f.event_type::text LIKE '"%' AND (f.environment::text LIKE '"%') IS NOT FALSE AND (f.trace_context::text LIKE '"%') IS NOT FALSE
+                    AND (f.event_key::text LIKE '"%') IS NOT FALSE AND (f.metadata_version::text LIKE '"%') IS NOT TRUE AS typed,
+                concat('{', '"event_type":' || f.event_type::text || ',', '"event_context":' || f.event_context::text || ',',
+                    '"environment":' || f.environment::text || ',', '"metadata_version":' || f.metadata_version::text || ',',
+                    '"trace_context":' || f.trace_context::text || ',', '"event_date_time":' || f.event_date_time::text || ',',
+                    '"event_id":' || f.event_id::text || ',', '"event_key":' || f.event_key::text || ',', '}') AS written
+            FROM json_to_recordset(events) AS f (event_type json, event_context json, environment json, metadata_version json, trace_context json,
+                event_date_time json, event_id json, event_key json, idempotency_key json)
+            OFFSET 0 -- once: what is above asks for them often
+        ) AS v;
+    EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
+        PERFORM {{.Schema}}.diehard_refuse_events(events);
         RAISE;
     END;
-    IF e.problem IS NOT NULL THEN
-        RAISE EXCEPTION 'invalid events: events[%]%', left(e.problem, 10)::bigint, substr(e.problem, 11) USING ERRCODE = 'check_violation';
+    IF e.plain IS NOT TRUE OR NOT e.whole AND EXISTS (
+        SELECT FROM json_array_elements(events) WITH ORDINALITY AS a (event, n), json_object_keys(a.event) AS k (name)
+        GROUP BY a.n, k.name HAVING count(*) > 1 OR k.name <> ALL (
+            '{event_type,event_context,environment,metadata_version,trace_context,event_date_time,event_id,event_key,idempotency_key}')
+    ) THEN
+        PERFORM {{.Schema}}.diehard_refuse_events(events);
+        contexts := ARRAY(SELECT a.event -> 'event_context' FROM json_array_elements(events) AS a (event)); -- a string was escaped anew
     END IF;
     RETURN QUERY
     WITH event AS MATERIALIZED (
-        SELECT u.*, CASE WHEN u.key IS NOT NULL THEN {{.Schema}}.diehard_claim_key(u.key, u.id, u.type, u.context::text) END AS claimed
-        FROM unnest(e.ids, e.types, e.times, e.environments, e.contexts, e.versions, e.traces, e.keys)
-            AS u (id, type, at, environment, context, version, trace, key)
+        SELECT u.*, coalesce(u.exact, u.read) AS context,
+            CASE WHEN u.key IS NOT NULL THEN {{.Schema}}.diehard_claim_key(u.key, u.id, u.type, coalesce(u.exact, u.read)::text) END AS claimed
+        FROM ROWS FROM (unnest(e.events), unnest(e.keys), unnest(contexts)) AS u (id, type, at, environment, read, version, trace, key, exact)
     ), published AS (
         INSERT INTO {{.Schema}}.outbox (id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
         SELECT id, type, at, environment, context, version, trace FROM event WHERE claimed IS NULL
@@ -221,7 +260,8 @@ AS $$ SELECT {{.Schema}}.publish_events(array_to_json($1::json[])) $$;
 REVOKE ALL ON FUNCTION {{.Schema}}.publish_events(anyarray) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {{.Schema}}.publish_events(anyarray) TO diehard_producer;
 
-REVOKE ALL ON FUNCTION {{.Schema}}.diehard_delete_keys(), {{.Schema}}.diehard_claim_key(text, uuid, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {{.Schema}}.diehard_delete_keys(), {{.Schema}}.diehard_claim_key(text, uuid, text, text),
+    {{.Schema}}.diehard_refuse_events(json) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {{.Schema}}.diehard_delete_keys() TO diehard_streamer;
 -- Not by PUBLIC's right, which default privileges may have taken: the constraint of the
 -- outbox runs with the rights of who inserts.

@@ -2,6 +2,19 @@
 -- Events without a table: transactional messages in the WAL, which the streamer
 -- reads if REPLICATION_MESSAGES is true.
 
+{{define "message"}}pg_logical_emit_message(true, 'diehard.event', convert_to(
+        '{"v":1,"id":"' || event_id
+        || '","event_type":' || to_json(event_type)
+        || ',"event_date_time":"' || to_char(event_date_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        || '","published_by":' || to_json(session_user::text)
+        || CASE WHEN environment <> '' THEN ',"environment":' || to_json(environment) ELSE '' END
+        || CASE WHEN metadata_version <> 1 THEN ',"metadata_version":' || metadata_version ELSE '' END
+        || CASE WHEN trace_context IS NOT NULL THEN ',"trace_context":' || to_json(trace_context) ELSE '' END
+        || E'}\n' || event_context, 'UTF8')){{end}}{{define "reader"}}IF NOT EXISTS (SELECT FROM {{.Schema}}.diehard_slot AS s WHERE s.messages) THEN
+        RAISE EXCEPTION 'no streamer reads messages'
+            USING HINT = 'Start the streamer with REPLICATION_MESSAGES=true first, or publish into the table.',
+                  ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;{{end}}
 -- Publishes an event in the caller's transaction, like publish_event, but into the
 -- WAL alone. The limits are those of the outbox. The form of a message is described in
 -- shared/event/message.go. The function runs with the owner's rights: producers
@@ -22,7 +35,6 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    content text := event_context;
     problem text;
     claimed uuid;
     written pg_lsn;
@@ -38,30 +50,56 @@ BEGIN
             RAISE EXCEPTION 'invalid event: %', problem USING ERRCODE = 'check_violation';
         END IF;
     END IF;
-    IF NOT EXISTS (SELECT FROM {{.Schema}}.diehard_slot AS s WHERE s.messages) THEN
-        RAISE EXCEPTION 'no streamer reads messages'
-            USING HINT = 'Start the streamer with REPLICATION_MESSAGES=true first, or publish into the table.',
-                  ERRCODE = 'object_not_in_prerequisite_state';
-    END IF;
+    {{template "reader" .}}
     IF idempotency_key IS NOT NULL THEN
-        claimed := {{.Schema}}.diehard_claim_key(idempotency_key, event_id, event_type, content);
+        claimed := {{.Schema}}.diehard_claim_key(idempotency_key, event_id, event_type, event_context::text);
         IF claimed IS NOT NULL THEN
             RETURN claimed;
         END IF;
     END IF;
-    written := pg_logical_emit_message( -- an assignment costs less than PERFORM
-        true, 'diehard.event', convert_to(
-        '{"v":1,"id":"' || event_id
-        || '","event_type":' || to_json(event_type)
-        || ',"event_date_time":"' || to_char(event_date_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-        || '","published_by":' || to_json(session_user::text)
-        || CASE WHEN environment <> '' THEN ',"environment":' || to_json(environment) ELSE '' END
-        || CASE WHEN metadata_version <> 1 THEN ',"metadata_version":' || metadata_version ELSE '' END
-        || CASE WHEN trace_context IS NOT NULL THEN ',"trace_context":' || to_json(trace_context) ELSE '' END
-        || E'}\n' || content, 'UTF8'));
+    written := {{template "message"}}; -- an assignment costs less than PERFORM
     RETURN event_id;
 END $$;
 -- +goose StatementEnd
+
+-- What the Go package publishes many events with, in order: the function above looks up for
+-- each of them what holds for all. An empty trace or key is none.
+-- +goose StatementBegin
+CREATE FUNCTION {{.Schema}}.diehard_publish_messages(
+    ids uuid[], types text[], times timestamptz[], environments text[], contexts json[], versions bigint[], traces text[],
+    keys text[]
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    written bigint;
+    problem text;
+BEGIN
+    {{template "reader" .}}
+    SELECT count(CASE WHEN CASE WHEN key IS NULL THEN true
+                ELSE {{.Schema}}.diehard_claim_key(key, event_id, event_type, event_context::text) IS NULL END
+            THEN {{template "message"}} END),
+        min(CASE WHEN {{.Schema}}.diehard_is_plain(
+                event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context, 'x') IS NOT TRUE
+            THEN coalesce({{.Schema}}.diehard_problem(
+                event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context),
+                CASE WHEN event_id IS NULL THEN 'event_id is missing' WHEN event_date_time IS NULL THEN 'event_date_time is missing' END) END)
+    INTO written, problem
+    FROM (
+        SELECT event_id, event_type, event_date_time, environment, event_context, metadata_version, NULLIF(trace, '') AS trace_context,
+            NULLIF(idempotency_key, '') AS key
+        FROM unnest(ids, types, times, environments, contexts, versions, traces, keys)
+            AS m (event_id, event_type, event_date_time, environment, event_context, metadata_version, trace, idempotency_key)
+    ) AS event;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'invalid event: %', problem USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN written;
+END $$;
+-- +goose StatementEnd
+REVOKE ALL ON FUNCTION {{.Schema}}.diehard_publish_messages(uuid[], text[], timestamptz[], text[], json[], bigint[], text[], text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION {{.Schema}}.diehard_publish_messages(uuid[], text[], timestamptz[], text[], json[], bigint[], text[], text[]) TO diehard_producer;
 
 -- Writes something into the WAL, for a position behind which nothing older is: with the
 -- owner's rights, so that the streamer may not write messages that are events.

@@ -35,17 +35,18 @@ const (
 	// oneArgument is the arguments of a function, and has an idempotency key as well.
 	oneArgument = `($2::text, $5::json, $4::text, $6::bigint, NULLIF($7::text, ''), $3::timestamptz, $1::uuid, NULL::text, NULLIF($8::text, ''))`
 
-	columns = ` AS event (id, type, at, environment, context, version, trace, key)`
-	many    = `unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::text[], $5::json[], $6::bigint[], $7::text[], $8::text[])` + columns
+	many = `$1::uuid[], $2::text[], $3::timestamptz[], $4::text[], $5::json[], $6::bigint[], $7::text[], $8::text[]`
 	// Every driver can send text, and every type can be cast from it, arrays included.
-	manyText = `unnest($1::text::uuid[], $2::text::text[], $3::text::timestamptz[], $4::text::text[], $5::text::json[],
-		$6::text::bigint[], $7::text::text[], $8::text::text[])` + columns
+	manyText = `$1::text::uuid[], $2::text::text[], $3::text::timestamptz[], $4::text::text[], $5::text::json[],
+		$6::text::bigint[], $7::text::text[], $8::text::text[]`
 
+	columns  = `) AS event (id, type, at, environment, context, version, trace, key)`
 	row      = `SELECT id, type, at, environment, context, version, NULLIF(trace, '')`
 	argument = `type, context, environment, version, NULLIF(trace, ''), at, id, NULL::text, NULLIF(key, '')`
 	// The functions take an idempotency key, which an insert cannot.
 	byFunction  = `{outbox}.publish_event`
 	intoTheWAL  = `{outbox}.publish_event_message`
+	manyIntoWAL = `{outbox}.diehard_publish_messages`
 	publishedBy = `, $9::text`
 )
 
@@ -70,7 +71,7 @@ func prepare(events []Event) ([]Event, error) {
 
 // form is how a driver takes the columns of many events.
 type form struct {
-	source    string // of the rows
+	columns   string // as arrays, which unnest takes
 	arguments func(events []Event) []any
 }
 
@@ -92,22 +93,33 @@ func formOf(db DB) form {
 
 // statement writes events, which are prepared.
 func (o Outbox) statement(f form, events []Event) (string, []any) {
-	if anyKey(events) {
-		return o.call(byFunction, f, events)
+	rows := ` FROM unnest(` + f.columns + columns
+	switch {
+	case anyKey(events) && f.takesOne(events):
+		return o.call(byFunction, &events[0])
+	case anyKey(events):
+		return o.Schema.SQL(`SELECT pg_catalog.count(` + byFunction + `(` + argument + `))` + rows), f.arguments(events)
+	case o.PublishedBy != "":
+		return o.Schema.SQL(targetBy + row + publishedBy + rows), append(f.arguments(events), o.PublishedBy)
+	default:
+		return o.Schema.SQL(target + row + rows), f.arguments(events)
 	}
-	arguments := f.arguments(events)
-	if o.PublishedBy != "" {
-		return o.Schema.SQL(targetBy + row + publishedBy + ` FROM ` + f.source), append(arguments, o.PublishedBy)
-	}
-	return o.Schema.SQL(target + row + ` FROM ` + f.source), arguments
 }
 
-// call publishes events, which are prepared, by function.
-func (o Outbox) call(function string, f form, events []Event) (string, []any) {
-	if f.source == many && len(events) == 1 {
-		return o.Schema.SQL(`SELECT ` + function + oneArgument), append(values(&events[0]), events[0].IdempotencyKey)
+// messages writes events, which are prepared, into the WAL.
+func (o Outbox) messages(f form, events []Event) (string, []any) {
+	if f.takesOne(events) {
+		return o.call(intoTheWAL, &events[0])
 	}
-	return o.Schema.SQL(`SELECT pg_catalog.count(` + function + `(` + argument + `)) FROM ` + f.source), f.arguments(events)
+	return o.Schema.SQL(`SELECT ` + manyIntoWAL + `(` + f.columns + `)`), f.arguments(events)
+}
+
+// takesOne reports whether events are one that f's driver can send without an array.
+func (f form) takesOne(events []Event) bool { return f.columns == many && len(events) == 1 }
+
+// call publishes an event by function.
+func (o Outbox) call(function string, e *Event) (string, []any) {
+	return o.Schema.SQL(`SELECT ` + function + oneArgument), append(values(e), e.IdempotencyKey)
 }
 
 // values are the parameters of one event for pgx.

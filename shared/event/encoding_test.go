@@ -60,6 +60,7 @@ func TestDoubleEncodingIsRefusedWhereWanted(t *testing.T) {
 				return event.Publish(ctx, tx, slices.Repeat([]event.Event{e}, 1000)...)
 			},
 			func(ctx context.Context, tx pgx.Tx) error { return event.PublishMessages(ctx, tx, e) },
+			func(ctx context.Context, tx pgx.Tx) error { return event.PublishMessages(ctx, tx, full(1), e) },
 			func(ctx context.Context, _ pgx.Tx) error { return event.Publish(ctx, event.SQL(db), e) },
 		} {
 			tx, err := env.Pool.Begin(t.Context())

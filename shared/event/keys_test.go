@@ -68,6 +68,9 @@ func types(events []event.Event) (list []string) {
 var byKey = map[string]func(ctx context.Context, tx pgx.Tx, kind, session string) error{
 	"Go":           publishKeyed(event.Publish),
 	"Go, messages": publishKeyed(event.PublishMessages),
+	"Go, many messages": publishKeyed(func(ctx context.Context, db event.DB, events ...event.Event) error {
+		return event.PublishMessages(ctx, db, append(events, events...)...)
+	}),
 	"publish_event": func(ctx context.Context, tx pgx.Tx, kind, session string) error {
 		_, err := tx.Exec(ctx, "SELECT publish_event($1, '{}', $2, idempotency_key => $1)", kind, session)
 		return err

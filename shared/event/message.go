@@ -74,6 +74,6 @@ func (o Outbox) message(f form, events []Event) (string, []any, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	sql, arguments := o.call(intoTheWAL, f, ready)
+	sql, arguments := o.messages(f, ready)
 	return sql, arguments, nil
 }

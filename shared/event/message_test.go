@@ -129,6 +129,16 @@ func TestInvalidMessagesAreRefused(t *testing.T) {
 		_, err := env.Pool.Exec(t.Context(), "SELECT publish_event_message("+arguments+")")
 		require.ErrorContains(t, err, says, arguments)
 	}
+	for arguments, says := range map[string]string{
+		`ARRAY[NULL]::uuid[], ARRAY['t'], ARRAY[now()], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], ARRAY[''], ARRAY['']`:              "event_id is missing",
+		`ARRAY[gen_random_uuid()], ARRAY['t'], ARRAY[NULL]::timestamptz[], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], NULL, NULL`:     "event_date_time is missing",
+		`ARRAY[gen_random_uuid()], ARRAY['t', 'u'], ARRAY[now(), now()], ARRAY[''], ARRAY['{}', '{}']::json[], ARRAY[1], NULL, NULL`: "event_id is missing",
+		`ARRAY[gen_random_uuid()], NULL, ARRAY[now()], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], NULL, NULL`:                         "event_type is missing",
+		`ARRAY[gen_random_uuid()], ARRAY['t'], ARRAY[now()], ARRAY[''], NULL, ARRAY[1], NULL, NULL`:                                  "event_context is missing",
+	} {
+		_, err := env.Pool.Exec(t.Context(), "SELECT diehard_publish_messages("+arguments+")")
+		require.ErrorContains(t, err, says, arguments)
+	}
 	_, err := env.Pool.Exec(t.Context(), "SELECT publish_event_message(repeat('x', 255), to_json(repeat('x', 1048574)), repeat('x', 255))")
 	require.NoError(t, err)
 	assert.Len(t, messages(t, env), 1)

@@ -83,7 +83,7 @@ func (o Outbox) Queue(batch *pgx.Batch, events ...Event) error {
 
 // write returns what publishes events, which are prepared.
 func (o Outbox) write(f form, events []Event) (string, []any) {
-	if f.source == many && len(events) == 1 && !anyKey(events) {
+	if f.takesOne(events) && !anyKey(events) {
 		return o.single(&events[0])
 	}
 	return o.statement(f, events)

@@ -27,7 +27,7 @@ var (
 	// Functions are those of both.
 	Functions = []string{
 		"publish_event", "publish_events", "publish_event_message", "event_id_for", "diehard_problem", "diehard_claim_key", "diehard_delete_keys",
-		"diehard_check_event", "diehard_is_plain", "diehard_refuses_encoding",
+		"diehard_check_event", "diehard_is_plain", "diehard_refuses_encoding", "diehard_refuse_events", "diehard_publish_messages",
 		"outbox_create_partitions", "outbox_retire_partitions", "outbox_replace_default", "outbox_confirmed", "diehard_mark_wal",
 		"diehard_slot_record", "diehard_slot_replace", "diehard_slot_accept", "diehard_slot_undelivered", "diehard_slot_missed", "diehard_slot_delivered",
 		"diehard_slot_messages", "diehard_slot_delete", "diehard_intent_claim", "diehard_intent_confirm", "diehard_intent_write", "diehard_intent_creating",
