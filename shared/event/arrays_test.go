@@ -14,9 +14,9 @@ import (
 	"diehard/shared/event"
 )
 
-// publish_events tells by lengths that an array has no other field than those it reads. So
-// arrays of all forms, in which what is too much has the length of what is missing elsewhere:
-// each is taken as it is, or refused with the name of the first field that is wrong.
+// publish_events concludes from lengths that an array has no fields but those it reads. So here
+// are arrays of all forms, some with a field too many that has the length of what is missing
+// elsewhere: each is taken as it is, or refused with the name of the first field that is wrong.
 func TestPublishEventsSeesEveryField(t *testing.T) {
 	t.Parallel()
 	env := listening(t)

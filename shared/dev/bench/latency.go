@@ -67,7 +67,7 @@ func latencyOnce(ctx context.Context, env *environment, rt route) ([]float64, er
 	if _, err := s.one(ctx); err != nil { // warm-up: the program runs and its caches are filled
 		return nil, err
 	}
-	stop, err := b.meter(ctx, "outbox%")
+	stop, err := b.meter(ctx, "%outbox%")
 	if err != nil {
 		return nil, err
 	}

@@ -127,7 +127,7 @@ func produceOnce(ctx context.Context, env *environment, publish publishing, befo
 		return nil, err
 	}
 	defer pool.Close()
-	stop, err := b.meter(ctx, "outbox%")
+	stop, err := b.meter(ctx, "%outbox%")
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +162,6 @@ func produceOnce(ctx context.Context, env *environment, publish publishing, befo
 		n += float64(v)
 	}
 	var size int64
-	err = pool.QueryRow(ctx, `SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relname LIKE 'outbox%' AND relkind = 'r'`).Scan(&size)
+	err = pool.QueryRow(ctx, `SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relname LIKE '%outbox%' AND relkind = 'r'`).Scan(&size)
 	return []float64{n / took.Seconds(), float64(c.wal) / n, float64(c.cpu.Microseconds()) / n, float64(size) / n, float64(c.dead) / n}, err
 }
