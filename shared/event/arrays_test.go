@@ -14,7 +14,7 @@ import (
 	"diehard/shared/event"
 )
 
-// publish_events concludes from lengths that an array has no fields but those it reads. So here
+// That an array has no fields but those it reads publish_events concludes from lengths. So here
 // are arrays of all forms, some with a field too many that has the length of what is missing
 // elsewhere: each is taken as it is, or refused with the name of the first field that is wrong.
 func TestPublishEventsSeesEveryField(t *testing.T) {
