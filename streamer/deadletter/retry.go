@@ -158,7 +158,7 @@ type group struct {
 	outcomes []Outcome
 }
 
-// begin ends what an earlier retry left running and reads the bounds.
+// begin checks the tables, ends what an earlier retry left running, and reads the bounds.
 func (r *Retrier) begin(ctx context.Context, records []Record) (*group, error) {
 	system, slot, ok := strings.Cut(records[0].Source, "/")
 	if !ok {
@@ -167,6 +167,9 @@ func (r *Retrier) begin(ctx context.Context, records []Record) (*group, error) {
 	g := &group{source: sink.Source{SystemID: system, Slot: slot}, waiting: make(map[decode.Position]Record, len(records))}
 	g.sink = sink.New(r.records.conn, r.tables, g.source, sink.OnTimeline(records[0].Timeline))
 	r.log.sink = g.sink
+	if err := g.sink.CheckTables(ctx); err != nil {
+		return nil, err
+	}
 	if !r.fenced[g.source] {
 		if err := g.sink.Fence(ctx, queryPrefix(g.source), func(uint64) {}); err != nil {
 			return nil, err

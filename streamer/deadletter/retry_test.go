@@ -281,6 +281,19 @@ func TestASourceThatIsNotOursIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, `the source "strange", which names no slot`)
 }
 
+func TestTablesThatAreNotOursAreRefused(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.putDeadLetters(time.Now(), reject(at(500, 2), event(1, "user_created")))
+	f.exec("ALTER TABLE event_log MODIFY COLUMN timeline UInt64")
+	r := f.retrier()
+	err := r.Retry(t.Context(), Filter{}, func(Outcome) { t.Error("nothing to report") })
+	require.ErrorContains(t, err, `column timeline is "UInt64" and must be UInt32`)
+	r.Close()
+	f.exec("ALTER TABLE event_log MODIFY COLUMN timeline UInt32")
+	assert.Equal(t, Written, f.retry(Filter{})[id(1)].Result)
+}
+
 // More than a page of them, and pages that are full by their size.
 func TestAnyNumberOfDeadLettersIsRetriedInPages(t *testing.T) {
 	t.Parallel()
