@@ -126,10 +126,11 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    texts   text[] := '{event_type,environment,trace_context,event_key,idempotency_key}';
-    others  text[] := '{event_context,metadata_version,event_date_time,event_id}';
+    texts   text[] := '{event_type,environment,trace_context,event_date_time,event_id,event_key,idempotency_key}';
+    others  text[] := '{event_context,metadata_version}';
     element record;
     field   text;
+    detail  text;
 BEGIN
     FOR element IN
         SELECT a.n - 1 AS n, p.problem
@@ -137,8 +138,9 @@ BEGIN
             json_to_record(a.event) AS f (event_type text, environment text, metadata_version bigint, trace_context text,
                 event_date_time timestamptz, event_id uuid, idempotency_key text),
             LATERAL (SELECT coalesce(
-                (SELECT format(CASE WHEN count(*) > 1 OR k.name <> ALL (texts || others) THEN '.%s is given twice or not a field of an event'
-                    WHEN k.name = 'metadata_version' THEN '.%s must be a number' ELSE '.%s must be a string' END, left(k.name, 40))
+                (SELECT format(CASE WHEN k.name <> ALL (texts || others) THEN '.%I is not a field of an event'
+                    WHEN count(*) > 1 THEN '.%I is given twice'
+                    WHEN k.name = 'metadata_version' THEN '.%I must be a number' ELSE '.%I must be a string' END, left(k.name, 40))
                  FROM json_each(a.event) AS k (name, value)
                  GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (texts || others)
                     OR k.name = ANY (texts) AND min(json_typeof(k.value)) NOT IN ('string', 'null')
@@ -168,8 +170,9 @@ EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
             PERFORM (element.event ->> field)::bigint;
         EXCEPTION WHEN OTHERS THEN
             IF field = '' THEN
-                RAISE EXCEPTION 'invalid events: events[%]: %', element.n, SQLERRM USING ERRCODE = SQLSTATE,
-                    HINT = 'A text cannot hold \u0000 or half of a surrogate pair: publish such an event by publish_event.';
+                GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+                RAISE EXCEPTION 'invalid events: events[%]: %', element.n, SQLERRM USING ERRCODE = SQLSTATE, DETAIL = detail,
+                    HINT = 'No text can hold the character U+0000 or half of a surrogate pair. In event_context publish_event takes their escapes.';
             END IF;
             RAISE EXCEPTION 'invalid events: events[%].%: %', element.n, field, SQLERRM USING ERRCODE = SQLSTATE;
         END;
@@ -185,17 +188,17 @@ END $$;
 -- has another name, or is given twice, is refused. A context is kept byte for byte.
 -- All is read before anything is written, so that an error names the event.
 --
--- To look at the name of each field costs as much as to insert the event. The fields that are
--- read, written as JSON again, are never longer than what they were read from: if all of them
--- are as long as the array, without its blanks and line feeds, nothing else is in it.
+-- To look at the names of the fields costs as much as to insert the event. The fields that are
+-- read, written as JSON again, are never longer than what they were read from: if they are
+-- as long as the event, nothing else is in it. If not, it may have a blank. (There is always a
+-- context: an event without one is refused anyway.)
 -- +goose StatementBegin
 CREATE FUNCTION {{.Schema}}.publish_events(events json) RETURNS SETOF uuid
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e        record;
-    contexts json[];
+    e record;
 BEGIN
     IF json_typeof(events) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'invalid events: must be an array of objects' USING ERRCODE = 'check_violation';
@@ -203,43 +206,48 @@ BEGIN
     BEGIN
         SELECT array_agg(ROW(v.id, v.type, v.at, v.environment, v.context, v.version, v.trace)::{{.Schema}}.diehard_events) AS events,
                array_agg(v.key) AS keys,
-               bool_and((v.typed AND v.key IS NULL
-                   AND {{.Schema}}.diehard_is_plain(v.id, v.type, v.at, v.environment, v.context, v.version, v.trace, 'x')) IS TRUE) AS plain,
-               sum(octet_length(replace(replace(v.written, ' ', ''), E'\n', ''))) + 1
-                   = octet_length(replace(replace(events::text, ' ', ''), E'\n', '')) AS whole
+               bool_and((v.typed AND CASE
+                   WHEN {{.Schema}}.diehard_is_plain(v.id, v.type, v.at, v.environment, v.context, v.version, v.trace, 'x') THEN true
+                   ELSE {{.Schema}}.diehard_problem(v.id, v.type, v.at, v.environment, v.context, v.version, v.trace) IS NULL
+                   END AND (octet_length(v.key) BETWEEN 1 AND 255 AND v.key !~ '[\u0001-\u001f\u007f-\u009f]') IS NOT FALSE AND CASE
+                   WHEN octet_length(v.written) = octet_length(v.event::text) THEN true
+                   ELSE NOT EXISTS (
+                       SELECT FROM json_object_keys(v.event) AS k (name) GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (
+                           '{event_type,event_context,environment,metadata_version,trace_context,event_date_time,event_id,event_key,idempotency_key}'))
+                   END) IS TRUE) AS valid
         INTO e
         FROM (
-            SELECT coalesce((f.event_id #>> '{}')::uuid, {{.Schema}}.event_id_for(f.event_key #>> '{}')) AS id, f.event_type #>> '{}' AS type,
+            SELECT a.event, coalesce((f.event_id #>> '{}')::uuid, {{.Schema}}.event_id_for(f.event_key #>> '{}')) AS id, f.event_type #>> '{}' AS type,
                 coalesce((f.event_date_time #>> '{}')::timestamptz, clock_timestamp()) AS at, coalesce(f.environment #>> '{}', '') AS environment,
-                f.event_context AS context, coalesce((f.metadata_version #>> '{}')::bigint, 1) AS version,
-                f.trace_context #>> '{}' AS trace, f.idempotency_key #>> '{}' AS key,
-                f.event_type::text LIKE '"%' AND (f.environment::text LIKE '"%') IS NOT FALSE AND (f.trace_context::text LIKE '"%') IS NOT FALSE
-                    AND (f.event_key::text LIKE '"%') IS NOT FALSE AND (f.metadata_version::text LIKE '"%') IS NOT TRUE AS typed,
-                concat('{', '"event_type":' || f.event_type::text || ',', '"event_context":' || f.event_context::text || ',',
+                -- a string is escaped anew, and null is none
+                CASE WHEN json_typeof(f.event_context) <> 'string' THEN f.event_context ELSE a.event -> 'event_context' END AS context,
+                coalesce((f.metadata_version #>> '{}')::bigint, 1) AS version, f.trace_context #>> '{}' AS trace, f.idempotency_key #>> '{}' AS key,
+                -- what is no string is no trace_context either
+                f.event_type::text LIKE '"%' AND (f.environment::text LIKE '"%') IS NOT FALSE
+                    AND (f.event_date_time::text LIKE '"%') IS NOT FALSE AND (f.event_id::text LIKE '"%') IS NOT FALSE
+                    AND (f.event_key::text LIKE '"%') IS NOT FALSE AND (f.idempotency_key::text LIKE '"%') IS NOT FALSE
+                    AND (f.metadata_version::text LIKE '"%') IS NOT TRUE AS typed,
+                concat('"event_type":' || f.event_type::text || ',', '"event_context":', f.event_context, ',',
                     '"environment":' || f.environment::text || ',', '"metadata_version":' || f.metadata_version::text || ',',
                     '"trace_context":' || f.trace_context::text || ',', '"event_date_time":' || f.event_date_time::text || ',',
-                    '"event_id":' || f.event_id::text || ',', '"event_key":' || f.event_key::text || ',', '}') AS written
-            FROM json_to_recordset(events) AS f (event_type json, event_context json, environment json, metadata_version json, trace_context json,
-                event_date_time json, event_id json, event_key json, idempotency_key json)
+                    '"event_id":' || f.event_id::text || ',', '"event_key":' || f.event_key::text || ',',
+                    '"idempotency_key":' || f.idempotency_key::text || ',', '}') AS written -- the last comma stands for the brace
+            FROM json_array_elements(events) AS a (event),
+                json_to_record(a.event) AS f (event_type json, event_context json, environment json, metadata_version json, trace_context json,
+                    event_date_time json, event_id json, event_key json, idempotency_key json)
             OFFSET 0 -- once: what is above asks for them often
         ) AS v;
     EXCEPTION WHEN data_exception OR invalid_parameter_value THEN
         PERFORM {{.Schema}}.diehard_refuse_events(events);
         RAISE;
     END;
-    IF e.plain IS NOT TRUE OR NOT e.whole AND EXISTS (
-        SELECT FROM json_array_elements(events) WITH ORDINALITY AS a (event, n), json_object_keys(a.event) AS k (name)
-        GROUP BY a.n, k.name HAVING count(*) > 1 OR k.name <> ALL (
-            '{event_type,event_context,environment,metadata_version,trace_context,event_date_time,event_id,event_key,idempotency_key}')
-    ) THEN
+    IF e.valid IS NOT TRUE THEN
         PERFORM {{.Schema}}.diehard_refuse_events(events);
-        contexts := ARRAY(SELECT a.event -> 'event_context' FROM json_array_elements(events) AS a (event)); -- a string was escaped anew
     END IF;
     RETURN QUERY
     WITH event AS MATERIALIZED (
-        SELECT u.*, coalesce(u.exact, u.read) AS context,
-            CASE WHEN u.key IS NOT NULL THEN {{.Schema}}.diehard_claim_key(u.key, u.id, u.type, coalesce(u.exact, u.read)::text) END AS claimed
-        FROM ROWS FROM (unnest(e.events), unnest(e.keys), unnest(contexts)) AS u (id, type, at, environment, read, version, trace, key, exact)
+        SELECT u.*, CASE WHEN u.key IS NOT NULL THEN {{.Schema}}.diehard_claim_key(u.key, u.id, u.type, u.context::text) END AS claimed
+        FROM ROWS FROM (unnest(e.events), unnest(e.keys)) AS u (id, type, at, environment, context, version, trace, key)
     ), published AS (
         INSERT INTO {{.Schema}}.outbox (id, event_type, event_date_time, environment, event_context, metadata_version, trace_context)
         SELECT id, type, at, environment, context, version, trace FROM event WHERE claimed IS NULL

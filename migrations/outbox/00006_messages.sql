@@ -74,26 +74,34 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     written bigint;
-    problem text;
+    first   text;
 BEGIN
     {{template "reader" .}}
-    SELECT count(CASE WHEN CASE WHEN key IS NULL THEN true
-                ELSE {{.Schema}}.diehard_claim_key(key, event_id, event_type, event_context::text) IS NULL END
-            THEN {{template "message"}} END),
-        min(CASE WHEN {{.Schema}}.diehard_is_plain(
-                event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context, 'x') IS NOT TRUE
-            THEN coalesce({{.Schema}}.diehard_problem(
-                event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context),
-                CASE WHEN event_id IS NULL THEN 'event_id is missing' WHEN event_date_time IS NULL THEN 'event_date_time is missing' END) END)
-    INTO written, problem
+    SELECT count(CASE
+            WHEN problem IS NOT NULL THEN NULL
+            WHEN CASE WHEN key IS NULL THEN true
+                ELSE {{.Schema}}.diehard_claim_key(key, event_id, event_type, event_context::text) IS NULL END THEN {{template "message"}}
+            END),
+        min(format('%s%s', lpad((n - 1)::text, 10), problem)) FILTER (WHERE problem IS NOT NULL)
+    INTO written, first
     FROM (
-        SELECT event_id, event_type, event_date_time, environment, event_context, metadata_version, NULLIF(trace, '') AS trace_context,
-            NULLIF(idempotency_key, '') AS key
-        FROM unnest(ids, types, times, environments, contexts, versions, traces, keys)
-            AS m (event_id, event_type, event_date_time, environment, event_context, metadata_version, trace, idempotency_key)
+        SELECT m.*, CASE
+            WHEN {{.Schema}}.diehard_is_plain(event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context, 'x')
+                THEN NULL
+            ELSE coalesce({{.Schema}}.diehard_problem(
+                event_id, event_type, event_date_time, environment, event_context, metadata_version, trace_context),
+                CASE WHEN event_id IS NULL THEN 'event_id is missing' WHEN event_date_time IS NULL THEN 'event_date_time is missing' END)
+            END AS problem
+        FROM (
+            SELECT event_id, event_type, event_date_time, environment, event_context, metadata_version, NULLIF(trace, '') AS trace_context,
+                NULLIF(idempotency_key, '') AS key, n
+            FROM unnest(ids, types, times, environments, contexts, versions, traces, keys) WITH ORDINALITY
+                AS u (event_id, event_type, event_date_time, environment, event_context, metadata_version, trace, idempotency_key, n)
+        ) AS m
+        OFFSET 0 -- once: what is above asks for it often
     ) AS event;
-    IF problem IS NOT NULL THEN
-        RAISE EXCEPTION 'invalid event: %', problem USING ERRCODE = 'check_violation';
+    IF first IS NOT NULL THEN
+        RAISE EXCEPTION 'invalid events: events[%].%', left(first, 10)::bigint, substr(first, 11) USING ERRCODE = 'check_violation';
     END IF;
     RETURN written;
 END $$;

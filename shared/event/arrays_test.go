@@ -98,6 +98,10 @@ func randomEvent(random *rand.Rand) (event.Event, []string) {
 		e.Key = "order 42"
 		fields = append(fields, `"event_key":"order 42"`)
 	}
+	if random.IntN(16) == 0 {
+		context = `"` + strings.Repeat("x", 5000) + `"`
+		e.Context, fields[1] = json.RawMessage(context), `"event_context":`+context
+	}
 	for _, name := range []string{"trace_context", "idempotency_key", "event_id", "event_date_time"} {
 		if random.IntN(8) == 0 {
 			fields = append(fields, `"`+name+`":null`)
@@ -110,12 +114,12 @@ func randomEvent(random *rand.Rand) (event.Event, []string) {
 // less than is expected of it, which others may fill.
 func spoil(random *rand.Rand, fields []string) ([]string, string) {
 	fields = slices.Clone(fields)
-	switch random.IntN(6) {
+	switch random.IntN(10) {
 	case 0:
-		return append(fields, `"":`+strings.Repeat("1", 1+random.IntN(20))), " is given twice or not a field"
+		return append(fields, `"":`+strings.Repeat("1", 1+random.IntN(20))), `"" is not a field of an event`
 	case 1:
 		name := "x" + strings.Repeat("y", random.IntN(12))
-		return append(fields, `"`+name+`":null`), name + " is given twice or not a field"
+		return append(fields, `"`+name+`":null`), name + " is not a field of an event"
 	case 2:
 		return append(fields, `"event_type":"t"`), "event_type is given twice"
 	case 3:
@@ -123,6 +127,14 @@ func spoil(random *rand.Rand, fields []string) ([]string, string) {
 		return fields, "event_type must be a string"
 	case 4:
 		return append(fields[:2], `"event_key":7`), "event_key must be a string"
+	case 5:
+		return append(fields[:2], `"event_date_time":20260101`), "event_date_time must be a string"
+	case 6:
+		return append(fields[:2], `"idempotency_key":7`), "idempotency_key must be a string"
+	case 7:
+		return append(fields[:2], `"trace_context":7`), "trace_context must be a string"
+	case 8:
+		return append(fields[:2], `"event_id":11111111111111111111111111111111`), "event_id must be a string"
 	default:
 		return append(fields[:2], `"metadata_version":"1"`), "metadata_version must be a number"
 	}

@@ -130,11 +130,13 @@ func TestInvalidMessagesAreRefused(t *testing.T) {
 		require.ErrorContains(t, err, says, arguments)
 	}
 	for arguments, says := range map[string]string{
-		`ARRAY[NULL]::uuid[], ARRAY['t'], ARRAY[now()], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], ARRAY[''], ARRAY['']`:              "event_id is missing",
-		`ARRAY[gen_random_uuid()], ARRAY['t'], ARRAY[NULL]::timestamptz[], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], NULL, NULL`:     "event_date_time is missing",
-		`ARRAY[gen_random_uuid()], ARRAY['t', 'u'], ARRAY[now(), now()], ARRAY[''], ARRAY['{}', '{}']::json[], ARRAY[1], NULL, NULL`: "event_id is missing",
-		`ARRAY[gen_random_uuid()], NULL, ARRAY[now()], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], NULL, NULL`:                         "event_type is missing",
-		`ARRAY[gen_random_uuid()], ARRAY['t'], ARRAY[now()], ARRAY[''], NULL, ARRAY[1], NULL, NULL`:                                  "event_context is missing",
+		`ARRAY[NULL]::uuid[], ARRAY['t'], ARRAY[now()], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], ARRAY[''], ARRAY['']`:                                                          "event_id is missing",
+		`ARRAY[gen_random_uuid()], ARRAY['t'], ARRAY[NULL]::timestamptz[], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], NULL, NULL`:                                                 "event_date_time is missing",
+		`ARRAY[gen_random_uuid()], ARRAY['t', 'u'], ARRAY[now(), now()], ARRAY[''], ARRAY['{}', '{}']::json[], ARRAY[1], NULL, NULL`:                                             "event_id is missing",
+		`ARRAY[gen_random_uuid()], NULL, ARRAY[now()], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], NULL, NULL`:                                                                     "event_type is missing",
+		`ARRAY[gen_random_uuid()], ARRAY['t'], ARRAY[now()], ARRAY[''], NULL, ARRAY[1], NULL, NULL`:                                                                              "events[0].event_context is missing",
+		`ARRAY[gen_random_uuid()], ARRAY[NULL], ARRAY[now()], ARRAY[''], ARRAY['{}']::json[], ARRAY[1], NULL, ARRAY['k']`:                                                        "events[0].event_type is missing",
+		`ARRAY[gen_random_uuid(), gen_random_uuid(), gen_random_uuid()], ARRAY['t', '', 'u'], ARRAY[now(), now(), now()], NULL, ARRAY['1', '2', NULL]::json[], NULL, NULL, NULL`: "events[1].event_type must have 1 to 255 bytes",
 	} {
 		_, err := env.Pool.Exec(t.Context(), "SELECT diehard_publish_messages("+arguments+")")
 		require.ErrorContains(t, err, says, arguments)

@@ -2,6 +2,7 @@ package event_test
 
 import (
 	"database/sql"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -118,20 +119,25 @@ func TestEveryWayOfSQLRefusesTheSame(t *testing.T) {
 		}
 	}
 	for array, says := range map[string]string{
-		`[{"event_type": "t", "event_context": 1, "misspelt": "x"}]`:                                                "events[0].misspelt",
-		`[{"event_type": "t", "event_type": "u", "event_context": 1}]`:                                              "events[0].event_type is given twice",
-		`[{"event_type": "t", "event_context": 1}, {"event_type": "t"}]`:                                            "events[1].event_context is missing",
-		`[{"event_type": "t", "event_context": 1}, 7]`:                                                              "events[1]: must be an object",
-		`[{"event_type": "t", "event_context": 1}, [1]]`:                                                            "events[1]: must be an object",
-		`[{"event_type": {"a": 1}, "event_context": 1}]`:                                                            "events[0].event_type must be a string",
-		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "environment": 7}]`:      "events[1].environment must be a string",
-		`[{"event_type": "t", "event_context": 1, "event_date_time": "soon"}]`:                                      `events[0].event_date_time: invalid input syntax for type timestamp with time zone: "soon"`,
-		`[{"event_type": "t", "event_context": 1, "event_id": "7"}]`:                                                "events[0].event_id: invalid",
-		`[{"event_type": "t", "event_context": 1, "metadata_version": 1.5}]`:                                        "events[0].metadata_version: invalid",
-		`[{"event_type": "t", "event_context": 1, "metadata_version": "2"}]`:                                        "events[0].metadata_version must be a number",
-		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "idempotency_key": ""}]`: "events[1].idempotency_key must have 1 to 255 bytes",
-		`[{"event_type": "t", "event_context": 1, "idempotency_key": "a\tb"}]`:                                      "events[0].idempotency_key must not have control characters",
-		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "metadata_version": "x"}]`:                   "events[1].metadata_version",
+		`[{"event_type": "t", "event_context": 1, "misspelt": "x"}]`:                                                                  "events[0].misspelt",
+		`[{"event_type": "t", "event_type": "u", "event_context": 1}]`:                                                                "events[0].event_type is given twice",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t"}]`:                                                              "events[1].event_context is missing",
+		`[{"event_type": "t", "event_context": 1}, 7]`:                                                                                "events[1]: must be an object",
+		`[{"event_type": "t", "event_context": 1}, [1]]`:                                                                              "events[1]: must be an object",
+		`[{"event_type": {"a": 1}, "event_context": 1}]`:                                                                              "events[0].event_type must be a string",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "environment": 7}]`:                        "events[1].environment must be a string",
+		`[{"event_type": "t", "event_context": 1, "event_date_time": "soon"}]`:                                                        `events[0].event_date_time: invalid input syntax for type timestamp with time zone: "soon"`,
+		`[{"event_type": "t", "event_context": 1, "event_date_time": [2026, 11, 30]}]`:                                                "events[0].event_date_time must be a string",
+		`[{"event_type": "t", "event_context": 1, "Misspelt": 1}]`:                                                                    `events[0]."Misspelt" is not a field of an event`,
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": "` + strings.Repeat("x", 1<<20) + `"}]`:       "events[1].event_context must have at most 1048576 bytes",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": "` + strings.Repeat(`\/`, 1<<19) + `"}]`:      "events[1].event_context must have at most 1048576 bytes",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": {"a":"` + strings.Repeat("x", 1<<20) + `"}}]`: "events[1].event_context must have at most 1048576 bytes",
+		`[{"event_type": "t", "event_context": 1, "event_id": "7"}]`:                                                                  "events[0].event_id: invalid",
+		`[{"event_type": "t", "event_context": 1, "metadata_version": 1.5}]`:                                                          "events[0].metadata_version: invalid",
+		`[{"event_type": "t", "event_context": 1, "metadata_version": "2"}]`:                                                          "events[0].metadata_version must be a number",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "event_context": 1, "idempotency_key": ""}]`:                   "events[1].idempotency_key must have 1 to 255 bytes",
+		`[{"event_type": "t", "event_context": 1, "idempotency_key": "a\tb"}]`:                                                        "events[0].idempotency_key must not have control characters",
+		`[{"event_type": "t", "event_context": 1}, {"event_type": "t", "metadata_version": "x"}]`:                                     "events[1].metadata_version",
 		`{}`: "must be an array",
 	} {
 		_, err := env.Pool.Exec(t.Context(), "SELECT publish_events($1)", array)
@@ -158,6 +164,12 @@ func TestEveryWayOfSQLRefusesTheSame(t *testing.T) {
 	var pgErr *pgconn.PgError
 	require.ErrorAs(t, err, &pgErr)
 	assert.Contains(t, pgErr.Hint, "publish_event")
+	assert.Contains(t, pgErr.Detail, `\u0000`)
+	old, err := pgx.Connect(t.Context(), env.PostgresURL)
+	require.NoError(t, err)
+	defer old.Close(t.Context())
+	_, err = old.Exec(t.Context(), "SET standard_conforming_strings = off; SELECT publish_events('[{\"event_type\": \"t\", \"event_context\": 1}, {\"event_type\": 1}]'::json)")
+	require.ErrorContains(t, err, "events[1].event_type must be a string", "escapes in the functions' own texts")
 	assert.Empty(t, stored(t, env.Pool))
 	assert.Empty(t, messages(t, env))
 }
