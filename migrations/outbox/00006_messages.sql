@@ -1,8 +1,7 @@
 -- +goose Up
 -- Events without a table: transactional messages in the WAL, which the streamer
 -- reads if REPLICATION_MESSAGES is true.
-
-{{define "message"}}pg_logical_emit_message(true, 'diehard.event', convert_to(
+{{- define "message"}}pg_logical_emit_message(true, 'diehard.event', convert_to(
         '{"v":1,"id":"' || event_id
         || '","event_type":' || to_json(event_type)
         || ',"event_date_time":"' || to_char(event_date_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
@@ -10,11 +9,13 @@
         || CASE WHEN environment <> '' THEN ',"environment":' || to_json(environment) ELSE '' END
         || CASE WHEN metadata_version <> 1 THEN ',"metadata_version":' || metadata_version ELSE '' END
         || CASE WHEN trace_context IS NOT NULL THEN ',"trace_context":' || to_json(trace_context) ELSE '' END
-        || E'}\n' || event_context, 'UTF8')){{end}}{{define "reader"}}IF NOT EXISTS (SELECT FROM {{.Schema}}.diehard_slot AS s WHERE s.messages) THEN
+        || E'}\n' || event_context, 'UTF8')){{end}}
+{{- define "reader"}}IF NOT EXISTS (SELECT FROM {{.Schema}}.diehard_slot AS s WHERE s.messages) THEN
         RAISE EXCEPTION 'no streamer reads messages'
             USING HINT = 'Start the streamer with REPLICATION_MESSAGES=true first, or publish into the table.',
                   ERRCODE = 'object_not_in_prerequisite_state';
     END IF;{{end}}
+
 -- Publishes an event in the caller's transaction, like publish_event, but into the
 -- WAL alone. The limits are those of the outbox. The form of a message is described in
 -- shared/event/message.go. The function runs with the owner's rights: producers

@@ -40,7 +40,7 @@ const (
 	manyText = `$1::text::uuid[], $2::text::text[], $3::text::timestamptz[], $4::text::text[], $5::text::json[],
 		$6::text::bigint[], $7::text::text[], $8::text::text[]`
 
-	columns  = `) AS event (id, type, at, environment, context, version, trace, key)`
+	asEvent  = `) AS event (id, type, at, environment, context, version, trace, key)`
 	row      = `SELECT id, type, at, environment, context, version, NULLIF(trace, '')`
 	argument = `type, context, environment, version, NULLIF(trace, ''), at, id, NULL::text, NULLIF(key, '')`
 	// The functions take an idempotency key, which an insert cannot.
@@ -93,7 +93,7 @@ func formOf(db DB) form {
 
 // statement writes events, which are prepared.
 func (o Outbox) statement(f form, events []Event) (string, []any) {
-	rows := ` FROM unnest(` + f.columns + columns
+	rows := ` FROM unnest(` + f.columns + asEvent
 	switch {
 	case anyKey(events) && f.takesOne(events):
 		return o.call(byFunction, &events[0])
