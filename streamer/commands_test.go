@@ -68,7 +68,7 @@ func isReady(ctx context.Context) bool {
 // active, too.
 func holdsSlot(t *testing.T, env *testenv.Env) (active bool) {
 	t.Helper()
-	err := env.Pool.QueryRow(t.Context(), "SELECT coalesce(bool_or(active AND confirmed_flush_lsn IS NOT NULL), false) FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
+	err := env.Pool.QueryRow(t.Context(), "SELECT count(*) > 0 FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid WHERE slot_name = $1", env.Slot).Scan(&active)
 	return err == nil && active
 }
 
