@@ -51,8 +51,9 @@ func TestRequestsSeeWhatHasJustHappened(t *testing.T) {
 		t.Helper()
 		await.True(t, func() bool {
 			x := s.fresh(t.Context())
-			require.NoError(t, x.postgres.failure)
-			require.NoError(t, x.clickhouse.failure)
+			if x.postgres.failure != nil || x.clickhouse.failure != nil { // a busy machine answers too late
+				return false
+			}
 			return x.postgres.last != nil && x.clickhouse.last != nil && what(x)
 		}, "%s", message)
 	}
