@@ -11,10 +11,10 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"diehard/shared/clickhouse"
 	"diehard/streamer/config"
 	"diehard/streamer/deadletter"
 	"diehard/streamer/sink"
@@ -85,7 +85,7 @@ func deadLetterList() *cobra.Command {
 				return err
 			}
 			filter.Retried, filter.Dropped = retried, dropped
-			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn clickhouse.Conn) error {
 				records, err := deadletter.List(ctx, conn, cfg.ClickHouse.DeadLetterTable, filter, limit)
 				if err != nil {
 					return err
@@ -220,7 +220,7 @@ func deadLetterRetry() *cobra.Command {
 				return err
 			}
 			filter.Dropped = dropped
-			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, _ driver.Conn) error {
+			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, _ clickhouse.Conn) error {
 				return retryRecords(ctx, cmd.OutOrStdout(), cfg, filter, full)
 			})
 		},
@@ -282,7 +282,7 @@ func deadLetterDrop() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+			return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn clickhouse.Conn) error {
 				n, err := deadletter.Drop(ctx, cfg.Postgres.Address(), conn, cfg.Tables(), filter)
 				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%d dropped\n", n)
 				if err == nil && n == 0 && chosen.some() {

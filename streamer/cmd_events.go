@@ -11,10 +11,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"diehard/shared/clickhouse"
 	"diehard/streamer/config"
 	"diehard/streamer/events"
 )
@@ -108,7 +108,7 @@ func showEvents(cmd *cobra.Command, f eventFlags) error {
 	if f.limit < 0 || f.limit == 0 && f.after == "" && !f.follow {
 		return errors.New("--limit must be 1 or more")
 	}
-	return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+	return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn clickhouse.Conn) error {
 		table, err := events.Open(ctx, conn, cfg.ClickHouse.EventLogTable)
 		if err != nil {
 			return err

@@ -7,10 +7,10 @@ import (
 	"io"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"diehard/shared/clickhouse"
 	"diehard/streamer/config"
 	"diehard/streamer/replay"
 )
@@ -134,7 +134,7 @@ func withReplay(cmd *cobra.Command, what string, table bool, do func(ctx context
 	if table {
 		unit = eventCount
 	}
-	return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn driver.Conn) error {
+	return withClickHouse(cmd, func(ctx context.Context, cfg config.Config, conn clickhouse.Conn) error {
 		p, log := cfg.Pipeline(), newLogger(cfg)
 		reader, err := openReader(cfg.ClickHouse)
 		if err != nil {

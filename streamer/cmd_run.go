@@ -6,10 +6,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/cobra"
 
+	"diehard/shared/clickhouse"
 	"diehard/shared/failure"
 	"diehard/shared/settings"
 	"diehard/shared/telemetry"
@@ -52,7 +52,7 @@ func runCommand() *cobra.Command {
 }
 
 // stream runs the pipeline and the maintenance of the outbox until ctx ends, and shows what they do.
-func stream(ctx context.Context, cfg config.Config, flow pipeline.Config, conn driver.Conn, log *slog.Logger) error {
+func stream(ctx context.Context, cfg config.Config, flow pipeline.Config, conn clickhouse.Conn, log *slog.Logger) error {
 	flush, err := telemetry.InitSentry(cfg.Sentry, "streamer")
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"os"
 
 	ch "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/spf13/cobra"
 
 	"diehard/shared/clickhouse"
@@ -19,7 +18,7 @@ import (
 )
 
 // withClickHouse calls do with a connection to a ClickHouse that answers.
-func withClickHouse(cmd *cobra.Command, do func(ctx context.Context, cfg config.Config, conn driver.Conn) error) error {
+func withClickHouse(cmd *cobra.Command, do func(ctx context.Context, cfg config.Config, conn clickhouse.Conn) error) error {
 	cfg, err := settings.Parse[config.Config](cmd.CommandPath())
 	if err != nil {
 		return err
@@ -52,7 +51,7 @@ func withProbe(cmd *cobra.Command, do func(ctx context.Context, cfg config.Confi
 }
 
 // newProbe shares conn; the caller closes the probe's pool.
-func newProbe(ctx context.Context, cfg config.Config, conn driver.Conn) (*ops.Probe, error) {
+func newProbe(ctx context.Context, cfg config.Config, conn clickhouse.Conn) (*ops.Probe, error) {
 	pool, err := postgres.NewPool(ctx, postgres.Config{URL: cfg.Postgres.Address(), Schema: cfg.Postgres.Schema, MaxConns: 2}, "diehard-streamer-watch")
 	if err != nil {
 		return nil, err
@@ -67,28 +66,23 @@ func newLogger(cfg config.Config) *slog.Logger {
 	return telemetry.NewLogger(cfg.Log, os.Stderr, slog.String("program", "streamer"), slog.String("environment", cfg.Environment))
 }
 
-// compressionBuffer is after how many bytes clickhouse-go compresses and sends
-// what it has of a block. It looks between columns, so the largest column decides
-// on its memory; less than its default keeps the others from adding to it.
-const compressionBuffer = 1 << 20
-
 // openClickHouse does not wait for the server: the pipeline retries by itself.
-func openClickHouse(cfg clickhouse.Config) (driver.Conn, error) {
-	return openWith(cfg, func(o *ch.Options) { o.MaxCompressionBuffer = compressionBuffer })
+func openClickHouse(cfg clickhouse.Config) (clickhouse.Conn, error) {
+	return openWith(cfg, func(*ch.Options) {})
 }
 
 // openReader opens a pool of a single connection, see sink.Sink.ReadThrough.
-func openReader(cfg clickhouse.Config) (driver.Conn, error) {
+func openReader(cfg clickhouse.Config) (clickhouse.Conn, error) {
 	return openWith(cfg, func(o *ch.Options) { o.MaxOpenConns, o.MaxIdleConns = 1, 1 })
 }
 
-func openWith(cfg clickhouse.Config, set func(*ch.Options)) (driver.Conn, error) {
+func openWith(cfg clickhouse.Config, set func(*ch.Options)) (clickhouse.Conn, error) {
 	options, err := clickhouse.Options(cfg)
 	if err != nil {
 		return nil, err
 	}
 	set(options)
-	conn, err := ch.Open(options)
+	conn, err := clickhouse.OpenOptions(options)
 	if err != nil {
 		return nil, fmt.Errorf("connect to ClickHouse: %w", err)
 	}

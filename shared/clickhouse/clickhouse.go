@@ -11,7 +11,6 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"diehard/shared/tlshint"
 )
@@ -90,12 +89,12 @@ func Options(c Config) (*clickhouse.Options, error) {
 
 // Open connects and pings. The error says what to do about it. The caller
 // closes the connection.
-func Open(ctx context.Context, c Config) (driver.Conn, error) {
+func Open(ctx context.Context, c Config) (Conn, error) {
 	options, err := Options(c)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := clickhouse.Open(options)
+	conn, err := OpenOptions(options)
 	if err != nil {
 		return nil, fmt.Errorf("connect to ClickHouse at %s: %w", c.Address(), err)
 	}

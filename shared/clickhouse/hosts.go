@@ -86,7 +86,9 @@ func failover() dialFunc {
 		for _, attempt := range []*clickhouse.Options{&quick, options} {
 			for i := range options.Addr {
 				host := (first + i) % len(options.Addr)
-				result, err := dial(ctx, options.Addr[host], attempt)
+				result, err := within(ctx, attempt.DialTimeout, func(ctx context.Context) (clickhouse.DialResult, error) {
+					return dial(ctx, options.Addr[host], attempt)
+				})
 				if err == nil {
 					preferred.Store(int64(host))
 					return result, nil
@@ -102,6 +104,13 @@ func failover() dialFunc {
 		}
 		return clickhouse.DialResult{}, errors.Join(errs...)
 	}
+}
+
+// within bounds the time of dial. The library bounds only its handshake, see pool.dialer.
+func within(ctx context.Context, timeout time.Duration, dial func(context.Context) (clickhouse.DialResult, error)) (clickhouse.DialResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return dial(ctx)
 }
 
 func anyTimeout(errs []error) bool {

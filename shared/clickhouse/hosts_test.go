@@ -71,8 +71,10 @@ func TestOneOfSeveralHostsIsNotWaitedForLong(t *testing.T) {
 	options, err := clickhouse.Options(clickhouse.Config{Host: "a,b", Port: 9000})
 	require.NoError(t, err)
 	var limits []time.Duration
-	_, err = options.DialStrategy(t.Context(), 1, options, func(_ context.Context, _ string, o *driver.Options) (driver.DialResult, error) {
+	_, err = options.DialStrategy(t.Context(), 1, options, func(ctx context.Context, _ string, o *driver.Options) (driver.DialResult, error) {
 		limits = append(limits, o.DialTimeout)
+		end, _ := ctx.Deadline()
+		assert.WithinRange(t, end, time.Now().Add(-time.Minute), time.Now().Add(o.DialTimeout))
 		return driver.DialResult{}, os.ErrDeadlineExceeded
 	})
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pglogrepl"
 
+	"diehard/shared/clickhouse"
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
 	"diehard/streamer/replication"
@@ -57,6 +57,7 @@ type Outcome struct {
 type Retrier struct {
 	records table
 	log     eventLog
+	conn    clickhouse.Conn
 	tables  sink.Tables
 	guard   *replication.AdvisoryLock
 	nonce   string
@@ -67,12 +68,13 @@ type Retrier struct {
 // NewRetrier takes the lock. The caller closes the Retrier. Not safe for concurrent use.
 //
 // Errors: ErrBusy.
-func NewRetrier(ctx context.Context, postgresURL string, conn driver.Conn, tables sink.Tables) (*Retrier, error) {
+func NewRetrier(ctx context.Context, postgresURL string, conn clickhouse.Conn, tables sink.Tables) (*Retrier, error) {
 	g, err := lock(ctx, postgresURL)
 	if err != nil {
 		return nil, err
 	}
 	return &Retrier{
+		conn:    conn,
 		records: table{conn: conn, name: sink.Quote(tables.DeadLetter)},
 		log:     eventLog{conn: conn, name: sink.Quote(tables.EventLog)},
 		tables:  tables, guard: g, nonce: strings.ToLower(rand.Text()), fenced: make(map[sink.Source]bool),
@@ -165,7 +167,7 @@ func (r *Retrier) begin(ctx context.Context, records []Record) (*group, error) {
 		return nil, fmt.Errorf("dead letter %s/%d has the source %q, which names no slot", records[0].LSN, records[0].Seq, records[0].Source)
 	}
 	g := &group{source: sink.Source{SystemID: system, Slot: slot}, waiting: make(map[decode.Position]Record, len(records))}
-	g.sink = sink.New(r.records.conn, r.tables, g.source, sink.OnTimeline(records[0].Timeline))
+	g.sink = sink.New(r.conn, r.tables, g.source, sink.OnTimeline(records[0].Timeline))
 	r.log.sink = g.sink
 	if err := g.sink.CheckTables(ctx); err != nil {
 		return nil, err

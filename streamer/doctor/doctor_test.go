@@ -7,12 +7,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/clickhouse"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/postgres"
 	"diehard/streamer/doctor"
@@ -210,7 +210,7 @@ func TestContextsThatAreEncodedTwiceAreReported(t *testing.T) {
 
 // writing is a ClickHouse in which events are written while doctor runs.
 type writing struct {
-	driver.Conn
+	clickhouse.Conn
 	write func()
 }
 

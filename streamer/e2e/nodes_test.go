@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -34,7 +33,7 @@ func twoNodes(t testing.TB, lag time.Duration) (env *testenv.Env, other clickhou
 	options, err := clickhouse.Options(both[0])
 	require.NoError(t, err)
 	options.Settings["select_sequential_consistency"] = 1
-	one.ClickHouse, err = ch.Open(options)
+	one.ClickHouse, err = clickhouse.OpenOptions(options)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = one.ClickHouse.Close() })
 	return &one, both[0]

@@ -85,7 +85,7 @@ func launch(t testing.TB, env *testenv.Env, changes ...func(*setup)) *streamer {
 	options, err := clickhouse.Options(c.ClickHouse)
 	require.NoError(t, err)
 	maps.Copy(options.Settings, c.Settings)
-	conn, err := ch.Open(options)
+	conn, err := clickhouse.OpenOptions(options)
 	require.NoError(t, err)
 
 	s := &streamer{

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	ch "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/stretchr/testify/require"
 
 	"diehard/shared/clickhouse"
@@ -91,11 +89,11 @@ func watch(t *testing.T, env *testenv.Env, change ...func(*ops.Options)) *watche
 	return w
 }
 
-func openClickHouse(t *testing.T, cfg clickhouse.Config) driver.Conn {
+func openClickHouse(t *testing.T, cfg clickhouse.Config) clickhouse.Conn {
 	t.Helper()
 	options, err := clickhouse.Options(cfg)
 	require.NoError(t, err)
-	conn, err := ch.Open(options)
+	conn, err := clickhouse.OpenOptions(options)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"diehard/shared/clickhouse"
 	"diehard/shared/postgres"
 	"diehard/streamer/replay"
 	"diehard/streamer/replication"
@@ -23,7 +23,7 @@ const probeTimeout = 5 * time.Second
 // concurrent use.
 type Probe struct {
 	Postgres   *pgxpool.Pool
-	ClickHouse driver.Conn
+	ClickHouse clickhouse.Conn
 	Origin     replication.Origin
 	EventLog   string // table
 	DeadLetter string // table

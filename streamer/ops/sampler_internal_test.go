@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/clickhouse"
 	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 	"diehard/streamer/pipeline"
@@ -27,7 +28,7 @@ func TestRequestsDoNotWaitForADatabaseThatIsFrozen(t *testing.T) {
 	pool, err := pgxpool.New(t.Context(), "postgres://user@"+addr+"/app?sslmode=disable")
 	require.NoError(t, err)
 	defer pool.Close()
-	conn, err := ch.Open(&ch.Options{Addr: []string{addr}, DialTimeout: 2 * probeTimeout})
+	conn, err := clickhouse.OpenOptions(&ch.Options{Addr: []string{addr}, DialTimeout: 2 * probeTimeout})
 	require.NoError(t, err)
 	defer conn.Close()
 

@@ -24,6 +24,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
+	"diehard/shared/clickhouse"
 	"diehard/shared/failure"
 	"diehard/streamer/batch"
 	"diehard/streamer/replication"
@@ -59,7 +60,7 @@ type Config struct {
 // Pipeline is one streamer. Run may be called again after it has returned.
 type Pipeline struct {
 	cfg      Config
-	ch       driver.Conn
+	ch       clickhouse.Conn
 	log      *slog.Logger
 	observer Observer
 	progress Progress
@@ -79,7 +80,7 @@ type Pipeline struct {
 }
 
 // New returns a Pipeline that writes through ch. observer may be nil.
-func New(cfg Config, ch driver.Conn, log *slog.Logger, observer Observer) *Pipeline {
+func New(cfg Config, ch clickhouse.Conn, log *slog.Logger, observer Observer) *Pipeline {
 	if observer == nil {
 		observer = NoopObserver{}
 	}

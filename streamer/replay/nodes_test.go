@@ -8,7 +8,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/ClickHouse/ch-go/proto"
+	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -22,29 +23,40 @@ import (
 // stays under way to the first node, as behind a network that stalls, until release; what
 // comes after it goes to the other node, which does not know of it.
 type heldInsert struct {
-	driver.Conn // to the other node
-	first       driver.Conn
+	clickhouse.Conn // to the other node
+	first           clickhouse.Conn
 
 	mu   sync.Mutex
-	held driver.Batch
+	held *unanswered
 }
 
-func (c *heldInsert) PrepareBatch(ctx context.Context, query string, opts ...driver.PrepareBatchOption) (driver.Batch, error) {
+func (c *heldInsert) PrepareInsert(ctx context.Context, queryID, query string, settings ch.Settings) (clickhouse.Insert, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.held != nil || !strings.Contains(query, "event_log") {
-		return c.Conn.PrepareBatch(ctx, query, opts...)
+		return c.Conn.PrepareInsert(ctx, queryID, query, settings)
 	}
-	var err error
-	c.held, err = c.first.PrepareBatch(context.WithoutCancel(ctx), query, opts...)
-	return unanswered{c.held}, err
+	insert, err := c.first.PrepareInsert(context.WithoutCancel(ctx), queryID, query, settings)
+	c.held = &unanswered{insert}
+	return c.held, err
 }
 
 func (c *heldInsert) release() error { return c.held.Send() }
 
-type unanswered struct{ driver.Batch }
+// unanswered keeps a block whose sender hears nothing of it.
+type unanswered struct{ clickhouse.Insert }
 
-func (unanswered) Send() error { return io.ErrUnexpectedEOF }
+func (u *unanswered) SendBlock(columns []proto.InputColumn) error {
+	kept := u.Columns()
+	for i, c := range columns {
+		var b proto.Buffer
+		c.Data.EncodeColumn(&b)
+		if err := kept[i].Decode(b.Reader(), c.Data.Rows()); err != nil {
+			return err
+		}
+	}
+	return io.ErrUnexpectedEOF
+}
 
 // An insert whose answer is lost may still be written, by a node that is not asked.
 func TestReplayRepeatsAnInsertThroughAnotherNode(t *testing.T) {
@@ -73,7 +85,7 @@ func TestReplayRepeatsAnInsertThroughAnotherNode(t *testing.T) {
 }
 
 // replicated gives f a ClickHouse of its own with two listeners, and returns a connection through each.
-func replicated(t *testing.T, f *fixture) (nodes []driver.Conn) {
+func replicated(t *testing.T, f *fixture) (nodes []clickhouse.Conn) {
 	t.Helper()
 	configs := testenv.StartClickHouse(t, embedded.ClickHouseOptions{Replicas: 1}).ReplicaConfigs("default")
 	require.NoError(t, migrations.UpClickHouse(t.Context(), configs[0], slog.New(slog.DiscardHandler)))

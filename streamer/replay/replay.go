@@ -46,7 +46,7 @@ import (
 type Config struct {
 	PostgresURL string
 	Origin      replication.Origin // the streamer's
-	ClickHouse  driver.Conn
+	ClickHouse  clickhouse.Conn
 	// Reader is as in sink.Sink.ReadThrough; nil is ClickHouse.
 	Reader driver.Conn
 	Tables sink.Tables

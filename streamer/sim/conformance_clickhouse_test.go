@@ -9,12 +9,12 @@ import (
 	"time"
 
 	ch "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/clickhouse"
 	"diehard/shared/dev/testenv"
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
@@ -23,9 +23,9 @@ import (
 	"diehard/streamer/sink"
 )
 
-// clickhouse is ClickHouse or its model, with a window of three tokens.
-type clickhouse struct {
-	conn       driver.Conn
+// realOrModel is ClickHouse or its model, with a window of three tokens.
+type realOrModel struct {
+	conn       clickhouse.Conn
 	rows       func(table string) int
 	remove     func() // deletes all rows
 	constraint func(on bool)
@@ -35,7 +35,7 @@ type clickhouse struct {
 
 const viewTable = "copy"
 
-func realClickHouse(t *testing.T) clickhouse {
+func realClickHouse(t *testing.T) realOrModel {
 	t.Helper()
 	env := testenv.New(t)
 	exec := func(sql string) { require.NoError(t, env.ClickHouse.Exec(t.Context(), sql), sql) }
@@ -49,7 +49,7 @@ func realClickHouse(t *testing.T) clickhouse {
 			exec("ALTER TABLE " + table + " DROP CONSTRAINT c")
 		}
 	}
-	return clickhouse{
+	return realOrModel{
 		conn: env.ClickHouse,
 		rows: func(table string) int {
 			var n uint64
@@ -67,7 +67,7 @@ func realClickHouse(t *testing.T) clickhouse {
 	}
 }
 
-func modelClickHouse(t *testing.T) clickhouse {
+func modelClickHouse(t *testing.T) realOrModel {
 	t.Helper()
 	var fate simch.Fate
 	c := simch.New(simch.Options{
@@ -77,7 +77,7 @@ func modelClickHouse(t *testing.T) clickhouse {
 	n := simnet.New(1, shortDelays)
 	client, server := n.Host("client"), n.Host("ch")
 	n.Listen("ch", server, c.Node(0).Accept)
-	conn, err := ch.Open(&ch.Options{
+	conn, err := clickhouse.OpenOptions(&ch.Options{
 		Protocol: ch.Native, Addr: []string{"ch"}, Compression: &ch.Compression{Method: ch.CompressionNone},
 		DialContext: func(ctx context.Context, _ string) (net.Conn, error) { return client.Dial(ctx, "ch") },
 	})
@@ -88,7 +88,7 @@ func modelClickHouse(t *testing.T) clickhouse {
 		c.Wait()
 		require.NoError(t, c.Err())
 	})
-	return clickhouse{
+	return realOrModel{
 		conn: conn,
 		rows: func(table string) int {
 			if table == viewTable {
@@ -137,7 +137,7 @@ func (b *blocks) try(token string, month time.Month, verify func(context.Context
 	})
 }
 
-func onBothClickHouses(t *testing.T, calls func(t *testing.T, c clickhouse, b *blocks) []string) {
+func onBothClickHouses(t *testing.T, calls func(t *testing.T, c realOrModel, b *blocks) []string) {
 	t.Helper()
 	t.Parallel()
 	var answers [2][]string
@@ -165,7 +165,7 @@ func say(what string, err error, rows int) string {
 }
 
 func TestModelRemembersTokensAsClickHouseDoes(t *testing.T) {
-	onBothClickHouses(t, func(_ *testing.T, c clickhouse, b *blocks) (lines []string) {
+	onBothClickHouses(t, func(_ *testing.T, c realOrModel, b *blocks) (lines []string) {
 		do := func(what, token string, month time.Month, contexts ...string) {
 			err := b.insert(token, month, contexts...)
 			lines = append(lines, say(what, err, c.rows(eventLog)))
@@ -187,7 +187,7 @@ func TestModelRemembersTokensAsClickHouseDoes(t *testing.T) {
 }
 
 func TestModelRefusesWhatClickHouseRefuses(t *testing.T) {
-	onBothClickHouses(t, func(_ *testing.T, c clickhouse, b *blocks) (lines []string) {
+	onBothClickHouses(t, func(_ *testing.T, c realOrModel, b *blocks) (lines []string) {
 		c.constraint(true)
 		err := b.insert("a", 1, "good", "poison", "good")
 		lines = append(lines, say("poison in the middle", err, c.rows(eventLog)))
@@ -209,7 +209,7 @@ func TestModelRefusesWhatClickHouseRefuses(t *testing.T) {
 }
 
 func TestModelPushesToViewsAsClickHouseDoes(t *testing.T) {
-	onBothClickHouses(t, func(_ *testing.T, c clickhouse, b *blocks) (lines []string) {
+	onBothClickHouses(t, func(_ *testing.T, c realOrModel, b *blocks) (lines []string) {
 		c.view()
 		do := func(what, token string, contexts ...string) {
 			err := b.insert(token, 1, contexts...)

@@ -160,7 +160,7 @@ var mutants = []mutant{
 	},
 	{
 		"nothing is registered before the intent is written", "sink/sink.go",
-		"batch, err := s.register(ctx, table,", "if err := a.Verify(ctx); err != nil {\n\t\treturn err\n\t}\n\ta.Verify = func(context.Context) error { return nil }\n\tbatch, err := s.register(ctx, table,", "one node",
+		"i, err := s.register(ctx, table,", "if err := a.Verify(ctx); err != nil {\n\t\treturn err\n\t}\n\ta.Verify = func(context.Context) error { return nil }\n\ti, err := s.register(ctx, table,", "one node",
 	},
 }
 

@@ -17,10 +17,10 @@ import (
 	"time"
 
 	ch "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pglogrepl"
 	"github.com/stretchr/testify/require"
 
+	"diehard/shared/clickhouse"
 	"diehard/streamer/batch"
 	"diehard/streamer/pipeline"
 	"diehard/streamer/replication"
@@ -138,7 +138,7 @@ type streamer struct {
 	host *simnet.Host
 	stop context.CancelFunc
 	over chan error
-	ch   []driver.Conn
+	ch   []clickhouse.Conn
 	p    *pipeline.Pipeline
 }
 
@@ -164,7 +164,7 @@ func (w *world) start() *streamer {
 	reader := *options
 	reader.MaxOpenConns, reader.MaxIdleConns = 1, 1
 	for _, o := range []*ch.Options{options, &reader} {
-		conn, err := ch.Open(o)
+		conn, err := clickhouse.OpenOptions(o)
 		if err != nil {
 			w.check.complain("open: %v", err)
 			return s

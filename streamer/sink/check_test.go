@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -67,7 +66,7 @@ func TestATableThatLosesDeadLettersIsRefused(t *testing.T) {
 		options, err := ours.Options(f.ClickHouseConfig)
 		require.NoError(t, err)
 		options.Settings["additional_table_filters"] = filters
-		conn, err := clickhouse.Open(options)
+		conn, err := ours.OpenOptions(options)
 		require.NoError(t, err)
 		defer conn.Close()
 		s := New(conn, Tables{EventLog: "event_log", DeadLetter: table}, f.source, OnTimeline(timeline))
@@ -111,7 +110,7 @@ func TestAUserWhoDoesNotSeeEveryRowIsRefused(t *testing.T) {
 	options, err := ours.Options(f.ClickHouseConfig)
 	require.NoError(t, err)
 	options.Settings["additional_table_filters"] = "{'event_log': 'commit_lsn > 5'}"
-	conn, err := clickhouse.Open(options)
+	conn, err := ours.OpenOptions(options)
 	require.NoError(t, err)
 	defer conn.Close()
 	err = New(conn, f.tables, f.source, OnTimeline(timeline)).CheckEngine(t.Context(), InsertBound(time.Minute))

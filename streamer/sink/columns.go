@@ -30,7 +30,7 @@ func (r rowRange) len() int { return r.to - r.from }
 type col struct {
 	name  string
 	types []string
-	fill  func(e *encoder, c column.Interface, r rowRange) error
+	data  func(e *encoder, r rowRange) [][]byte // as in format Native
 }
 
 const (
@@ -41,146 +41,122 @@ const (
 
 // eventLog lists the columns in the order of the INSERT.
 var eventLog = []col{
-	{"event_id", []string{"UUID"}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.raw(c, r.len(), r.rows.ID[16*r.from:16*r.to])
+	{"event_id", []string{"UUID"}, func(_ *encoder, r rowRange) [][]byte {
+		return [][]byte{r.rows.ID[16*r.from : 16*r.to]}
 	}},
-	{"event_type", []string{typeLowCard}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.dict(c, r.rows.Type.Values, r.rows.Type.Keys[r.from:r.to])
+	{"event_type", []string{typeLowCard}, func(_ *encoder, r rowRange) [][]byte {
+		return dict(r.rows.Type.Values, r.rows.Type.Keys[r.from:r.to])
 	}},
-	{"event_date_time", []string{typeDateTime}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.raw(c, r.len(), bytesOf(r.rows.DateTime[r.from:r.to]))
+	{"event_date_time", []string{typeDateTime}, func(_ *encoder, r rowRange) [][]byte {
+		return [][]byte{bytesOf(r.rows.DateTime[r.from:r.to])}
 	}},
-	{"environment", []string{typeLowCard}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.dict(c, r.rows.Environment.Values, r.rows.Environment.Keys[r.from:r.to])
+	{"environment", []string{typeLowCard}, func(_ *encoder, r rowRange) [][]byte {
+		return dict(r.rows.Environment.Values, r.rows.Environment.Keys[r.from:r.to])
 	}},
-	{"event_context", []string{typeString}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.context(c, r)
+	{"event_context", []string{typeString}, func(_ *encoder, r rowRange) [][]byte {
+		return [][]byte{r.rows.Context[r.rows.ContextStart(r.from):r.rows.ContextStart(r.to)]}
 	}},
-	{"metadata_version", []string{"UInt64"}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.raw(c, r.len(), bytesOf(r.rows.MetadataVersion[r.from:r.to]))
+	{"metadata_version", []string{"UInt64"}, func(_ *encoder, r rowRange) [][]byte {
+		return [][]byte{bytesOf(r.rows.MetadataVersion[r.from:r.to])}
 	}},
-	{"trace_id", []string{typeString}, func(e *encoder, c column.Interface, r rowRange) error {
+	{"trace_id", []string{typeString}, func(e *encoder, r rowRange) [][]byte {
 		e.traceIDs = appendTraceIDs(e.traceIDs[:0], r)
-		return e.raw(c, r.len(), e.traceIDs)
+		return [][]byte{e.traceIDs}
 	}},
-	{"published_by", []string{typeLowCard}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.dict(c, r.rows.PublishedBy.Values, r.rows.PublishedBy.Keys[r.from:r.to])
+	{"published_by", []string{typeLowCard}, func(_ *encoder, r rowRange) [][]byte {
+		return dict(r.rows.PublishedBy.Values, r.rows.PublishedBy.Keys[r.from:r.to])
 	}},
-	{"source", []string{typeLowCard}, func(e *encoder, c column.Interface, r rowRange) error {
+	{"source", []string{typeLowCard}, func(e *encoder, r rowRange) [][]byte {
 		e.zero = repeat(e.zero, 0, r.len())
-		return e.dict(c, []string{r.source}, e.zero)
+		return dict([]string{r.source}, e.zero)
 	}},
-	{"timeline", []string{"UInt32"}, func(e *encoder, c column.Interface, r rowRange) error {
+	{"timeline", []string{"UInt32"}, func(e *encoder, r rowRange) [][]byte {
 		e.timeline = appendTimelines(e.timeline[:0], r)
-		return e.raw(c, r.len(), bytesOf(e.timeline))
+		return [][]byte{bytesOf(e.timeline)}
 	}},
-	{"commit_lsn", []string{"UInt64"}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.raw(c, r.len(), bytesOf(r.rows.LSN[r.from:r.to]))
+	{"commit_lsn", []string{"UInt64"}, func(_ *encoder, r rowRange) [][]byte {
+		return [][]byte{bytesOf(r.rows.LSN[r.from:r.to])}
 	}},
-	{"commit_seq", []string{"UInt32"}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.raw(c, r.len(), bytesOf(r.rows.Seq[r.from:r.to]))
+	{"commit_seq", []string{"UInt32"}, func(_ *encoder, r rowRange) [][]byte {
+		return [][]byte{bytesOf(r.rows.Seq[r.from:r.to])}
 	}},
-	{"commit_time", []string{typeDateTime}, func(e *encoder, c column.Interface, r rowRange) error {
-		return e.raw(c, r.len(), bytesOf(r.rows.CommitTime[r.from:r.to]))
+	{"commit_time", []string{typeDateTime}, func(_ *encoder, r rowRange) [][]byte {
+		return [][]byte{bytesOf(r.rows.CommitTime[r.from:r.to])}
 	}},
-	{"ingested_at", []string{"DateTime64(3, 'UTC')"}, func(e *encoder, c column.Interface, r rowRange) error {
+	{"ingested_at", []string{"DateTime64(3, 'UTC')"}, func(e *encoder, r rowRange) [][]byte {
 		e.ingestedAt = repeat(e.ingestedAt, r.ingestedAt, r.len())
-		return e.raw(c, r.len(), bytesOf(e.ingestedAt))
+		return [][]byte{bytesOf(e.ingestedAt)}
 	}},
 }
 
-// encoder moves rows into clickhouse-go's columns. The library's Append boxes
-// every value of a LowCardinality and knows no raw microseconds, so the columns
-// are decoded from our own buffers instead, which already have the format Native
-// that the library reads from servers: a memory copy per column.
+// encoder lays rows out in format Native. Most columns of a batch have it already. What it returns is
+// valid until it is used again or the rows are reset.
 type encoder struct {
-	feed   feed
-	reader *proto.Reader
-
-	head       []byte
-	views      []string
+	columns    []proto.InputColumn
 	zero       []uint16
 	timeline   []uint32
 	ingestedAt []int64
 	traceIDs   []byte
 }
 
-// feed is the reader's source: a few slices, one after the other.
-type feed struct{ parts [][]byte }
-
-func (f *feed) Read(p []byte) (int, error) {
-	for len(f.parts) > 0 && len(f.parts[0]) == 0 {
-		f.parts = f.parts[1:]
-	}
-	if len(f.parts) == 0 {
-		return 0, errShortColumn
-	}
-	n := copy(p, f.parts[0])
-	f.parts[0] = f.parts[0][n:]
-	return n, nil
+// native is a column in format Native.
+type native struct {
+	kind  proto.ColumnType
+	rows  int
+	parts [][]byte // one after the other
 }
 
-var errShortColumn = fmt.Errorf("column ends before its rows do")
+func (n *native) Type() proto.ColumnType { return n.kind }
+func (n *native) Rows() int              { return n.rows }
 
-func newEncoder() *encoder {
-	e := &encoder{}
-	e.reader = proto.NewReader(&e.feed)
-	return e
+// EncodeState writes what goes before a LowCardinality.
+// Source: ClickHouse's SerializationLowCardinality, KeysSerializationVersion.
+func (n *native) EncodeState(b *proto.Buffer) {
+	if n.kind == typeLowCard {
+		b.PutUInt64(1) // shared dictionaries with additional keys
+	}
 }
 
-// fill moves r into the columns of an INSERT of cols, in their order.
-func (e *encoder) fill(columns []column.Interface, cols []col, r rowRange) error {
+func (n *native) EncodeColumn(b *proto.Buffer) {
+	for _, part := range n.parts {
+		b.PutRaw(part)
+	}
+}
+
+func (n *native) WriteColumn(w *proto.Writer) {
+	for _, part := range n.parts {
+		w.ChainWrite(part)
+	}
+}
+
+// encode returns r for an INSERT of cols, whose types in the table are those of header, in their order.
+func (e *encoder) encode(header []column.Interface, cols []col, r rowRange) ([]proto.InputColumn, error) {
+	e.columns = e.columns[:0]
 	for i, c := range cols {
-		if !slices.Contains(c.types, string(columns[i].Type())) {
-			return fmt.Errorf("column %s is %s, not %s", c.name, columns[i].Type(), strings.Join(c.types, " or "))
+		kind := string(header[i].Type())
+		if !slices.Contains(c.types, kind) {
+			return nil, fmt.Errorf("column %s is %s, not %s", c.name, kind, strings.Join(c.types, " or "))
 		}
-		if err := c.fill(e, columns[i], r); err != nil {
-			return fmt.Errorf("column %s: %w", c.name, err)
-		}
+		e.columns = append(e.columns, proto.InputColumn{
+			Name: c.name, Data: &native{kind: proto.ColumnType(kind), rows: r.len(), parts: c.data(e, r)},
+		})
 	}
-	return nil
-}
-
-// raw fills a column from bytes in format Native.
-func (e *encoder) raw(c column.Interface, rows int, b []byte) error {
-	e.feed.parts = append(e.feed.parts[:0], b)
-	return c.Decode(e.reader, rows)
+	return e.columns, nil
 }
 
 // LowCardinality on the wire: flags and key width, the dictionary, one key per row.
 // Source: ClickHouse's SerializationLowCardinality, IndexesSerializationType.
 const lowCardinality16 = 1<<9 /* has additional keys */ | 1<<10 /* update the dictionary */ | 1 /* UInt16 keys */
 
-func (e *encoder) dict(c column.Interface, values []string, keys []uint16) error {
-	h := binary.LittleEndian.AppendUint64(e.head[:0], lowCardinality16)
+func dict(values []string, keys []uint16) [][]byte {
+	h := binary.LittleEndian.AppendUint64(nil, lowCardinality16)
 	h = binary.LittleEndian.AppendUint64(h, uint64(len(values)))
 	for _, v := range values {
 		h = binary.AppendUvarint(h, uint64(len(v)))
 		h = append(h, v...)
 	}
 	h = binary.LittleEndian.AppendUint64(h, uint64(len(keys)))
-	e.head = h
-	e.feed.parts = append(e.feed.parts[:0], h, bytesOf(keys))
-	return c.Decode(e.reader, len(keys))
-}
-
-// context fills event_context. The library's buffer would be grown, and copied,
-// a dozen times for a batch; one append of the whole and a Reset size it at once.
-func (e *encoder) context(c column.Interface, r rowRange) error {
-	all := r.rows.Context[r.rows.ContextStart(r.from):r.rows.ContextStart(r.to)]
-	e.views = append(e.views[:0], unsafe.String(unsafe.SliceData(all), len(all)))
-	if _, err := c.Append(e.views); err != nil {
-		return err
-	}
-	c.Reset()
-	e.views = e.views[:0]
-	for i := r.from; i < r.to; i++ {
-		v := r.rows.ContextAt(i)
-		e.views = append(e.views, unsafe.String(unsafe.SliceData(v), len(v)))
-	}
-	_, err := c.Append(e.views)
-	clear(e.views) // they must not outlive the batch
-	return err
+	return [][]byte{h, bytesOf(keys)}
 }
 
 // appendTraceIDs adds those of r as Strings in format Native: length and bytes.

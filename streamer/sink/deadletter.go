@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/google/uuid"
 
+	ours "diehard/shared/clickhouse"
 	"diehard/streamer/decode"
 )
 
@@ -37,13 +37,14 @@ const (
 // PutDeadLetters writes rejects as one block, like Insert. rejects must not be empty.
 func (s *Sink) PutDeadLetters(ctx context.Context, rejects []decode.Reject, a InsertRequest) error {
 	op := fmt.Sprintf("dead-letter %d rows at %s", len(rejects), rejects[0].LSN)
-	return s.insert(ctx, op, s.tables.DeadLetter, deadLetter, a, func(columns []column.Interface) error {
+	return s.insert(ctx, op, s.tables.DeadLetter, deadLetter, a, func(insert ours.Insert) (send, error) {
+		columns := insert.Columns()
 		for i, values := range s.rejectColumns(rejects, a.IngestedAt) {
 			if _, err := columns[i].Append(values); err != nil {
-				return fmt.Errorf("column %s: %w", deadLetter[i].name, err)
+				return nil, fmt.Errorf("column %s: %w", deadLetter[i].name, err)
 			}
 		}
-		return nil
+		return insert.Send, nil
 	})
 }
 

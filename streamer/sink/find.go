@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/ext"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
@@ -196,13 +197,25 @@ func (f *finder) violations(ctx context.Context, from, to int, table string) (fo
 
 // externalTable holds rows as an INSERT into event_log does.
 func (s *Sink) externalTable(r rowRange) (*ext.Table, error) {
-	columns := make([]func(*ext.Table) error, len(eventLog))
+	described := make([]func(*ext.Table) error, len(eventLog))
 	for i, c := range eventLog {
-		columns[i] = ext.Column(c.name, column.Type(c.types[0]))
+		described[i] = ext.Column(c.name, column.Type(c.types[0]))
 	}
-	table, err := ext.NewTable(rowsTable, columns...)
+	table, err := ext.NewTable(rowsTable, described...)
 	if err != nil {
 		return nil, fmt.Errorf("external table: %w", err)
 	}
-	return table, s.encoder.fill(table.Block().Columns, eventLog, r)
+	header := table.Block().Columns
+	columns, err := s.encoder.encode(header, eventLog, r)
+	if err != nil {
+		return nil, err
+	}
+	for i, c := range columns {
+		var b proto.Buffer
+		c.Data.EncodeColumn(&b)
+		if err := header[i].Decode(b.Reader(), r.len()); err != nil {
+			return nil, fmt.Errorf("external table: column %s: %w", c.Name, err)
+		}
+	}
+	return table, nil
 }

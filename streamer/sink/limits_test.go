@@ -20,7 +20,7 @@ func TestABlockThatExceedsALimitIsWrittenInPieces(t *testing.T) {
 	options, err := ours.Options(f.ClickHouseConfig)
 	require.NoError(t, err)
 	options.Settings["max_memory_usage"] = 60 << 20
-	conn, err := clickhouse.Open(options)
+	conn, err := ours.OpenOptions(options)
 	require.NoError(t, err)
 	defer conn.Close()
 	f.Sink = New(conn, f.tables, f.source, OnTimeline(timeline))

@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	ch "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -30,7 +29,7 @@ func TestAnInsertIsTwoRoundTrips(t *testing.T) {
 	options.DialStrategy, options.DialContext = nil, func(ctx context.Context, _ string) (net.Conn, error) {
 		return dial(ctx, "tcp", listener.Addr().String())
 	}
-	conn, err := ch.Open(options)
+	conn, err := clickhouse.OpenOptions(options)
 	require.NoError(t, err)
 	defer conn.Close()
 	require.NoError(t, conn.Ping(t.Context()))

@@ -113,7 +113,7 @@ func TestAProfileDoesNotChangeAnAnswer(t *testing.T) {
 	options, err := clickhouse.Options(f.ClickHouseConfig)
 	require.NoError(t, err)
 	options.Settings = ch.Settings{"aggregate_functions_null_for_empty": 1, "empty_result_for_aggregation_by_empty_set": 1}
-	conn, err := ch.Open(options)
+	conn, err := clickhouse.OpenOptions(options)
 	require.NoError(t, err)
 	defer conn.Close()
 	s := New(conn, Tables{EventLog: "event_log", DeadLetter: "event_dead_letter"}, f.source, OnTimeline(timeline))

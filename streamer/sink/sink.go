@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pglogrepl"
 
+	ours "diehard/shared/clickhouse"
 	"diehard/shared/failure"
 	"diehard/streamer/decode"
 )
@@ -20,7 +20,7 @@ import (
 // Sink writes to one event_log table. Not safe for concurrent use, except for
 // the queries that only read.
 type Sink struct {
-	conn       driver.Conn
+	conn       ours.Conn
 	reader     driver.Conn // see ReadThrough
 	tables     Tables
 	table      string // quoted
@@ -28,7 +28,7 @@ type Sink struct {
 	quorum     bool
 	source     Source
 	timeline   Timeline
-	encoder    *encoder
+	encoder    encoder
 	// Of event_log's engine, see CheckEngine and Decide.
 	knowsEngine, replicated, mayLag bool
 	window                          int
@@ -69,10 +69,10 @@ type Timeline func(pglogrepl.LSN) uint32
 func OnTimeline(n uint32) Timeline { return func(pglogrepl.LSN) uint32 { return n } }
 
 // New returns a Sink for the rows of source. timeline of its commit is stored with each row.
-func New(conn driver.Conn, t Tables, source Source, timeline Timeline) *Sink {
+func New(conn ours.Conn, t Tables, source Source, timeline Timeline) *Sink {
 	return &Sink{
 		conn: conn, reader: conn, tables: t, table: Quote(t.EventLog), deadLetter: Quote(t.DeadLetter), quorum: t.Quorum,
-		source: source, timeline: timeline, encoder: newEncoder(),
+		source: source, timeline: timeline,
 	}
 }
 
@@ -100,26 +100,31 @@ type InsertRequest struct {
 func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a InsertRequest) error {
 	r := rowRange{rows: rows, from: from, to: to, timeline: s.timeline, source: s.source.String(), ingestedAt: a.IngestedAt.UnixMilli()}
 	op := fmt.Sprintf("insert %d rows at %s", to-from, rows.Position(from).LSN)
-	return s.insert(ctx, op, s.tables.EventLog, eventLog, a, func(columns []column.Interface) error {
-		return s.encoder.fill(columns, eventLog, r)
+	return s.insert(ctx, op, s.tables.EventLog, eventLog, a, func(i ours.Insert) (send, error) {
+		columns, err := s.encoder.encode(i.Columns(), eventLog, r)
+		return func() error { return i.SendBlock(columns) }, err
 	})
 }
 
+// send ends an insert whose rows are ready.
+type send func() error
+
 // insert registers the query, verifies, and only then sends the data.
-func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a InsertRequest, fill func([]column.Interface) error) error {
-	batch, err := s.register(ctx, table, "INSERT INTO "+Quote(table)+" ("+names(cols)+")", a)
+func (s *Sink) insert(ctx context.Context, op, table string, cols []col, a InsertRequest, fill func(ours.Insert) (send, error)) error {
+	i, err := s.register(ctx, table, "INSERT INTO "+Quote(table)+" ("+names(cols)+")", a)
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	if err := a.Verify(ctx); err != nil {
-		_ = batch.Abort() // closes the connection: nothing is inserted
+		_ = i.Abort() // closes the connection: nothing is inserted
 		return err
 	}
-	if err := fill(batch.Columns()); err != nil {
-		_ = batch.Abort() // closes the connection: nothing is inserted
+	send, err := fill(i)
+	if err != nil {
+		_ = i.Abort() // closes the connection: nothing is inserted
 		return failure.Wrap(failure.Fatal, fmt.Errorf("%s: %w", op, err))
 	}
-	if err := batch.Send(); err != nil {
+	if err := send(); err != nil {
 		return fmt.Errorf("%s: %w", op, classify(err))
 	}
 	return nil

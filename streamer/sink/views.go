@@ -11,6 +11,8 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	ours "diehard/shared/clickhouse"
 )
 
 // ViewError says that materialized views on a table of ours fail, and not the table itself.
@@ -42,14 +44,14 @@ var ignoreViews = clickhouse.Settings{
 
 // register sends the query of an insert, whose data is to follow. A view that cannot be built, because
 // its target is gone, refuses it: then it is registered to go on without.
-func (s *Sink) register(ctx context.Context, table, query string, a InsertRequest) (driver.Batch, error) {
+func (s *Sink) register(ctx context.Context, table, query string, a InsertRequest) (ours.Insert, error) {
 	settings := s.insertSettings(a.Token)
 	if a.WithoutViews {
 		maps.Copy(settings, ignoreViews)
 	}
-	batch, err := s.conn.PrepareBatch(clickhouse.Context(ctx, clickhouse.WithQueryID(a.QueryID), clickhouse.WithSettings(settings)), query)
+	insert, err := s.conn.PrepareInsert(ctx, a.QueryID, query, settings)
 	if err == nil {
-		return batch, nil
+		return insert, nil
 	}
 	refusal := classify(err)
 	if Code(refusal) == 0 {
@@ -60,14 +62,14 @@ func (s *Sink) register(ctx context.Context, table, query string, a InsertReques
 		return nil, refusal
 	}
 	maps.Copy(settings, ignoreViews)
-	batch, err = s.conn.PrepareBatch(clickhouse.Context(ctx, clickhouse.WithQueryID(a.QueryID+"-without"), clickhouse.WithSettings(settings)), query)
+	insert, err = s.conn.PrepareInsert(ctx, a.QueryID+"-without", query, settings)
 	if err != nil {
 		return nil, classify(err)
 	}
 	if a.ViewFailed != nil {
 		a.ViewFailed(failed)
 	}
-	return batch, nil
+	return insert, nil
 }
 
 // FailedViews says which views on table have failed with err, the error of an insert that was written; nil

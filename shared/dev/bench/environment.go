@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	ch "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"diehard/migrations"
@@ -148,7 +146,7 @@ type testbed struct {
 	env    *environment
 	name   string
 	pool   *pgxpool.Pool
-	ch     driver.Conn
+	ch     clickhouse.Conn
 	config clickhouse.Config
 	url    string
 }
@@ -199,7 +197,7 @@ func (b *testbed) freshClickHouse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.ch, err = ch.Open(opts)
+	b.ch, err = clickhouse.OpenOptions(opts)
 	return err
 }
 

@@ -72,7 +72,7 @@ type containers struct {
 	ClickHouseMemory string `env:"CLICKHOUSE_MEMORY" envDefault:"4g" doc:"memory limit of ClickHouse"`
 	ClickHouseFiles  int    `env:"CLICKHOUSE_OPEN_FILES" envDefault:"262144" doc:"limit of open files of ClickHouse; a lower one where Docker may not raise it, as without root"`
 	APIMemory        string `env:"API_MEMORY" envDefault:"256m" doc:"memory limit of the api; about four times API_MAX_BODY_BYTES and 64 MiB, and a margin"`
-	StreamerMemory   string `env:"STREAMER_MEMORY" envDefault:"256m" doc:"memory limit of a streamer; about seven times CLICKHOUSE_BATCH_BYTES and 50 MiB, and a margin"`
+	StreamerMemory   string `env:"STREAMER_MEMORY" envDefault:"256m" doc:"memory limit of a streamer; about four times CLICKHOUSE_BATCH_BYTES and 50 MiB, and a margin"`
 
 	Version string `env:"VERSION" envDefault:"devel" doc:"version that docker compose build gives the images; git describe --tags has one"`
 	Commit  string `env:"COMMIT" doc:"commit of the sources, for docker compose build; empty for unknown"`

@@ -21,7 +21,6 @@ import (
 	"os"
 	"testing"
 
-	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -38,7 +37,7 @@ const Publication = "outbox_pub"
 type Env struct {
 	PostgresURL      string // of the test's database, as superuser
 	Pool             *pgxpool.Pool
-	ClickHouse       driver.Conn // to the test's database
+	ClickHouse       clickhouse.Conn // to the test's database
 	ClickHouseConfig clickhouse.Config
 	Slot             string // a name for a replication slot; not created yet
 	Publication      string

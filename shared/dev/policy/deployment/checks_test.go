@@ -82,7 +82,7 @@ func worstCase(name string, known map[string]string) int64 {
 	if name == "diehard-api" {
 		return 4*size("API_MAX_BODY_BYTES") + 64<<20
 	}
-	return 7*size("CLICKHOUSE_BATCH_BYTES") + 50<<20
+	return 4*size("CLICKHOUSE_BATCH_BYTES") + 50<<20
 }
 
 func checkContainer(p *problems, m manifests, d appsv1.Deployment, c corev1.Container, known map[string]string) {
