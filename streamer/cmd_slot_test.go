@@ -27,11 +27,7 @@ func TestASlotThatIsDroppedIsFixedAsTheRunbookSays(t *testing.T) {
 	cmd.SetArgs([]string{"run"})
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.ExecuteContext(t.Context()) }()
-	await.True(t, func() bool {
-		var active bool
-		err := env.Pool.QueryRow(t.Context(), "SELECT active AND confirmed_flush_lsn IS NOT NULL FROM pg_replication_slots WHERE slot_name = $1", env.Slot).Scan(&active)
-		return err == nil && active
-	}, "the streamer takes the slot")
+	await.True(t, func() bool { return holdsSlot(t, env) }, "the streamer takes the slot")
 	deliver(t, env, 30)
 	stop := produceEvents(t, env, 1)
 	dropUnderTheStreamer(t, env)

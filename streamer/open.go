@@ -66,9 +66,13 @@ func newLogger(cfg config.Config) *slog.Logger {
 	return telemetry.NewLogger(cfg.Log, os.Stderr, slog.String("program", "streamer"), slog.String("environment", cfg.Environment))
 }
 
+// compressionBuffer is after how many bytes clickhouse-go sends what it has of a block that it builds, such as
+// dead letters and the rows among which they are looked for. It keeps its buffer. Sink.Insert needs none.
+const compressionBuffer = 1 << 20
+
 // openClickHouse does not wait for the server: the pipeline retries by itself.
 func openClickHouse(cfg clickhouse.Config) (clickhouse.Conn, error) {
-	return openWith(cfg, func(*ch.Options) {})
+	return openWith(cfg, func(o *ch.Options) { o.MaxCompressionBuffer = compressionBuffer })
 }
 
 // openReader opens a pool of a single connection, see sink.Sink.ReadThrough.

@@ -4,6 +4,7 @@
 -- text. json and text keep the bytes; jsonb arrives as PostgreSQL writes it.
 -- The functions run with the owner's rights: a caller needs membership in
 -- diehard_producer and nothing else.
+{{- define "fields"}}'{event_type,event_context,environment,metadata_version,trace_context,event_date_time,event_id,event_key,idempotency_key}'{{end}}
 
 -- An event id for events about one thing, e.g. 'order 42': random, but for the
 -- last byte, which says to which shard (STREAMER_SHARD) the event belongs. Events
@@ -127,7 +128,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     texts   text[] := '{event_type,environment,trace_context,event_date_time,event_id,event_key,idempotency_key}';
-    others  text[] := '{event_context,metadata_version}';
+    fields  text[] := {{template "fields"}};
     element record;
     field   text;
     detail  text;
@@ -138,11 +139,11 @@ BEGIN
             json_to_record(a.event) AS f (event_type text, environment text, metadata_version bigint, trace_context text,
                 event_date_time timestamptz, event_id uuid, idempotency_key text),
             LATERAL (SELECT coalesce(
-                (SELECT format(CASE WHEN k.name <> ALL (texts || others) THEN '.%I is not a field of an event'
+                (SELECT format(CASE WHEN k.name <> ALL (fields) THEN '.%I is not a field of an event'
                     WHEN count(*) > 1 THEN '.%I is given twice'
                     WHEN k.name = 'metadata_version' THEN '.%I must be a number' ELSE '.%I must be a string' END, left(k.name, 40))
                  FROM json_each(a.event) AS k (name, value)
-                 GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (texts || others)
+                 GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (fields)
                     OR k.name = ANY (texts) AND min(json_typeof(k.value)) NOT IN ('string', 'null')
                     OR k.name = 'metadata_version' AND min(json_typeof(k.value)) NOT IN ('number', 'null') LIMIT 1),
                 CASE WHEN octet_length(f.idempotency_key) NOT BETWEEN 1 AND 255 THEN '.idempotency_key must have 1 to 255 bytes'
@@ -212,8 +213,7 @@ BEGIN
                    END AND (octet_length(v.key) BETWEEN 1 AND 255 AND v.key !~ '[\u0001-\u001f\u007f-\u009f]') IS NOT FALSE AND CASE
                    WHEN octet_length(v.written) = octet_length(v.event::text) THEN true
                    ELSE NOT EXISTS (
-                       SELECT FROM json_object_keys(v.event) AS k (name) GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL (
-                           '{event_type,event_context,environment,metadata_version,trace_context,event_date_time,event_id,event_key,idempotency_key}'))
+                       SELECT FROM json_object_keys(v.event) AS k (name) GROUP BY k.name HAVING count(*) > 1 OR k.name <> ALL ({{template "fields"}}))
                    END) IS TRUE) AS valid
         INTO e
         FROM (

@@ -26,8 +26,9 @@ type Conn interface {
 type Insert interface {
 	driver.Batch
 	// SendBlock sends columns as one block, ends the insert, and returns when ClickHouse has written it.
-	// They have the names and types of Columns, in their order, and must not change until it returns.
-	// Nothing may have been appended. Errors are those of Send.
+	// They have the names and types of Columns, in their order, and at least one row, and must not change
+	// until it returns. Nothing may have been appended or sent. Errors are those of Send; after one that
+	// is no exception of ClickHouse's the outcome is unknown.
 	SendBlock(columns []proto.InputColumn) error
 }
 
@@ -74,18 +75,28 @@ func (p *pool) PrepareInsert(ctx context.Context, queryID, query string, setting
 }
 
 func (i *insert) SendBlock(columns []proto.InputColumn) error {
-	if i.wire == nil {
-		return errors.Join(errors.New("the connection of an insert is not known"), i.Abort())
+	if i.wire == nil || i.IsSent() || i.Rows() > 0 || len(columns) == 0 || columns[0].Data.Rows() == 0 {
+		_ = i.Abort()
+		return errNoBlock
 	}
 	b := &block{columns: columns}
 	i.wire.block.Store(b)
 	err := i.Send()
-	i.wire.block.CompareAndSwap(b, nil) // another insert may use the connection by now
-	if b.failed && i.ctx.Err() != nil { // the library closes the connection then
+	waits := i.wire.block.CompareAndSwap(b, nil) // another insert may use the connection by now
+	switch {
+	case b.failed && i.ctx.Err() != nil:
 		return i.ctx.Err()
+	case err == nil && waits:
+		return errNotSent
+	default:
+		return err
 	}
-	return err
 }
+
+var (
+	errNoBlock = errors.New("an insert takes one block, of at least one row")
+	errNotSent = errors.New("the insert ended without its block")
+)
 
 // expect notes the insert whose query will be sent under an id; nil for none any more.
 func (p *pool) expect(queryID string, i *insert) {

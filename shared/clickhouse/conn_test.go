@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"diehard/shared/clickhouse"
+	"diehard/shared/dev/await"
 	"diehard/shared/dev/testenv"
 )
 
@@ -101,6 +102,14 @@ func holds(t *testing.T, conn clickhouse.Conn, first, rows, size int) {
 	}
 	require.NoError(t, got.Err())
 	require.Equal(t, rows, i)
+}
+
+// runs reports whether ClickHouse runs a query.
+func runs(t *testing.T, conn clickhouse.Conn, id string) bool {
+	t.Helper()
+	var n uint64
+	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count() FROM system.processes WHERE query_id = {id:String}", driver.Named("id", id)).Scan(&n))
+	return n > 0
 }
 
 func count(t *testing.T, conn clickhouse.Conn) (n uint64) {
@@ -191,9 +200,7 @@ func TestAnInsertMayAppendItsRows(t *testing.T) {
 	id := uuid.NewString()
 	i, err = conn.PrepareInsert(t.Context(), id, insertBlocks, nil)
 	require.NoError(t, err)
-	var running uint64
-	require.NoError(t, conn.QueryRow(t.Context(), "SELECT count() FROM system.processes WHERE query_id = {id:String}", driver.Named("id", id)).Scan(&running))
-	assert.EqualValues(t, 1, running)
+	assert.True(t, runs(t, conn, id))
 	require.NoError(t, i.SendBlock(blockOf(10, 1, 1)))
 }
 
@@ -203,7 +210,11 @@ func TestABlockWhoseColumnsDifferIsNotSent(t *testing.T) {
 	conn := newBlocks(t, func(*clickhouse.Config) {})
 	wrong := blockOf(1, 3, 3)
 	wrong[1] = blockOf(1, 2, 3)[1]
-	require.ErrorContains(t, prepare(t, conn).SendBlock(wrong), `"s" has 2 rows, expected 3`)
+	id := uuid.NewString()
+	i, err := conn.PrepareInsert(t.Context(), id, insertBlocks, nil)
+	require.NoError(t, err)
+	require.ErrorContains(t, i.SendBlock(wrong), `"s" has 2 rows, expected 3`)
+	await.True(t, func() bool { return !runs(t, conn, id) }, "ClickHouse waits for the block")
 	wrong = blockOf(1, 3, 3)
 	wrong[0].Data = new(proto.ColStr)
 	for range 3 {
@@ -215,6 +226,37 @@ func TestABlockWhoseColumnsDifferIsNotSent(t *testing.T) {
 	assert.Zero(t, count(t, conn))
 	require.NoError(t, prepare(t, conn).SendBlock(blockOf(1, 3, 3)))
 	holds(t, conn, 1, 3, 3)
+}
+
+// An insert is ended by one block, and what is none is refused: nothing may seem to be inserted.
+func TestAnInsertTakesOneBlock(t *testing.T) {
+	t.Parallel()
+	conn := newBlocks(t, func(*clickhouse.Config) {})
+	for name, use := range map[string]func(clickhouse.Insert, int) error{
+		"no columns": func(i clickhouse.Insert, _ int) error { return i.SendBlock(nil) },
+		"no rows":    func(i clickhouse.Insert, _ int) error { return i.SendBlock(blockOf(1, 0, 0)) },
+		"after rows": func(i clickhouse.Insert, n int) error {
+			return errors.Join(i.Append(uint64(n), "s", "l"), i.SendBlock(blockOf(n+1, 1, 1)))
+		},
+		"twice": func(i clickhouse.Insert, n int) error {
+			require.NoError(t, i.SendBlock(blockOf(n, 1, 1)))
+			return i.SendBlock(blockOf(n+1, 1, 1))
+		},
+		"after Abort": func(i clickhouse.Insert, n int) error {
+			require.NoError(t, i.Abort())
+			return i.SendBlock(blockOf(n, 1, 1))
+		},
+	} {
+		before := count(t, conn)
+		require.ErrorContains(t, use(prepare(t, conn), 100*len(name)), "takes one block", name)
+		if name == "twice" {
+			before++
+		}
+		assert.Equal(t, before, count(t, conn), name)
+	}
+	for range 5 { // no connection is lost
+		require.NoError(t, prepare(t, conn).SendBlock(blockOf(1, 1, 1)))
+	}
 }
 
 // A server that reads no more does not hold an insert beyond its time.

@@ -106,9 +106,9 @@ func failover() dialFunc {
 	}
 }
 
-// within bounds the time of dial. The library bounds only its handshake, see pool.dialer.
+// within gives dial a time of its own: ctx ends when a single host would have had the whole dial timeout.
 func within(ctx context.Context, timeout time.Duration, dial func(context.Context) (clickhouse.DialResult, error)) (clickhouse.DialResult, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	return dial(ctx)
 }

@@ -66,9 +66,21 @@ func onTCP(dial func(ctx context.Context, network, address string) (net.Conn, er
 	return func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, "tcp", address) }
 }
 
-// Write writes p, and the block that waits ahead of it.
+// Write writes p, which begins with a packet, and the block that waits ahead of the packet that ends its
+// insert. The library does not close a connection on which it could not write.
 func (w *wire) Write(p []byte) (int, error) {
 	w.pool.sends(p, w)
+	n, err := w.write(p)
+	if err != nil {
+		_ = w.Close()
+	}
+	return n, err
+}
+
+func (w *wire) write(p []byte) (int, error) {
+	if len(p) == 0 || proto.ClientCode(p[0]) != proto.ClientCodeData {
+		return w.Conn.Write(p)
+	}
 	b := w.block.Swap(nil)
 	if b == nil {
 		return w.Conn.Write(p)
@@ -83,10 +95,11 @@ func (w *wire) Write(p []byte) (int, error) {
 // block is what an insert sends.
 type block struct {
 	columns []proto.InputColumn
-	failed  bool // it was not sent whole
+	failed  bool // it, or the end of its insert, was not sent
 }
 
-// writeBlock writes a Data packet, and what follows it. Only small parts are copied.
+// writeBlock writes a Data packet, and what follows it. Without compression only small parts are copied.
+// The revision is the client's: any server that has our tables knows it.
 // Source: ClickHouse docs, "Native Protocol: Client packets", Data.
 func (w *wire) writeBlock(columns []proto.InputColumn, next []byte) error {
 	if w.out == nil {

@@ -27,10 +27,10 @@ func (s *Sink) CheckTables(ctx context.Context) error {
 		return err
 	}
 	for _, c := range eventLog {
-		if typ := have[c.name]; typ != c.types[0] {
+		if typ := have[c.name]; typ != c.kind {
 			return refuseTable(
 				"table %s is not ours: column %s is %q and must be %s; use another CLICKHOUSE_EVENT_LOG_TABLE_NAME and run `streamer migrate up`, or change the column",
-				s.table, c.name, typ, c.types[0])
+				s.table, c.name, typ, c.kind)
 		}
 	}
 	if have, err = s.describe(ctx, s.deadLetter); err != nil {

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"slices"
-	"strings"
 	"unsafe"
 
 	"github.com/ClickHouse/ch-go/proto"
@@ -26,11 +26,11 @@ type rowRange struct {
 
 func (r rowRange) len() int { return r.to - r.from }
 
-// col is a column of event_log: the types it may have and how it is filled.
+// col is a column of event_log: its type and its values.
 type col struct {
-	name  string
-	types []string
-	data  func(e *encoder, r rowRange) [][]byte // as in format Native
+	name string
+	kind string
+	data func(e *encoder, r rowRange) [][]byte // as in format Native
 }
 
 const (
@@ -41,49 +41,49 @@ const (
 
 // eventLog lists the columns in the order of the INSERT.
 var eventLog = []col{
-	{"event_id", []string{"UUID"}, func(_ *encoder, r rowRange) [][]byte {
+	{"event_id", "UUID", func(_ *encoder, r rowRange) [][]byte {
 		return [][]byte{r.rows.ID[16*r.from : 16*r.to]}
 	}},
-	{"event_type", []string{typeLowCard}, func(_ *encoder, r rowRange) [][]byte {
+	{"event_type", typeLowCard, func(_ *encoder, r rowRange) [][]byte {
 		return dict(r.rows.Type.Values, r.rows.Type.Keys[r.from:r.to])
 	}},
-	{"event_date_time", []string{typeDateTime}, func(_ *encoder, r rowRange) [][]byte {
+	{"event_date_time", typeDateTime, func(_ *encoder, r rowRange) [][]byte {
 		return [][]byte{bytesOf(r.rows.DateTime[r.from:r.to])}
 	}},
-	{"environment", []string{typeLowCard}, func(_ *encoder, r rowRange) [][]byte {
+	{"environment", typeLowCard, func(_ *encoder, r rowRange) [][]byte {
 		return dict(r.rows.Environment.Values, r.rows.Environment.Keys[r.from:r.to])
 	}},
-	{"event_context", []string{typeString}, func(_ *encoder, r rowRange) [][]byte {
+	{"event_context", typeString, func(_ *encoder, r rowRange) [][]byte {
 		return [][]byte{r.rows.Context[r.rows.ContextStart(r.from):r.rows.ContextStart(r.to)]}
 	}},
-	{"metadata_version", []string{"UInt64"}, func(_ *encoder, r rowRange) [][]byte {
+	{"metadata_version", "UInt64", func(_ *encoder, r rowRange) [][]byte {
 		return [][]byte{bytesOf(r.rows.MetadataVersion[r.from:r.to])}
 	}},
-	{"trace_id", []string{typeString}, func(e *encoder, r rowRange) [][]byte {
+	{"trace_id", typeString, func(e *encoder, r rowRange) [][]byte {
 		e.traceIDs = appendTraceIDs(e.traceIDs[:0], r)
 		return [][]byte{e.traceIDs}
 	}},
-	{"published_by", []string{typeLowCard}, func(_ *encoder, r rowRange) [][]byte {
+	{"published_by", typeLowCard, func(_ *encoder, r rowRange) [][]byte {
 		return dict(r.rows.PublishedBy.Values, r.rows.PublishedBy.Keys[r.from:r.to])
 	}},
-	{"source", []string{typeLowCard}, func(e *encoder, r rowRange) [][]byte {
+	{"source", typeLowCard, func(e *encoder, r rowRange) [][]byte {
 		e.zero = repeat(e.zero, 0, r.len())
 		return dict([]string{r.source}, e.zero)
 	}},
-	{"timeline", []string{"UInt32"}, func(e *encoder, r rowRange) [][]byte {
+	{"timeline", "UInt32", func(e *encoder, r rowRange) [][]byte {
 		e.timeline = appendTimelines(e.timeline[:0], r)
 		return [][]byte{bytesOf(e.timeline)}
 	}},
-	{"commit_lsn", []string{"UInt64"}, func(_ *encoder, r rowRange) [][]byte {
+	{"commit_lsn", "UInt64", func(_ *encoder, r rowRange) [][]byte {
 		return [][]byte{bytesOf(r.rows.LSN[r.from:r.to])}
 	}},
-	{"commit_seq", []string{"UInt32"}, func(_ *encoder, r rowRange) [][]byte {
+	{"commit_seq", "UInt32", func(_ *encoder, r rowRange) [][]byte {
 		return [][]byte{bytesOf(r.rows.Seq[r.from:r.to])}
 	}},
-	{"commit_time", []string{typeDateTime}, func(_ *encoder, r rowRange) [][]byte {
+	{"commit_time", typeDateTime, func(_ *encoder, r rowRange) [][]byte {
 		return [][]byte{bytesOf(r.rows.CommitTime[r.from:r.to])}
 	}},
-	{"ingested_at", []string{"DateTime64(3, 'UTC')"}, func(e *encoder, r rowRange) [][]byte {
+	{"ingested_at", "DateTime64(3, 'UTC')", func(e *encoder, r rowRange) [][]byte {
 		e.ingestedAt = repeat(e.ingestedAt, r.ingestedAt, r.len())
 		return [][]byte{bytesOf(e.ingestedAt)}
 	}},
@@ -104,6 +104,12 @@ type native struct {
 	kind  proto.ColumnType
 	rows  int
 	parts [][]byte // one after the other
+}
+
+// reader reads what EncodeColumn writes.
+func (n *native) reader() *proto.Reader {
+	parts := net.Buffers(slices.Clone(n.parts))
+	return proto.NewReader(&parts)
 }
 
 func (n *native) Type() proto.ColumnType { return n.kind }
@@ -129,16 +135,15 @@ func (n *native) WriteColumn(w *proto.Writer) {
 	}
 }
 
-// encode returns r for an INSERT of cols, whose types in the table are those of header, in their order.
-func (e *encoder) encode(header []column.Interface, cols []col, r rowRange) ([]proto.InputColumn, error) {
+// encode returns r for an INSERT of eventLog, whose types in the table are those of header.
+func (e *encoder) encode(header []column.Interface, r rowRange) ([]proto.InputColumn, error) {
 	e.columns = e.columns[:0]
-	for i, c := range cols {
-		kind := string(header[i].Type())
-		if !slices.Contains(c.types, kind) {
-			return nil, fmt.Errorf("column %s is %s, not %s", c.name, kind, strings.Join(c.types, " or "))
+	for i, c := range eventLog {
+		if kind := string(header[i].Type()); kind != c.kind {
+			return nil, fmt.Errorf("column %s is %s, not %s", c.name, kind, c.kind)
 		}
 		e.columns = append(e.columns, proto.InputColumn{
-			Name: c.name, Data: &native{kind: proto.ColumnType(kind), rows: r.len(), parts: c.data(e, r)},
+			Name: c.name, Data: &native{kind: proto.ColumnType(c.kind), rows: r.len(), parts: c.data(e, r)},
 		})
 	}
 	return e.columns, nil

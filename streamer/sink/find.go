@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/ext"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
@@ -199,21 +198,19 @@ func (f *finder) violations(ctx context.Context, from, to int, table string) (fo
 func (s *Sink) externalTable(r rowRange) (*ext.Table, error) {
 	described := make([]func(*ext.Table) error, len(eventLog))
 	for i, c := range eventLog {
-		described[i] = ext.Column(c.name, column.Type(c.types[0]))
+		described[i] = ext.Column(c.name, column.Type(c.kind))
 	}
 	table, err := ext.NewTable(rowsTable, described...)
 	if err != nil {
 		return nil, fmt.Errorf("external table: %w", err)
 	}
 	header := table.Block().Columns
-	columns, err := s.encoder.encode(header, eventLog, r)
+	columns, err := s.encoder.encode(header, r)
 	if err != nil {
 		return nil, err
 	}
 	for i, c := range columns {
-		var b proto.Buffer
-		c.Data.EncodeColumn(&b)
-		if err := header[i].Decode(b.Reader(), r.len()); err != nil {
+		if err := header[i].Decode(c.Data.(*native).reader(), r.len()); err != nil {
 			return nil, fmt.Errorf("external table: column %s: %w", c.Name, err)
 		}
 	}

@@ -101,7 +101,7 @@ func (s *Sink) Insert(ctx context.Context, rows *decode.Rows, from, to int, a In
 	r := rowRange{rows: rows, from: from, to: to, timeline: s.timeline, source: s.source.String(), ingestedAt: a.IngestedAt.UnixMilli()}
 	op := fmt.Sprintf("insert %d rows at %s", to-from, rows.Position(from).LSN)
 	return s.insert(ctx, op, s.tables.EventLog, eventLog, a, func(i ours.Insert) (send, error) {
-		columns, err := s.encoder.encode(i.Columns(), eventLog, r)
+		columns, err := s.encoder.encode(i.Columns(), r)
 		return func() error { return i.SendBlock(columns) }, err
 	})
 }
