@@ -75,7 +75,11 @@ func (p *pool) PrepareInsert(ctx context.Context, queryID, query string, setting
 }
 
 func (i *insert) SendBlock(columns []proto.InputColumn) error {
-	if i.wire == nil || i.IsSent() || i.Rows() > 0 || len(columns) == 0 || columns[0].Data.Rows() == 0 {
+	if i.wire == nil { // the library sends queries in another form
+		_ = i.Abort()
+		return errNotSent
+	}
+	if i.IsSent() || i.Rows() > 0 || len(columns) == 0 || columns[0].Data.Rows() == 0 {
 		_ = i.Abort()
 		return errNoBlock
 	}

@@ -18,7 +18,7 @@ import (
 type wire struct {
 	net.Conn
 	pool  *pool
-	block atomic.Pointer[block] // goes out with the next write
+	block atomic.Pointer[block] // goes out with the next Data packet, which ends its insert
 
 	out    *bufio.Writer
 	frames *bufio.Writer // compresses to out; nil without compression
