@@ -14,6 +14,9 @@ const oldInsertsPoll = 500 * time.Millisecond
 // waitForOldInserts waits until every insert that was registered before this timeline
 // began is over by its time limit, and until no node that can be asked runs one.
 func (s *session) waitForOldInserts(ctx context.Context) error {
+	if err := s.noteWait(ctx); err != nil {
+		return err
+	}
 	over := s.p.newTimeline.since.Add(sink.InsertBound(s.insertTimeout()))
 	s.log.Info("the record is new, or from another timeline or server: waiting until earlier inserts have passed their time limit",
 		"record", fmt.Sprintf("%s/%d", s.record.SystemID, s.record.Timeline), "server", fmt.Sprintf("%s/%d", s.source.SystemID, s.history.Timeline),
@@ -23,6 +26,20 @@ func (s *session) waitForOldInserts(ctx context.Context) error {
 		return err
 	}
 	return s.waitUntilNoneRuns(ctx, prefix)
+}
+
+// noteWait has a successor wait, too, that has not seen the older timeline: a new record does not name
+// it. The events since the record was made are its slot's.
+func (s *session) noteWait(ctx context.Context) error {
+	rec := s.record
+	if !s.sameHistory(rec) || rec.UnprovedSince != nil {
+		return nil
+	}
+	rec.UnprovedSince = &rec.WrittenAt
+	return s.within(ctx, func(ctx context.Context) error {
+		_, err := s.control.WriteIntent(ctx, s.owner(), rec)
+		return err
+	})
 }
 
 // insertTimeout is the longest time limit of inserts that may be under way: our own, or that

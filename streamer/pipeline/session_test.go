@@ -122,3 +122,21 @@ func TestTheSlotIsReadAgainOnceItIsOurs(t *testing.T) {
 	defer second.close()
 	assert.Equal(t, confirmed, second.slot.ConfirmedFlush)
 }
+
+// A streamer that waits for inserts of an older timeline says so in its new record, which has no intent yet.
+func TestAWaitForOldInsertsIsRecorded(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t)
+	s, err := onServers(env).open(t.Context())
+	require.NoError(t, err)
+	defer s.close()
+	require.Nil(t, s.record.Intent)
+	require.Nil(t, s.record.UnprovedSince)
+	require.NoError(t, s.noteWait(t.Context()))
+	rec, err := s.control.ReadIntent(t.Context())
+	require.NoError(t, err)
+	assert.Nil(t, rec.Intent)
+	assert.Equal(t, s.record.Confirm, rec.Confirm)
+	require.NotNil(t, rec.UnprovedSince)
+	assert.WithinDuration(t, s.record.WrittenAt, *rec.UnprovedSince, 0)
+}

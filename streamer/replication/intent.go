@@ -133,6 +133,7 @@ type IntentRecord struct {
 	Intent  *Intent // nil: nothing was written yet
 	// UnprovedSince is set after a failover whose slot stands beyond what is recorded, and when
 	// the publication was changed: the events published from this time on have to be found in ClickHouse.
+	// So, too, while a new record's streamer waits for inserts of an older timeline.
 	UnprovedSince *time.Time
 	// UnprovedUntil is set after a failover: the events up to this commit that the slot delivers again
 	// have to be found in ClickHouse. 0: none.

@@ -53,7 +53,7 @@ func (w *world) kill(s *streamer) {
 	s.host.Kill(false)
 	s.stop()
 	_ = ended(s)
-	w.streamers = nil
+	w.streamers = slices.DeleteFunc(w.streamers, func(other *streamer) bool { return other == s })
 }
 
 // killAfterOne has a streamer deliver an event, and kills it.
@@ -112,6 +112,36 @@ func TestAFailoverThatLostTheRecord(t *testing.T) {
 		w.start()
 		pause(10 * time.Minute)
 		w.delivered(t)
+	})
+}
+
+// A failover loses the slot and its record while an insert is under way on a node that is not asked. The streamer
+// that has seen the old timeline makes them anew and waits; when it is killed meanwhile, the next one waits, too.
+func TestAWaitForOldInsertsOutlivesItsStreamer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScenario(t, profiles[1])
+		at := w.pg.End()
+		w.fixedFate.Store(&simch.Fate{Work: 25 * time.Second})
+		first := w.start()
+		pause(time.Second)
+		second := w.start()
+		w.commit(2)
+		pause(time.Second)
+		first.host.Freeze()
+		w.fixedFate.Store(nil)
+		if w.ch.Node(0).Inserting() {
+			w.chHosts = w.chHosts[1:]
+		} else {
+			w.chHosts = w.chHosts[:1]
+		}
+		w.failover(w.pg.Since(at), 0)
+		pause(10 * time.Second)
+		w.kill(second)
+		third := w.start()
+		pause(10 * time.Second)
+		w.commit(10) // not before what is still under way
+		assert.ErrorContains(t, refusal(third), "they were lost in a failover", w.trace.String())
+		w.finish(t)
 	})
 }
 

@@ -40,6 +40,9 @@ func (q *query) writeIntent() ([][]any, error) {
 		return one(ours, publicationState, false, end), nil
 	}
 	row["system_id"], row["timeline"], row["confirm_lsn"], row["intent"] = q.args[6], q.args[7], q.lsn(8), q.args[9]
+	if q.args[9] == "null" {
+		row["intent"] = nil
+	}
 	row["unproved_since"], row["unproved_until"], row["written_at"] = q.args[10], q.lsn(11), time.Now()
 	if q.server.Intended != nil {
 		defer q.server.Intended(q.ses.conn.RemoteAddr().String(), q.args[9])
