@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/ClickHouse/ch-go/proto"
@@ -42,7 +41,7 @@ func OpenOptions(options *clickhouse.Options) (Conn, error) {
 	over.DialContext = p.dialer(options)
 	conn, err := clickhouse.Open(&over)
 	if err != nil {
-		return nil, fmt.Errorf("open ClickHouse: %w", err)
+		return nil, err
 	}
 	p.Conn = conn
 	return p, nil

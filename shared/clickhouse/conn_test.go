@@ -39,7 +39,7 @@ func newBlocks(t *testing.T, change func(*clickhouse.Config)) clickhouse.Conn {
 	return conn
 }
 
-// openThrough opens the server of conn again, with the connections that wrap makes.
+// openThrough opens the server of cfg with the connections that wrap makes.
 func openThrough(t *testing.T, cfg clickhouse.Config, wrap func(net.Conn) net.Conn) clickhouse.Conn {
 	t.Helper()
 	options, err := clickhouse.Options(cfg)
@@ -206,18 +206,12 @@ func TestAnInsertMayAppendItsRows(t *testing.T) {
 // Columns that do not fit each other are not sent, and the connection ends: ClickHouse waits for no block.
 func TestABlockWhoseColumnsDifferIsNotSent(t *testing.T) {
 	t.Parallel()
-	var cfg clickhouse.Config
-	conn := newBlocks(t, func(c *clickhouse.Config) { cfg = *c })
-	var last *stuck
-	through := openThrough(t, cfg, func(c net.Conn) net.Conn {
-		last = &stuck{Conn: c, closed: make(chan struct{})}
-		return last
-	})
+	conn, through, last := newStuckBlocks(t, func(*clickhouse.Config) {})
 	wrong := blockOf(1, 3, 3)
 	wrong[1] = blockOf(1, 2, 3)[1]
 	require.ErrorContains(t, prepare(t, through).SendBlock(wrong), `"s" has 2 rows, expected 3`)
 	select {
-	case <-last.closed:
+	case <-last().closed:
 	default:
 		require.Fail(t, "the connection is open")
 	}
@@ -272,21 +266,12 @@ func TestABlockThatGetsStuckEndsWithItsContext(t *testing.T) {
 	for _, compression := range []string{"none", "lz4"} {
 		t.Run(compression, func(t *testing.T) {
 			t.Parallel()
-			var cfg clickhouse.Config
-			conn := newBlocks(t, func(c *clickhouse.Config) {
-				c.Compression = compression
-				cfg = *c
-			})
-			var last *stuck
-			through := openThrough(t, cfg, func(c net.Conn) net.Conn {
-				last = &stuck{Conn: c, closed: make(chan struct{})}
-				return last
-			})
+			conn, through, last := newStuckBlocks(t, func(c *clickhouse.Config) { c.Compression = compression })
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			i, err := through.PrepareInsert(ctx, uuid.NewString(), insertBlocks, nil)
 			require.NoError(t, err)
-			last.after.Store(true)
+			last().after.Store(true)
 			require.ErrorIs(t, i.SendBlock(blockOf(1, 1, 4<<20)), context.DeadlineExceeded)
 			require.NoError(t, prepare(t, through).SendBlock(blockOf(1, 1, 1)), "on another connection")
 			assert.EqualValues(t, 1, count(t, conn))
@@ -300,6 +285,22 @@ type stuck struct {
 	after  atomic.Bool
 	once   sync.Once
 	closed chan struct{}
+}
+
+// newStuckBlocks is newBlocks with a second way to its server, and the connection that was made last on it.
+func newStuckBlocks(t *testing.T, change func(*clickhouse.Config)) (conn, through clickhouse.Conn, last func() *stuck) {
+	t.Helper()
+	var cfg clickhouse.Config
+	conn = newBlocks(t, func(c *clickhouse.Config) {
+		change(c)
+		cfg = *c
+	})
+	var made *stuck
+	through = openThrough(t, cfg, func(c net.Conn) net.Conn {
+		made = &stuck{Conn: c, closed: make(chan struct{})}
+		return made
+	})
+	return conn, through, func() *stuck { return made }
 }
 
 func (s *stuck) Write(p []byte) (int, error) {

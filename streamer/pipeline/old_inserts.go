@@ -36,10 +36,7 @@ func (s *session) noteWait(ctx context.Context) error {
 		return nil
 	}
 	rec.UnprovedSince = &rec.WrittenAt
-	return s.within(ctx, func(ctx context.Context) error {
-		_, err := s.control.WriteIntent(ctx, s.owner(), rec)
-		return err
-	})
+	return s.writeRecord(ctx, rec)
 }
 
 // insertTimeout is the longest time limit of inserts that may be under way: our own, or that

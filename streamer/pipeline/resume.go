@@ -153,15 +153,19 @@ func (s *session) continueFrom(ctx context.Context, rec replication.IntentRecord
 		in.Blocks, in.Unanswered = before.Blocks, before.Unanswered
 	}
 	rec.Intent = in
-	err := s.within(ctx, func(ctx context.Context) error {
-		_, err := s.control.WriteIntent(ctx, s.owner(), rec)
-		return err
-	})
-	if err != nil {
+	if err := s.writeRecord(ctx, rec); err != nil {
 		return nil, err
 	}
 	s.record = rec
 	return &beginning{after: after, unproved: s.newUnproved()}, nil
+}
+
+// writeRecord makes rec durable, if the slot is still ours. The session's own record stays what it is.
+func (s *session) writeRecord(ctx context.Context, rec replication.IntentRecord) error {
+	return s.within(ctx, func(ctx context.Context) error {
+		_, err := s.control.WriteIntent(ctx, s.owner(), rec)
+		return err
+	})
 }
 
 // errRecordChanged ends a session whose stream begins behind what has to be repeated.

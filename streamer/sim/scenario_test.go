@@ -56,6 +56,17 @@ func (w *world) kill(s *streamer) {
 	w.streamers = slices.DeleteFunc(w.streamers, func(other *streamer) bool { return other == s })
 }
 
+// leaveInserting freezes s, whose insert is under way on one of two nodes; those that come use the other one.
+func (w *world) leaveInserting(s *streamer) {
+	s.host.Freeze()
+	w.fixedFate.Store(nil)
+	if w.ch.Node(0).Inserting() {
+		w.chHosts = w.chHosts[1:]
+	} else {
+		w.chHosts = w.chHosts[:1]
+	}
+}
+
 // killAfterOne has a streamer deliver an event, and kills it.
 func (w *world) killAfterOne() {
 	s := w.start()
@@ -127,13 +138,7 @@ func TestAWaitForOldInsertsOutlivesItsStreamer(t *testing.T) {
 		second := w.start()
 		w.commit(2)
 		pause(time.Second)
-		first.host.Freeze()
-		w.fixedFate.Store(nil)
-		if w.ch.Node(0).Inserting() {
-			w.chHosts = w.chHosts[1:]
-		} else {
-			w.chHosts = w.chHosts[:1]
-		}
+		w.leaveInserting(first)
 		w.failover(w.pg.Since(at), 0)
 		pause(10 * time.Second)
 		w.kill(second)
@@ -158,13 +163,7 @@ func TestAFailoverAndALowerInsertTimeout(t *testing.T) {
 		w.fixedFate.Store(&simch.Fate{Work: 8 * time.Minute})
 		w.commit(2)
 		pause(time.Second)
-		first.host.Freeze()
-		w.fixedFate.Store(nil)
-		if w.ch.Node(0).Inserting() {
-			w.chHosts = w.chHosts[1:]
-		} else {
-			w.chHosts = w.chHosts[:1]
-		}
+		w.leaveInserting(first)
 		w.failover(1, 0)
 		w.profile.insertTimeout = time.Minute
 		w.start()
