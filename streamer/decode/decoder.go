@@ -95,6 +95,10 @@ func (d *Decoder) InTransaction() bool { return d.open }
 // CommitEnd is the end LSN of the last transaction that was received completely.
 func (d *Decoder) CommitEnd() pglogrepl.LSN { return d.commitEnd }
 
+// CommitTime is when the transaction was committed that is read, or was read last, by the server's
+// clock; microseconds since 1970.
+func (d *Decoder) CommitTime() int64 { return d.commitTime }
+
 // Last is the position of the last row seen, or of the transaction that has begun since.
 func (d *Decoder) Last() Position { return d.pos }
 

@@ -22,15 +22,19 @@ const (
 	// idleInterval is the shortest time between positions that come without rows:
 	// the writer asks PostgreSQL before it confirms one.
 	idleInterval = 100 * time.Millisecond
+	// Rows that come late, because of a backlog, wait for a full batch by lateShare of their
+	// lateness, and by lateWait at most.
+	lateShare = 8
+	lateWait  = time.Second
 )
 
 // receiver owns the reading side of the connection and the open batch.
 //
 // When to hand the batch over: when it is full; or when there is nothing more to
-// read, the writer is idle, and the insert before began FlushInterval ago. So a
-// lone event goes out immediately, a steady trickle once an interval, a busy stream
-// in full batches; and while ClickHouse is slow the batch grows instead of
-// becoming several small parts.
+// read, the writer is idle, and the insert before began FlushInterval ago, or longer
+// while a backlog is read (see flushDeadline). So a lone event goes out immediately, a
+// steady stream once an interval, a backlog in full batches; and while ClickHouse is slow
+// the batch grows instead of becoming several small parts.
 //
 // Invariants:
 //   - There are two batches: the open one, and one that the writer has or has emptied.
@@ -51,6 +55,7 @@ type receiver struct {
 	completeLSN       pglogrepl.LSN // every transaction before it was read to its end
 	rows              int64         // read before the open batch
 	received          int64         // bytes sent for them
+	sent              int64         // when the server sent the last data, as in replication.Message
 	rowSince          time.Time     // since when open holds rows, as far as waits can tell; zero without rows
 	lastHandoff       time.Time     // when rows were last handed over
 	lastIdleHandoff   time.Time     // when a position without rows was
@@ -161,7 +166,7 @@ func (r *receiver) handleMessage(msg replication.Message) error {
 	if err != nil {
 		return err
 	}
-	r.open.Received += msg.Size
+	r.open.Received, r.sent = r.open.Received+msg.Size, msg.Sent
 	if err := r.checkRepeat(r.decoder.Last()); err != nil {
 		return err
 	}
@@ -231,11 +236,25 @@ func (r *receiver) flushDeadline(now time.Time) time.Time {
 	if r.rowSince.IsZero() {
 		r.rowSince = now
 	}
-	due := r.lastHandoff.Add(r.s.cfg.FlushInterval)
+	since, wait := r.lastHandoff, r.s.cfg.FlushInterval
 	if r.decoder.InTransaction() { // its end is likely on the way
-		due = r.rowSince.Add(r.s.cfg.FlushInterval)
+		since = r.rowSince
+	}
+	due := since.Add(wait)
+	if late := min(r.lateness()/lateShare, lateWait); late > wait {
+		if more := r.lastMessageAt.Add(wait); more.After(due) { // as long as more comes
+			due = more
+		}
+		if bound := since.Add(late); bound.Before(due) {
+			due = bound
+		}
 	}
 	return due
+}
+
+// lateness is how long after its commit the server sent what was read last. Both are by its clock.
+func (r *receiver) lateness() time.Duration {
+	return time.Duration(r.sent-r.decoder.CommitTime()) * time.Microsecond
 }
 
 // flushBlocking waits for the writer to take the batch. Meanwhile nothing is read,

@@ -34,6 +34,7 @@ type reception struct {
 	t     require.TestingT
 	ready chan *batch.Batch
 	free  chan *batch.Batch
+	late  time.Duration // what the server sends next was committed so long before
 }
 
 func newReception(t require.TestingT, limits batch.Limits) *reception {
@@ -53,7 +54,9 @@ var roomy = batch.Limits{Rows: 1000, Bytes: 1 << 20}
 // data receives a pgoutput message, at a time when more can be read at once.
 func (r *reception) data(m []byte) {
 	r.receivedSinceWait = true
-	require.NoError(r.t, r.handleMessage(replication.Message{Kind: replication.Data, Data: m, Size: len(m)}))
+	require.NoError(r.t, r.handleMessage(replication.Message{
+		Kind: replication.Data, Data: m, Size: len(m), Sent: pgEpoch + r.late.Microseconds(),
+	}))
 }
 
 func (r *reception) keepalive(end pglogrepl.LSN, reply bool) {
@@ -88,6 +91,9 @@ var (
 	be32 = binary.BigEndian.AppendUint32
 	be64 = binary.BigEndian.AppendUint64
 )
+
+// pgEpoch is when beginOf's transactions are committed.
+const pgEpoch = 946_684_800_000_000
 
 func beginOf(lsn pglogrepl.LSN) []byte { return be32(be64(be64([]byte{'B'}, uint64(lsn)), 0), 1) }
 
@@ -178,6 +184,51 @@ func TestASteadyTrickleGoesOutOnceAnInterval(t *testing.T) {
 	require.NotNil(t, second)
 	assert.Equal(t, 9, second.Len())
 	assert.Equal(t, pglogrepl.LSN(10_048), second.Confirm)
+}
+
+// What is late by seconds waits for a full batch as long as more comes, within bounds. Lateness is
+// by the server's clock, whatever ours says.
+func TestABacklogGoesOutInFullBatches(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ late, waits time.Duration }{
+		"not late":        {0, interval},
+		"a little":        {lateShare * interval, interval},
+		"more":            {lateShare * 3 * interval, 3 * interval},
+		"much":            {time.Hour, lateWait},
+		"before its time": {-time.Hour, interval}, // the clock was set back
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, began := newReception(t, roomy), time.Now()
+			r.late = tc.late
+			r.lastHandoff = began
+			now := began
+			for lsn := pglogrepl.LSN(1000); ; lsn += 1000 {
+				r.transaction(lsn, 1)
+				due := r.wait(now)
+				if b := r.handed(); b != nil {
+					break
+				}
+				require.LessOrEqual(t, due, now.Add(interval), "silence is noticed")
+				now = now.Add(interval / 4)
+			}
+			assert.Equal(t, tc.waits, now.Sub(began))
+		})
+	}
+}
+
+// Nothing is gained by waiting when no more comes.
+func TestTheEndOfABacklogWaitsForAnInterval(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.late, r.lastHandoff = time.Hour, now
+	r.transaction(1000, 1)
+	now = now.Add(interval * 3 / 2)
+	due := r.wait(now)
+	assert.Equal(t, now.Add(interval), due)
+	require.Nil(t, r.handed())
+	r.wait(due)
+	require.NotNil(t, r.handed())
 }
 
 // While the writer is busy the batch grows; it wakes us when it is done.

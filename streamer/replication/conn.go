@@ -39,6 +39,7 @@ type Message struct {
 	Kind           Kind
 	Data           []byte
 	Size           int           // bytes of all of Data
+	Sent           int64         // Data: when, by the server's clock; microseconds since 1970
 	WALEnd         pglogrepl.LSN // Keepalive: everything before it has been sent
 	ReplyRequested bool          // Keepalive: the server waits for a Confirm
 }
@@ -174,12 +175,16 @@ func (c *Conn) End(deadline time.Time) (commit pglogrepl.LSN, err error) {
 	}
 }
 
+// pgEpochMicros is 2000-01-01 in microseconds since 1970, the zero of PostgreSQL timestamps.
+const pgEpochMicros = 946_684_800_000_000
+
 var errShort = errors.New("message is truncated")
 
 func parseCopyData(b []byte, size int) (Message, error) {
 	switch {
 	case len(b) >= 25 && b[0] == 'w':
-		return Message{Kind: Data, Data: b[25:], Size: size - 25}, nil
+		sent := int64(binary.BigEndian.Uint64(b[17:])) + pgEpochMicros //nolint:gosec // signed on the wire
+		return Message{Kind: Data, Data: b[25:], Size: size - 25, Sent: sent}, nil
 	case len(b) >= 18 && b[0] == 'k':
 		return Message{
 			Kind:           Keepalive,
@@ -207,7 +212,6 @@ func serverError(body []byte) error {
 // keepalive position, and never lower than before; 0 confirms nothing. ask makes the
 // server answer with a keepalive. Fails when the message cannot be written within timeout.
 func (c *Conn) Confirm(flushed pglogrepl.LSN, ask bool, timeout time.Duration) error {
-	const pgEpochMicros = 946_684_800_000_000
 	b := append(c.out[:0], 'd', 0, 0, 0, 38, 'r')
 	for range 3 {
 		b = binary.BigEndian.AppendUint64(b, uint64(flushed))

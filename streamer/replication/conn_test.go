@@ -20,7 +20,9 @@ import (
 )
 
 func dataMessage(payload string) []byte {
-	return message('d', append(append([]byte{'w'}, make([]byte, 24)...), payload...))
+	head := append([]byte{'w'}, make([]byte, 16)...)
+	head = binary.BigEndian.AppendUint64(head, 12345)
+	return message('d', append(head, payload...))
 }
 
 func keepaliveMessage(end pglogrepl.LSN, reply byte) []byte {
@@ -64,7 +66,7 @@ func TestWhatFollowsTheHandshakeIsReceived(t *testing.T) {
 	await.True(t, c.Buffered, "the message is buffered")
 	m, err := c.Receive(soon())
 	require.NoError(t, err)
-	assert.Equal(t, Message{Kind: Data, Data: []byte("one"), Size: 3}, m)
+	assert.Equal(t, Message{Kind: Data, Data: []byte("one"), Size: 3, Sent: pgEpochMicros + 12345}, m)
 	assert.True(t, c.Buffered())
 	m, err = c.Receive(soon())
 	require.NoError(t, err)
