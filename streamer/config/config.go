@@ -70,7 +70,7 @@ func (c Config) Origin() replication.Origin {
 type Batch struct {
 	Rows          int            `env:"CLICKHOUSE_BATCH_SIZE" envDefault:"50000" min:"1" max:"1000000" doc:"maximum rows of a batch"`
 	Bytes         settings.Bytes `env:"CLICKHOUSE_BATCH_BYTES" envDefault:"12MiB" min:"64KiB" max:"256MiB" doc:"maximum size of a batch; memory is about four times as much and 50 MiB"`
-	FlushInterval time.Duration  `env:"CLICKHOUSE_FLUSH_INTERVAL" envDefault:"200ms" min:"10ms" max:"10m" doc:"maximum wait of a row for others, and minimum time between inserts that are not full"`
+	FlushInterval time.Duration  `env:"CLICKHOUSE_FLUSH_INTERVAL" envDefault:"200ms" min:"10ms" max:"10m" doc:"maximum wait of a row for others, or an eighth of its lateness in a backlog, a second at most; minimum time between inserts that are not full"`
 	InsertTimeout time.Duration  `env:"CLICKHOUSE_INSERT_TIMEOUT" envDefault:"1m" min:"1s" doc:"timeout of one insert attempt"`
 }
 

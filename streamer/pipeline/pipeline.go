@@ -48,8 +48,8 @@ type Config struct {
 	// Reader is as in sink.Sink.ReadThrough; nil is the connection of New.
 	Reader driver.Conn
 	Limits batch.Limits
-	// FlushInterval is the longest time a row waits for others, and the shortest
-	// between the starts of two inserts that are not full.
+	// FlushInterval is the longest time a row waits for others, except in a backlog, and
+	// the shortest between the starts of two inserts that are not full.
 	FlushInterval time.Duration
 	// InsertTimeout bounds one try at an insert, and one at connecting.
 	InsertTimeout time.Duration

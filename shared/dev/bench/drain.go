@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -74,47 +72,15 @@ func drain(ctx context.Context, env *environment) (*report, error) {
 	r := newReport("drain", fmt.Sprintf("Drain of %d rows (%d in one transaction, %d of one row each)", log.rows(), log.bulk, log.single), drainColumns...)
 	for round := range env.Rounds {
 		for i, c := range contestants {
-			if only := os.Getenv("XONLY"); only != "" && !strings.Contains(only, strconv.Itoa(i)) {
-				continue
-			}
-			if err := b.freshClickHouse(ctx); err != nil {
-				return nil, err
-			}
-			e0 := xevents(ctx, b)
 			d, err := drainOnce(ctx, b, c, fmt.Sprintf("run_%d_%d", round, i), log)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
 			env.progress("round %d: %s: %s", round+1, c.name, r.describe(d.figures()))
 			r.add(c.name, d.figures()...)
-			e1 := xevents(ctx, b)
-			for k, v := range e1 {
-				if v != e0[k] {
-					env.progress("   %s %d", k, v-e0[k])
-				}
-			}
 		}
 	}
 	return r, nil
-}
-
-func xevents(ctx context.Context, b *testbed) map[string]uint64 {
-	m := map[string]uint64{}
-	rows, err := b.ch.Query(ctx, "SELECT event, value FROM system.events WHERE event IN ('Merge','MergedRows','InsertedRows','MergeTotalMilliseconds','InsertQueryTimeMicroseconds','MergeTreeDataWriterRows','InsertQuery','MergeWrittenRows')")
-	if err != nil {
-		panic(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var k string
-		var v uint64
-		_ = rows.Scan(&k, &v)
-		m[k] = v
-	}
-	var n uint64
-	_ = b.ch.QueryRow(ctx, "SELECT count() FROM system.parts WHERE active AND table='event_log'").Scan(&n)
-	m["parts"] = n
-	return m
 }
 
 // drainColumns are the figures of drainOnce: the CPU time of the contestant and of

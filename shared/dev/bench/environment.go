@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -199,15 +198,6 @@ func (b *testbed) freshClickHouse(ctx context.Context) error {
 		return err
 	}
 	b.ch, err = clickhouse.OpenOptions(opts)
-	if err == nil {
-		for _, a := range strings.Split(os.Getenv("XALTER"), ";") {
-			if a != "" {
-				if err := b.ch.Exec(ctx, "ALTER TABLE event_log "+a); err != nil {
-					return err
-				}
-			}
-		}
-	}
 	return err
 }
 

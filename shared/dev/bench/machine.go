@@ -34,8 +34,18 @@ func (env *environment) describe(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d cores of %s; PostgreSQL %s, ClickHouse %s, %s; commit %s",
-		runtime.NumCPU(), cpuModel(), postgres, server.Version, runtime.Version(), commit()), nil
+	return fmt.Sprintf("%d cores of %s; TCP congestion control %s; PostgreSQL %s, ClickHouse %s, %s; commit %s",
+		runtime.NumCPU(), cpuModel(), congestionControl(), postgres, server.Version, runtime.Version(), commit()), nil
+}
+
+// congestionControl is named because it decides how often a reader with a full window gets whole
+// segments: BBR paces what it sends.
+func congestionControl() string {
+	name, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(name))
 }
 
 func cpuModel() string {

@@ -165,7 +165,12 @@ func (c *coalescer) grow() {
 // replaced reports that what was read has been replaced, and in whole segments.
 func (c *coalescer) replaced(now traffic) bool {
 	came := now.since(c.grant)
-	return came.bytes > 0 && came.bytes >= min(c.granted, c.chunk)/2 && came.pieces(min(4<<10, c.segment/2))
+	if came.segments == 0 {
+		return false
+	}
+	// The last one may not fit into the window.
+	enough := came.bytes+came.bytes/came.segments >= min(c.granted, c.chunk)/2
+	return enough && came.pieces(min(4<<10, c.segment/2))
 }
 
 // judge learns from a pause.
@@ -176,7 +181,7 @@ func (c *coalescer) judge(now traffic) {
 		return
 	}
 	cycle := now.since(c.judged)
-	small := !cycle.pieces(min(2<<10, c.segment*3/4))
+	small := !cycle.pieces(min(8<<10, c.segment*3/4))
 	if small {
 		c.chunk -= c.chunk / 8
 		c.window = max(c.window-c.window/16, smallWindow)
@@ -184,9 +189,9 @@ func (c *coalescer) judge(now traffic) {
 	switch {
 	case !small && c.pause == minPause:
 		c.grow()
-	case !small || cycle.bytes > 4*c.window:
+	case !small || cycle.bytes > 16*c.window:
 		c.pause = max(c.pause-c.pause/8, minPause)
-	case cycle.bytes < 2*c.window:
+	case cycle.bytes < 8*c.window:
 		c.pause = min(c.pause+c.pause/4, maxPause)
 	}
 	c.adaptWindow(now)
