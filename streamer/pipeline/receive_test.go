@@ -210,6 +210,7 @@ func TestABacklogGoesOutInFullBatches(t *testing.T) {
 					break
 				}
 				require.LessOrEqual(t, due, now.Add(interval), "silence is noticed")
+				require.Less(t, now.Sub(began), 2*lateWait, "nothing goes out")
 				now = now.Add(interval / 4)
 			}
 			assert.Equal(t, tc.waits, now.Sub(began))
