@@ -166,7 +166,8 @@ func (r *receiver) handleMessage(msg replication.Message) error {
 	if err != nil {
 		return err
 	}
-	r.open.Received, r.sent = r.open.Received+msg.Size, msg.Sent
+	r.open.Received += msg.Size
+	r.sent = msg.Sent
 	if err := r.checkRepeat(r.decoder.Last()); err != nil {
 		return err
 	}
@@ -236,20 +237,13 @@ func (r *receiver) flushDeadline(now time.Time) time.Time {
 	if r.rowSince.IsZero() {
 		r.rowSince = now
 	}
-	since, wait := r.lastHandoff, r.s.cfg.FlushInterval
+	since, interval := r.lastHandoff, r.s.cfg.FlushInterval
 	if r.decoder.InTransaction() { // its end is likely on the way
 		since = r.rowSince
 	}
-	due := since.Add(wait)
-	if late := min(r.lateness()/lateShare, lateWait); late > wait {
-		if more := r.lastMessageAt.Add(wait); more.After(due) { // as long as more comes
-			due = more
-		}
-		if bound := since.Add(late); bound.Before(due) {
-			due = bound
-		}
-	}
-	return due
+	late := min(r.lateness()/lateShare, lateWait)
+	longer := min(late-interval, r.lastMessageAt.Sub(since)) // as long as more comes
+	return since.Add(interval + max(0, longer))
 }
 
 // lateness is how long after its commit the server sent what was read last. Both are by its clock.
