@@ -7,9 +7,9 @@
 // change did. As soon as the window is full, the kernel of the sender coalesces
 // them, and they cross in large segments when the receiver reads again.
 //
-// So on a busy stream a connection is read in chunks, so that the window stays nearly full,
-// and left alone for a pause when the sender has no more (coalescer). On a quiet stream every message
-// wakes the reader at once.
+// So a busy stream is read at a pace a little below what the sender makes, with pauses, in which
+// its changes gather behind the full window (coalescer). On a quiet stream every message wakes the
+// reader at once.
 package coalesce
 
 import (

@@ -150,7 +150,7 @@ func TestANearDeadlineLeavesNoDelay(t *testing.T) {
 		t.Helper()
 		if co := coalescerOf(w); co != nil {
 			co.makeBusy()
-			co.pause = time.Hour
+			co.pauses.longest = time.Hour
 		}
 		write(t, theirs, message('d', []byte("here")))
 		_, body, err := w.next(soon())
@@ -258,7 +258,7 @@ func TestEverythingArrivesInEveryRhythm(t *testing.T) {
 					}
 				}
 				if i%2 == 0 { // a reader that has caught up finds nothing for a while
-					<-time.After(3 * firstPause)
+					<-time.After(3 * maxPause)
 				}
 			}
 			theirs.Close()

@@ -16,7 +16,7 @@ func (c *coalescer) nextFar(left time.Duration) {
 	c.path, now = look(c.raw)
 	took := now.at.Sub(c.judged.at)
 	if took < c.roundTrip*5/4 {
-		c.allow(largeWindow, now)
+		c.allow(now)
 		return
 	}
 	came := now.since(c.judged)
@@ -35,7 +35,7 @@ func (c *coalescer) nextFar(left time.Duration) {
 	}
 	c.judged = now
 	c.open()
-	c.allow(largeWindow, now)
+	c.allow(now)
 }
 
 // narrow is for a far server that the window does not hold back, so that single changes travel. The

@@ -13,13 +13,10 @@ const (
 	largeWindow = 4 << 20
 	nearWindow  = 1 << 20
 
-	// Bounds of the pause, and where it begins. The longest is small beside the flush interval.
-	// A round trip of firstPause or more is pause enough.
-	minPause   = time.Millisecond
-	firstPause = 4 * time.Millisecond
-	maxPause   = 20 * time.Millisecond
-	// steadyPauses without a pause mean that the sender always waits for the window.
-	steadyPauses = 4
+	// A round trip of nearBelow or more is pause enough.
+	nearBelow = 4 * time.Millisecond
+	// firstPace is above that of small changes. A sample may promise more, of what waited.
+	firstPace = 256 << 20
 
 	// busySample reads that came faster than busyInterval each make a stream busy: more
 	// than 5,000 per second. So do reads that bring busyRate bytes per second.
@@ -33,38 +30,38 @@ const (
 
 // coalescer decides how much of one socket is read, and when.
 //
-// The window of a busy stream is kept nearly full: then the sender's kernel coalesces.
-// So only a chunk is read at a time. While it is replaced within a round trip, and in whole
-// segments, the sender has more, and the next chunk is read at once. Otherwise there is a
-// pause, in which the sender's changes gather behind the full window. Pause, chunk and
-// window follow what they bring:
+// As long as a server has more than the window lets through, its kernel coalesces: what is read is
+// replaced at once, in whole segments. When the server has no more, its next changes
+// travel alone, until they have filled the window. So a busy stream is read at a pace a little
+// below that of the server (nextNear): between two pauses no more is read than the pace allows, and
+// the rest waits in the server's kernel. The pace grows until single changes come, and follows the
+// server then. The window of a far server does the same (nextFar).
 //
-//   - small segments make the pause longer, unless it brings several windows already, and the
-//     chunk smaller; whole ones make the pause shorter;
-//   - a sender that always waits for the window gets larger chunks, and then a larger window;
-//   - the window is at least twice what the sender sends in a round trip.
-//
-// A read of a busy stream never blocks: a chunk is not more than what waits in the socket,
-// and when nothing came in a round trip and a pause, the stream is quiet again. Of a stream
-// that brings less than a chunk in a pause nothing is left in the socket.
+// A read of a busy stream never blocks: it is granted what waits in the socket. A stream that
+// brought nothing in a pause, or little in some, is quiet again.
 type coalescer struct {
 	raw syscall.RawConn
 	path
 	busy bool
 
-	window int           // bytes that may wait in the socket
-	chunk  int           // bytes to read at a time
-	step   int           // by which the window of a far server grows at first
-	best   int           // bytes that came from a far server in a round trip, in whole segments
-	pause  time.Duration // with the round trip
-
+	window  int     // bytes that may wait in the socket
 	budget  int     // bytes that may be read before the next look
 	granted int     // the budget at first
 	grant   traffic // when it was granted
-	judged  traffic // when pause, chunk and window were last adapted
-	offered int     // bytes that a far server may have sent by then, whatever the window is now
-	paused  time.Time
-	thin    int // pauses that brought little, one after the other
+	thin    int     // pauses that brought little, one after the other
+
+	// Of a near server.
+	pace   float64 // bytes per second to read
+	pauses pauses
+	paused traffic // when the last pause began
+	dry    traffic // when the server last had no more
+	rest   bool    // what was granted was the rest in the socket
+
+	// Of a far server.
+	step    int     // by which the window grows at first
+	best    int     // bytes that came in a round trip, in whole segments
+	judged  traffic // when the window was last adapted
+	offered int     // bytes that it may have sent by then, whatever the window is now
 
 	reads, bytes int // of the current sample of a quiet stream
 	since        time.Time
@@ -90,17 +87,13 @@ func (t traffic) since(before traffic) traffic {
 func (t traffic) pieces(size int) bool { return t.bytes >= t.segments*size }
 
 func newCoalescer(raw syscall.RawConn) *coalescer {
-	c := &coalescer{raw: raw, window: smallWindow, pause: firstPause}
+	c := &coalescer{raw: raw, window: smallWindow, pauses: pauses{longest: maxPause}}
 	c.path, _ = look(raw)
-	c.chunk = c.least()
-	if c.lowLatency() {
+	if c.near() {
 		setWindow(raw, c.window, true)
 	}
 	return c
 }
-
-// least is the smallest chunk: the receiver's kernel does not announce less than a segment.
-func (c *coalescer) least() int { return max(smallWindow/8, c.segment) }
 
 // limit returns how many of n bytes to read now. On a busy stream it waits until it is
 // worth reading, if deadline leaves time for that.
@@ -110,8 +103,8 @@ func (c *coalescer) limit(deadline *time.Time, n int) int {
 		if deadline != nil {
 			left = min(left, time.Until(*deadline)/2)
 		}
-		if c.lowLatency() {
-			c.next(left)
+		if c.near() {
+			c.nextNear(left)
 		} else {
 			c.nextFar(left)
 		}
@@ -120,86 +113,6 @@ func (c *coalescer) limit(deadline *time.Time, n int) int {
 		return n
 	}
 	return min(n, c.budget)
-}
-
-// next grants the next chunk, in left at most.
-func (c *coalescer) next(left time.Duration) {
-	var now traffic
-	acknowledge(c.raw)
-	if c.path, now = look(c.raw); !c.replaced(now) {
-		wait := min(c.roundTrip, left)
-		sleep(wait)
-		left -= wait
-		_, now = look(c.raw)
-	}
-	if c.replaced(now) {
-		if c.granted >= c.chunk && now.at.Sub(c.paused) > steadyPauses*c.pause {
-			c.grow()
-			c.open()
-		}
-		c.allow(max(c.chunk, unread(c.raw)+c.chunk-c.window), now)
-		return
-	}
-	if left < minPause { // no time for a pause
-		c.allow(largeWindow, now)
-		return
-	}
-	wait := min(c.pause-c.roundTrip, left-minPause)
-	sleep(wait)
-	acknowledge(c.raw)
-	if _, now = look(c.raw); now.bytes == c.grant.bytes {
-		sleep(min(max(c.roundTrip, minPause), left-max(wait, 0)))
-		_, now = look(c.raw)
-	}
-	c.paused = now.at
-	c.judge(now)
-}
-
-// grow is for a sender that has more than the window lets through, in whole segments.
-func (c *coalescer) grow() {
-	c.chunk += c.chunk / 8
-	c.window = min(max(c.window, c.chunk), nearWindow)
-	c.chunk = min(c.chunk, c.window)
-}
-
-// replaced reports that what was read has been replaced, and in whole segments.
-func (c *coalescer) replaced(now traffic) bool {
-	came := now.since(c.grant)
-	if came.segments == 0 {
-		return false
-	}
-	// The last one may not fit into the window.
-	enough := came.bytes+came.bytes/came.segments >= min(c.granted, c.chunk)/2
-	return enough && came.pieces(min(4<<10, c.segment/2))
-}
-
-// judge learns from a pause.
-func (c *coalescer) judge(now traffic) {
-	came := now.since(c.grant)
-	if c.thins(came, now.at.Sub(c.grant.at)) {
-		c.quiet()
-		return
-	}
-	cycle := now.since(c.judged)
-	small := !cycle.pieces(min(8<<10, c.segment*3/4))
-	if small {
-		c.chunk -= c.chunk / 8
-		c.window = max(c.window-c.window/16, smallWindow)
-	}
-	switch {
-	case !small && c.pause == minPause:
-		c.grow()
-	case !small || cycle.bytes > 16*c.window:
-		c.pause = max(c.pause-c.pause/8, minPause)
-	case cycle.bytes < 8*c.window:
-		c.pause = min(c.pause+c.pause/4, maxPause)
-	}
-	c.adaptWindow(now)
-	n := unread(c.raw)
-	if came.bytes >= c.chunk { // the stream is not thinning out
-		n = max(c.chunk, n-2*came.bytes, n+c.chunk-c.window)
-	}
-	c.allow(n, now)
 }
 
 // thins reports that nothing came, or little several times.
@@ -211,30 +124,18 @@ func (c *coalescer) thins(came traffic, took time.Duration) bool {
 	return came.bytes == 0 && unread(c.raw) == 0 || c.thin >= quietAfter
 }
 
-// adaptWindow makes the window follow what the server sends in a round trip.
-func (c *coalescer) adaptWindow(now traffic) {
-	if took := now.at.Sub(c.judged.at); took > 0 {
-		inTransit := float64(now.since(c.judged).bytes) * float64(c.roundTrip) / float64(took)
-		c.window = min(max(int(2*inTransit), c.window, smallWindow), nearWindow)
-		c.chunk = max(c.chunk, int(inTransit*7/8))
-	}
-	c.judged = now
-	c.open()
-	c.chunk = min(max(c.chunk, c.least()), c.window)
-}
-
 // open gives the kernel the window, which may have changed it.
 func (c *coalescer) open() {
-	setWindow(c.raw, c.window, c.lowLatency())
+	setWindow(c.raw, c.window, c.near())
 	setLowWater(c.raw, c.window)
 }
 
-// lowLatency reports that a round trip is shorter than a pause.
-func (c *coalescer) lowLatency() bool { return c.roundTrip < firstPause }
+// near reports that a pause is worth while.
+func (c *coalescer) near() bool { return c.roundTrip < nearBelow }
 
-// allow grants n bytes of what is there.
-func (c *coalescer) allow(n int, now traffic) {
-	c.granted = min(n, unread(c.raw))
+// allow grants what is there.
+func (c *coalescer) allow(now traffic) {
+	c.granted = unread(c.raw)
 	c.budget, c.grant = c.granted, now
 	if c.granted == 0 {
 		c.quiet()
@@ -243,7 +144,7 @@ func (c *coalescer) allow(n int, now traffic) {
 
 func (c *coalescer) quiet() {
 	setLowWater(c.raw, 1)
-	if !c.lowLatency() { // there the window decides how fast a burst comes
+	if !c.near() { // there the window decides how fast a burst comes
 		releaseWindow(c.raw)
 	}
 	c.busy, c.reads, c.bytes = false, 0, 0
@@ -273,9 +174,10 @@ func (c *coalescer) observe(start time.Time, n int) {
 // begin makes the stream busy, which has brought rate bytes per second so far.
 func (c *coalescer) begin(rate float64) {
 	c.window = min(max(int(2*rate*c.roundTrip.Seconds()), smallWindow), largeWindow)
-	c.chunk, c.step = c.window, c.window/2
+	c.step, c.pace = c.window/2, max(c.pace, min(8*rate, firstPace))
 	c.open()
 	_, now := look(c.raw)
-	c.busy, c.thin = true, 0
-	c.judged, c.grant, c.budget, c.granted, c.paused = now, now, 0, 0, now.at
+	c.busy, c.thin, c.rest = true, 0, false
+	c.budget, c.granted = 0, 0
+	c.judged, c.grant, c.paused, c.dry = now, now, now, now
 }

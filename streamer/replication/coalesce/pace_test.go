@@ -8,8 +8,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"diehard/shared/dev/await"
 )
 
 func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
@@ -34,66 +32,6 @@ func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
 	assert.Equal(t, 1, markOf(t, co))
 	reads(time.Millisecond, 4*busyRate/1000) // few reads that bring much
 	assert.True(t, co.busy)
-}
-
-// cycle lets the coalescer judge what came in a pause of its own length.
-func (c *coalescer) cycle(bytes, segments int) {
-	now := c.grant
-	now.at = now.at.Add(c.pause)
-	now.bytes += bytes
-	now.segments += segments
-	c.judge(now)
-}
-
-// What comes decides about pause, chunk and window, whatever they began with.
-func TestPauseChunkAndWindowFollowWhatComes(t *testing.T) {
-	needsMark(t)
-	t.Parallel()
-	w, theirs := taken(t)
-	write(t, theirs, make([]byte, 1000)) // something that waits in the socket
-	co := coalescerOf(w)
-	await.True(t, func() bool { return unread(co.raw) == 1000 }, "what was sent")
-	co.makeBusy()
-	co.roundTrip = 0 // the rates below are none that this machine has
-	for range 100 {
-		co.cycle(smallWindow, smallWindow/250)
-	}
-	assert.Equal(t, maxPause, co.pause, "small segments, and few of them")
-	assert.Equal(t, co.least(), co.chunk)
-	for range 100 {
-		co.cycle(32*smallWindow, 32*smallWindow/250)
-	}
-	assert.Equal(t, minPause, co.pause, "small segments, but several windows full in each pause")
-	assert.Equal(t, smallWindow, co.window)
-	co.pause = maxPause
-	for range 200 {
-		co.cycle(smallWindow, 4)
-	}
-	assert.Equal(t, minPause, co.pause, "whole segments")
-	assert.Equal(t, nearWindow, co.window)
-	for range 100 {
-		co.cycle(smallWindow, smallWindow/250)
-	}
-	assert.Equal(t, smallWindow, co.window, "small segments again")
-}
-
-// A sender that has more fills the window again at once, but for a segment that does not fit.
-func TestAChunkIsReplacedByWholeSegments(t *testing.T) {
-	t.Parallel()
-	for name, tc := range map[string]struct {
-		bytes, segments int
-		replaced        bool
-	}{
-		"nothing":          {0, 0, false},
-		"whole":            {96 << 10, 6, true},
-		"but for one":      {48 << 10, 3, true},
-		"but for two":      {32 << 10, 2, false},
-		"single changes":   {96 << 10, 300, false},
-		"some and a whole": {51 << 10, 14, false},
-	} {
-		c := &coalescer{path: path{segment: 64 << 10}, granted: 100 << 10, chunk: 120 << 10, grant: traffic{bytes: 1 << 20, segments: 100}}
-		assert.Equal(t, tc.replaced, c.replaced(traffic{bytes: 1<<20 + tc.bytes, segments: 100 + tc.segments}), name)
-	}
 }
 
 // The window of a far server goes to what it sends, or up to half of the way back to what came in

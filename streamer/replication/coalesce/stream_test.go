@@ -63,7 +63,7 @@ func (r rhythm) arrives(t *testing.T, connect func(t *testing.T) (ours, theirs n
 		receive(t, w, r.messages)
 		segments = segmentsOf(w) - before
 		co := coalescerOf(w)
-		t.Logf("%d segments; %s, window %d, chunk %d, pause %s", segments, co.roundTrip, co.window, co.chunk, co.pause)
+		t.Logf("%d segments; %s, window %d, %.0f bytes/s", segments, co.roundTrip, co.window, co.pace)
 		require.NoError(t, ours.Close())
 	}
 	assert.LessOrEqual(t, segments, most, "segments for %d messages", r.messages)
@@ -97,7 +97,7 @@ func TestTheWindowFollowsTheRoundTrip(t *testing.T) {
 	ours, theirs := overLink(t, 40*time.Millisecond)
 	w := newReader(ours)
 	co := coalescerOf(w)
-	assert.False(t, co.lowLatency())
+	assert.False(t, co.near())
 	go stream(theirs, 50_000, 275, 0)
 	largest := 0
 	for range 50_000 {
