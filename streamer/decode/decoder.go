@@ -53,6 +53,7 @@ type Decoder struct {
 	expected     pglogrepl.LSN // as in ExpectCommit; 0 once it has come
 
 	open       bool
+	foreign    bool     // the transaction has an origin
 	pos        Position // of the last row
 	commitTime int64
 	commitEnd  pglogrepl.LSN
@@ -95,9 +96,14 @@ func (d *Decoder) InTransaction() bool { return d.open }
 // CommitEnd is the end LSN of the last transaction that was received completely.
 func (d *Decoder) CommitEnd() pglogrepl.LSN { return d.commitEnd }
 
-// CommitTime is when the transaction was committed that is read, or was read last, by the server's
-// clock; microseconds since 1970.
+// CommitTime is when the transaction was committed that is read, or was read last; microseconds since
+// 1970. It is by the server's clock, unless the transaction is Foreign.
 func (d *Decoder) CommitTime() int64 { return d.commitTime }
+
+// Foreign reports that this transaction has a replication origin: its commit time is what a session
+// said that replays another server's transactions.
+// Source: PostgreSQL, "Replication Progress Tracking", pg_replication_origin_xact_setup.
+func (d *Decoder) Foreign() bool { return d.foreign }
 
 // Last is the position of the last row seen, or of the transaction that has begun since.
 func (d *Decoder) Last() Position { return d.pos }
@@ -131,7 +137,9 @@ func (d *Decoder) DecodeHead(msg []byte, size int, rows *Rows) (Kind, error) {
 		err = d.relation(msg[1:])
 	case 'M':
 		kind, err = d.message(msg, size, rows)
-	case 'Y', 'O':
+	case 'O':
+		d.foreign = true
+	case 'Y':
 	case 'U', 'D', 'T':
 		err = failure.Wrap(failure.Fatal, errors.New(
 			"the publication sends updates, deletes or truncates: ALTER PUBLICATION … SET (publish = 'insert')"))
@@ -163,7 +171,7 @@ func (d *Decoder) begin(b []byte) error {
 	if lsn == d.expected {
 		d.expected = 0
 	}
-	d.open, d.pos, d.commitTime = true, Position{LSN: lsn}, t+pgEpoch
+	d.open, d.foreign, d.pos, d.commitTime = true, false, Position{LSN: lsn}, t+pgEpoch
 	d.messages = d.messagesFrom != 0 && lsn >= d.messagesFrom
 	return nil
 }

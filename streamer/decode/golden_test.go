@@ -55,6 +55,21 @@ func TestGoldenStreamResumesAtEveryRow(t *testing.T) {
 	}
 }
 
+// The commit time of a transaction with an origin is not by the server's clock.
+func TestATransactionWithAnOriginIsForeign(t *testing.T) {
+	t.Parallel()
+	for _, version := range embedded.PostgresVersions {
+		d, rows, foreign := decode.NewDecoder(decode.Position{}), new(decode.Rows), []string{}
+		for _, m := range messagesOf(t, goldenFile(version, "binary")) {
+			if feed(t, d, rows, m) == decode.Row && d.Foreign() {
+				foreign = append(foreign, typeAt(rows, 0))
+			}
+			rows.Reset()
+		}
+		assert.Equal(t, []string{"with_origin"}, foreign, version)
+	}
+}
+
 func goldenFile(version, mode string) string {
 	return filepath.Join("testdata", "golden", "pg"+version, mode+".bin")
 }

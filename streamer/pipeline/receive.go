@@ -55,7 +55,7 @@ type receiver struct {
 	completeLSN       pglogrepl.LSN // every transaction before it was read to its end
 	rows              int64         // read before the open batch
 	received          int64         // bytes sent for them
-	sent              int64         // when the server sent the last data, as in replication.Message
+	late              time.Duration // how long after its commit the server sent what was read last
 	rowSince          time.Time     // since when open holds rows, as far as waits can tell; zero without rows
 	lastHandoff       time.Time     // when rows were last handed over
 	lastIdleHandoff   time.Time     // when a position without rows was
@@ -152,6 +152,7 @@ func (r *receiver) handleMessage(msg replication.Message) error {
 		if !r.decoder.InTransaction() {
 			r.open.Keepalive(msg.WALEnd)
 			r.completeLSN = max(r.completeLSN, msg.WALEnd)
+			r.late = 0 // the server has no more
 		}
 		if msg.ReplyRequested {
 			r.replyRequested = true
@@ -167,7 +168,7 @@ func (r *receiver) handleMessage(msg replication.Message) error {
 		return err
 	}
 	r.open.Received += msg.Size
-	r.sent = msg.Sent
+	r.late = r.lateness(msg.Sent)
 	if err := r.checkRepeat(r.decoder.Last()); err != nil {
 		return err
 	}
@@ -214,7 +215,7 @@ func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
 	}
 	due := r.flushDeadline(now)
 	if due.After(now) {
-		return due, nil
+		return earlier(due, now.Add(r.pollTimeout())), nil
 	}
 	select {
 	case empty := <-r.free:
@@ -241,14 +242,24 @@ func (r *receiver) flushDeadline(now time.Time) time.Time {
 	if r.decoder.InTransaction() { // its end is likely on the way
 		since = r.rowSince
 	}
-	late := min(r.lateness()/lateShare, lateWait)
+	late := min(r.late/lateShare, lateWait)
 	longer := min(late-interval, r.lastMessageAt.Sub(since)) // as long as more comes
 	return since.Add(interval + max(0, longer))
 }
 
-// lateness is how long after its commit the server sent what was read last. Both are by its clock.
-func (r *receiver) lateness() time.Duration {
-	return time.Duration(r.sent-r.decoder.CommitTime()) * time.Microsecond
+// lateness is 0 where the two times are not by the same clock.
+func (r *receiver) lateness(sent int64) time.Duration {
+	if r.decoder.Foreign() {
+		return 0
+	}
+	return time.Duration(sent-r.decoder.CommitTime()) * time.Microsecond
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // flushBlocking waits for the writer to take the batch. Meanwhile nothing is read,

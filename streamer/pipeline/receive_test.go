@@ -34,7 +34,7 @@ type reception struct {
 	t     require.TestingT
 	ready chan *batch.Batch
 	free  chan *batch.Batch
-	late  time.Duration // what the server sends next was committed so long before
+	delay time.Duration // what the server sends next was committed so long before
 }
 
 func newReception(t require.TestingT, limits batch.Limits) *reception {
@@ -55,7 +55,7 @@ var roomy = batch.Limits{Rows: 1000, Bytes: 1 << 20}
 func (r *reception) data(m []byte) {
 	r.receivedSinceWait = true
 	require.NoError(r.t, r.handleMessage(replication.Message{
-		Kind: replication.Data, Data: m, Size: len(m), Sent: pgEpoch + r.late.Microseconds(),
+		Kind: replication.Data, Data: m, Size: len(m), Sent: pgEpoch + r.delay.Microseconds(),
 	}))
 }
 
@@ -200,7 +200,7 @@ func TestABacklogGoesOutInFullBatches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r, began := newReception(t, roomy), time.Now()
-			r.late = tc.late
+			r.delay = tc.late
 			r.lastHandoff = began
 			now := began
 			for lsn := pglogrepl.LSN(1000); ; lsn += 1000 {
@@ -222,7 +222,7 @@ func TestABacklogGoesOutInFullBatches(t *testing.T) {
 func TestTheEndOfABacklogWaitsForAnInterval(t *testing.T) {
 	t.Parallel()
 	r, now := newReception(t, roomy), time.Now()
-	r.late, r.lastHandoff = time.Hour, now
+	r.delay, r.lastHandoff = time.Hour, now
 	r.transaction(1000, 1)
 	now = now.Add(interval * 3 / 2)
 	due := r.wait(now)
@@ -230,6 +230,46 @@ func TestTheEndOfABacklogWaitsForAnInterval(t *testing.T) {
 	require.Nil(t, r.handed())
 	r.wait(due)
 	require.NotNil(t, r.handed())
+}
+
+// A keepalive between transactions says that the server has no more, and commit times of another
+// server say nothing.
+func TestWhatIsNotLateWaitsForAnInterval(t *testing.T) {
+	t.Parallel()
+	for name, receive := range map[string]func(r *reception){
+		"the server has no more": func(r *reception) {
+			r.transaction(1000, 1)
+			r.keepalive(1048, false)
+		},
+		"another server's commit time": func(r *reception) {
+			r.data(relationOf())
+			r.data(beginOf(1000))
+			r.data(append(be64([]byte{'O'}, 900), "other\x00"...))
+			r.data(rowOf())
+			r.data(commitOf(1000))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, now := newReception(t, roomy), time.Now()
+			r.delay, r.lastHandoff = time.Hour, now
+			receive(r)
+			r.wait(now.Add(interval))
+			require.NotNil(t, r.handed())
+			r.transaction(2000, 1)
+			assert.Equal(t, time.Hour, r.late, "the next one is late")
+		})
+	}
+}
+
+// A wait for a batch ends often enough to notice a server that has gone, and a stop.
+func TestALongIntervalIsWaitedForInSteps(t *testing.T) {
+	t.Parallel()
+	r, now := newReception(t, roomy), time.Now()
+	r.s.cfg.FlushInterval = time.Hour
+	r.lastHandoff = now
+	r.transaction(1000, 1)
+	assert.Equal(t, now.Add(r.pollTimeout()), r.wait(now))
 }
 
 // While the writer is busy the batch grows; it wakes us when it is done.

@@ -24,9 +24,9 @@ const (
 
 // nextNear grants what is there, in left at most.
 func (c *coalescer) nextNear(left time.Duration) {
-	began := time.Now()
-	has, now := c.supply(left)
-	left -= now.at.Sub(began)
+	until := time.Now().Add(left)
+	has, now := c.supply(until)
+	left = until.Sub(now.at)
 	// The kernel gathers segments in the receive buffer as well. One of which a byte is unread
 	// takes all of its room, and may keep the window shut.
 	rest := has == little && !c.rest && unread(c.raw) > 0
@@ -49,10 +49,10 @@ func (c *coalescer) nextNear(left time.Duration) {
 	c.allow(now)
 }
 
-// supply waits until that is known, in left at most.
-func (c *coalescer) supply(left time.Duration) (has supply, now traffic) {
+// supply waits for that to show.
+func (c *coalescer) supply(until time.Time) (has supply, now traffic) {
 	acknowledge(c.raw)
-	for last := c.grant; ; sleep(max(c.roundTrip/2, poll)) {
+	for last := (traffic{}); ; sleep(max(c.roundTrip/2, poll)) {
 		c.path, now = look(c.raw)
 		came := now.since(c.grant)
 		if came.segments > 0 && !came.pieces(min(4<<10, c.segment/2)) {
@@ -61,10 +61,10 @@ func (c *coalescer) supply(left time.Duration) (has supply, now traffic) {
 		if c.replaces(came) {
 			return more, now
 		}
-		if now.bytes != last.bytes || last == c.grant {
+		if now.bytes != last.bytes {
 			last = now
 		}
-		if now.at.Sub(last.at) > min(c.roundTrip+minPause, left) {
+		if now.at.Sub(last.at) > c.roundTrip+minPause || now.at.After(until) {
 			return little, now
 		}
 	}
@@ -88,7 +88,7 @@ func (c *coalescer) follow(has supply, now traffic) {
 		c.faster(now)
 	case singles:
 		c.slower(now)
-	case little: // nobody knows
+	case little: // that says nothing
 	}
 }
 

@@ -96,23 +96,27 @@ func TestTheSupplyOfAServer(t *testing.T) {
 	w, theirs := taken(t)
 	co := coalescerOf(w)
 	co.makeBusy()
-	has, _ := co.supply(time.Minute)
+	has, _ := co.supply(soon())
 	assert.Equal(t, little, has)
 	for range 10 {
 		write(t, theirs, make([]byte, 100))
 	}
-	has, now := co.supply(time.Minute)
+	has, now := co.supply(soon())
 	assert.Equal(t, singles, has)
 	co.grant, co.granted = now, 32<<10
 	write(t, theirs, make([]byte, 20<<10))
-	has, now = co.supply(time.Minute)
+	has, now = co.supply(soon())
 	assert.Equal(t, more, has)
 	assert.Positive(t, now.since(co.grant).bytes)
+	co.grant = now
+	has, now = co.supply(now.at)
+	assert.Equal(t, little, has, "there is no time to wait")
+	assert.Less(t, now.at.Sub(co.grant.at), time.Minute)
 }
 
-// made lets a server that makes 100 MB/s, and whose send buffer is full after so many bytes, be left
+// serve lets a server that makes 100 MB/s, and whose send buffer is full after so many bytes, be left
 // alone n times.
-func (p *pauses) made100(buffer, n int) {
+func (p *pauses) serve(buffer, n int) {
 	for range n {
 		length := p.length()
 		p.learn(min(buffer, int(length.Microseconds())*100), length)
@@ -122,14 +126,14 @@ func (p *pauses) made100(buffer, n int) {
 func TestThePauseOfAServerWhoseSendBufferIsSmall(t *testing.T) {
 	t.Parallel()
 	p := &pauses{longest: maxPause}
-	p.made100(4<<20, 10*forgetAfter)
+	p.serve(4<<20, 10*forgetAfter)
 	assert.Equal(t, maxPause, p.longest, "it has room for 20 ms")
-	p.made100(500_000, 10*learnAfter)
+	p.serve(500_000, 10*learnAfter)
 	assert.Less(t, p.longest, 8*time.Millisecond)
 	assert.Greater(t, p.longest, 4*time.Millisecond)
-	p.made100(10, 100*learnAfter)
+	p.serve(10, 100*learnAfter)
 	assert.Equal(t, minPause, p.longest)
-	p.made100(4<<20, 20*forgetAfter)
+	p.serve(4<<20, 20*forgetAfter)
 	assert.Equal(t, maxPause, p.longest, "its buffer has grown")
 }
 
