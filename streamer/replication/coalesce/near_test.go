@@ -84,9 +84,29 @@ func TestTheRestIsReadBeforeAPause(t *testing.T) {
 	co.nextNear(time.Minute)
 	assert.NotEqual(t, pause, co.paused, "a pause")
 	assert.Equal(t, 1000, co.budget)
-	pause = co.paused
+	pause, co.rest = co.paused, true
 	co.nextNear(minPause / 2)
 	assert.Equal(t, pause, co.paused, "no time for a pause")
+}
+
+// A server that has more is read on as long as the pace allows.
+func TestThePaceDecidesAboutAPause(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	for _, pauses := range []bool{false, true} {
+		w, theirs := taken(t)
+		co := coalescerOf(w)
+		co.makeBusy()
+		co.granted, co.pace = 32<<10, 1e12
+		if pauses {
+			co.pace = 1
+		}
+		write(t, theirs, make([]byte, 20<<10))
+		pause := co.paused
+		co.nextNear(time.Minute)
+		assert.Equal(t, pauses, pause != co.paused)
+		assert.Equal(t, 20<<10, co.budget)
+	}
 }
 
 // Single changes say that the server has no more; whole segments, as many as were read, that it has.
