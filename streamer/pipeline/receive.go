@@ -215,7 +215,7 @@ func (r *receiver) beforeWait(now time.Time) (time.Time, error) {
 	}
 	due := r.flushDeadline(now)
 	if due.After(now) {
-		return earlier(due, now.Add(r.pollTimeout())), nil
+		return now.Add(min(due.Sub(now), r.pollTimeout())), nil
 	}
 	select {
 	case empty := <-r.free:
@@ -253,13 +253,6 @@ func (r *receiver) lateness(sent int64) time.Duration {
 		return 0
 	}
 	return time.Duration(sent-r.decoder.CommitTime()) * time.Microsecond
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }
 
 // flushBlocking waits for the writer to take the batch. Meanwhile nothing is read,

@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	// The pace grows by a quarter in a tenth of a second, and then faster and faster.
+	// The pace grows by a third in a tenth of a second, and then faster and faster.
 	paceTime   = 800 * time.Millisecond
 	paceDouble = 50 * time.Millisecond
 	// poll is the shortest time between two looks at a socket.
