@@ -49,7 +49,8 @@ type Message struct {
 type Conn struct {
 	pg   *pgconn.PgConn
 	wire *wire
-	conn net.Conn // set once the stream has started
+	conn net.Conn       // set once the stream has started
+	read *coalesce.Conn // under conn; nil where reads are not coalesced
 	pid  uint32
 	out  [39]byte // the standby status update being sent
 }
@@ -121,7 +122,7 @@ func (c *Conn) Start(ctx context.Context, slot, publication string, wanted Wante
 	if err != nil {
 		return fmt.Errorf("start replication: %w", err)
 	}
-	c.conn = hijacked.Conn
+	c.conn, c.read = hijacked.Conn, coalesce.Of(hijacked.Conn)
 	if err := c.conn.SetDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("start replication: %w", err)
 	}
@@ -147,7 +148,11 @@ func (c *Conn) Receive(deadline time.Time) (Message, error) {
 		}
 		switch got.typ {
 		case 'd':
-			return parseCopyData(got.body, got.size)
+			msg, err := parseCopyData(got.body, got.size)
+			if err == nil && msg.Kind == Data {
+				c.read.Sent(msg.Sent)
+			}
+			return msg, err
 		case 'E':
 			return Message{}, classify(fmt.Errorf("receive: %w", serverError(got.body)))
 		case 'c', 'C', 'Z':

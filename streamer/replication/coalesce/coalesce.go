@@ -7,12 +7,13 @@
 // change did. As soon as the window is full, the kernel of the sender coalesces
 // them, and they cross in large segments when the receiver reads again.
 //
-// So a busy stream is read at a pace a little below what the sender makes, with pauses, in which
-// its changes gather behind the full window (coalescer). On a quiet stream every message wakes the
-// reader at once.
+// So a busy stream is read with pauses, in which its changes gather behind the full window, and
+// between them for as long as more of them wait there, which their age shows (Conn.Sent). On a quiet
+// stream every message wakes the reader at once.
 package coalesce
 
 import (
+	"crypto/tls"
 	"net"
 	"sync/atomic"
 	"time"
@@ -21,8 +22,9 @@ import (
 // readAhead is for a caller that reads in small pieces, as TLS does.
 const readAhead = 64 << 10
 
-// coalescedConn is a TCP connection whose reads are coalesced. TLS goes on top of it.
-type coalescedConn struct {
+// Conn is a TCP connection whose reads are coalesced. TLS goes on top of it. Reads and Sent belong to
+// one goroutine.
+type Conn struct {
 	net.Conn
 	co       *coalescer
 	deadline atomic.Pointer[time.Time] // of reads; nil for none
@@ -38,10 +40,29 @@ func coalesced(conn net.Conn) net.Conn {
 	if raw == nil || !setLowWater(raw, 1) {
 		return conn
 	}
-	return &coalescedConn{Conn: conn, co: newCoalescer(raw)}
+	return &Conn{Conn: conn, co: newCoalescer(raw)}
 }
 
-func (c *coalescedConn) Read(p []byte) (int, error) {
+// Of returns the Conn under conn, which may be TLS; nil where reads are not coalesced.
+func Of(conn net.Conn) *Conn {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	c, _ := conn.(*Conn)
+	return c
+}
+
+// Sent notes when the server sent the last message of what was read, by its clock, in microseconds
+// since 1970. A stream whose messages are never dated is paused only when the server has no more.
+// On a nil Conn it does nothing.
+func (c *Conn) Sent(micros int64) {
+	if c != nil {
+		c.co.age.note(micros)
+	}
+}
+
+// Read is that of net.Conn.
+func (c *Conn) Read(p []byte) (int, error) {
 	if len(c.ahead) == 0 {
 		if len(p) >= readAhead/2 {
 			return c.readCoalesced(p)
@@ -61,24 +82,26 @@ func (c *coalescedConn) Read(p []byte) (int, error) {
 }
 
 // readCoalesced reads once from the socket, after a pause on a busy stream.
-func (c *coalescedConn) readCoalesced(p []byte) (int, error) {
+func (c *Conn) readCoalesced(p []byte) (int, error) {
 	now := time.Now()
 	n, err := c.Conn.Read(p[:c.co.limit(c.deadline.Load(), len(p))])
 	c.co.observe(now, n)
 	return n, err
 }
 
-func (c *coalescedConn) SetReadDeadline(t time.Time) error {
+// SetReadDeadline is that of net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error {
 	c.note(t)
 	return c.Conn.SetReadDeadline(t)
 }
 
-func (c *coalescedConn) SetDeadline(t time.Time) error {
+// SetDeadline is that of net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error {
 	c.note(t)
 	return c.Conn.SetDeadline(t)
 }
 
-func (c *coalescedConn) note(t time.Time) {
+func (c *Conn) note(t time.Time) {
 	if t.IsZero() {
 		c.deadline.Store(nil)
 		return

@@ -82,18 +82,26 @@ func readers(t *testing.T, test func(t *testing.T, w *reader, theirs net.Conn)) 
 
 // coalescerOf is that of a reader's connection, nil when it has none.
 func coalescerOf(w *reader) *coalescer {
-	conn := w.conn
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
-	if c, ok := conn.(*coalescedConn); ok {
+	if c := Of(w.conn); c != nil {
 		return c.co
 	}
 	return nil
 }
 
 // makeBusy is what a sample of quick reads does.
-func (c *coalescer) makeBusy() { c.begin(busyRate) }
+func makeBusy(t testing.TB, w *reader, theirs net.Conn) {
+	t.Helper()
+	co := coalescerOf(w)
+	if co == nil {
+		return
+	}
+	if _, now := look(co.raw); now.segments == 0 {
+		write(t, theirs, message('d', nil))
+		receive(t, w, 1)
+	}
+	co.begin(busyRate)
+	require.True(t, co.busy)
+}
 
 func needsMark(t *testing.T) {
 	t.Helper()
@@ -102,13 +110,15 @@ func needsMark(t *testing.T) {
 	}
 }
 
+// Of a connection that is not coalesced the age of its messages does not matter.
 func TestOnlyTCPIsCoalesced(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
 	readers(t, func(t *testing.T, w *reader, theirs net.Conn) {
 		t.Helper()
 		_, unix := theirs.(*net.UnixConn)
-		assert.Equal(t, unix, coalescerOf(w) == nil)
+		assert.Equal(t, unix, Of(w.conn) == nil)
+		Of(w.conn).Sent(1)
 	})
 }
 
@@ -119,10 +129,7 @@ func TestALoneMessageOnABusyStream(t *testing.T) {
 	readers(t, func(t *testing.T, w *reader, theirs net.Conn) {
 		t.Helper()
 		co := coalescerOf(w)
-		if co != nil {
-			co.makeBusy()
-			require.True(t, co.busy)
-		}
+		makeBusy(t, w, theirs)
 		write(t, theirs, message('d', []byte("alone")))
 		_, body, err := w.next(soon())
 		require.NoError(t, err)
@@ -148,8 +155,8 @@ func TestANearDeadlineLeavesNoDelay(t *testing.T) {
 	t.Parallel()
 	readers(t, func(t *testing.T, w *reader, theirs net.Conn) {
 		t.Helper()
+		makeBusy(t, w, theirs)
 		if co := coalescerOf(w); co != nil {
-			co.makeBusy()
 			co.pauses.longest = time.Hour
 		}
 		write(t, theirs, message('d', []byte("here")))
@@ -202,9 +209,7 @@ func TestARecordInTwoParts(t *testing.T) {
 	require.NoError(t, <-shaken)
 
 	w := newReader(client)
-	if co := coalescerOf(w); co != nil {
-		co.makeBusy()
-	}
+	makeBusy(t, w, sender)
 	body := bytes.Repeat([]byte("x"), 4000)
 	go func() { _, _ = sender.Write(message('d', body)) }()
 	_, _, err = w.next(time.Now().Add(50 * time.Millisecond))
@@ -224,9 +229,7 @@ func TestTheEndOfABusyStreamIsSeen(t *testing.T) {
 	t.Parallel()
 	readers(t, func(t *testing.T, w *reader, theirs net.Conn) {
 		t.Helper()
-		if co := coalescerOf(w); co != nil {
-			co.makeBusy()
-		}
+		makeBusy(t, w, theirs)
 		write(t, theirs, message('d', []byte("last")))
 		require.NoError(t, theirs.Close())
 		_, body, err := w.next(soon())

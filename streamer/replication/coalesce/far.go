@@ -26,7 +26,7 @@ func (c *coalescer) nextFar(left time.Duration) {
 	}
 	perRoundTrip := int(float64(came.bytes) * float64(c.roundTrip) / float64(took))
 	switch {
-	case !came.pieces(min(4<<10, c.segment*3/4)):
+	case came.singles(min(4<<10, c.segment*3/4)):
 		c.narrow(perRoundTrip, now)
 	case came.bytes > c.window/2:
 		c.best = max(c.best, perRoundTrip)

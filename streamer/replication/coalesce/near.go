@@ -1,23 +1,21 @@
 package coalesce
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
 const (
-	// The pace grows by a third in a tenth of a second, and then faster and faster.
-	paceTime   = 800 * time.Millisecond
-	paceDouble = 50 * time.Millisecond
-	// poll is the shortest time between two looks at a socket.
-	poll = 100 * time.Microsecond
+	// poll is the shortest time between two looks at a socket, pollLong the longest.
+	poll     = 100 * time.Microsecond
+	pollLong = time.Millisecond
+	// fewSegments do not tell whether a server has more.
+	fewSegments = 4
 )
 
 // supply is what a near server has behind what was read last.
 type supply int
 
 const (
-	little  supply = iota // less came than was read, and for a moment nothing
+	little  supply = iota // less came than was read, for as long as may be waited
+	rest                  // for a moment nothing came, and something is unread
 	singles               // single changes came: the server has no more
 	more                  // as much came again, in whole segments
 )
@@ -26,25 +24,53 @@ const (
 func (c *coalescer) nextNear(left time.Duration) {
 	until := time.Now().Add(left)
 	has, now := c.supply(until)
-	left = until.Sub(now.at)
-	// The kernel gathers segments in the receive buffer as well. One of which a byte is unread
-	// takes all of its room, and may keep the window shut.
-	rest := has == little && !c.rest && unread(c.raw) > 0
-	c.rest = rest
-	if left < minPause || has == more && c.due(now) || rest {
+	switch {
+	case has == rest || until.Sub(now.at) < minPause && has != little:
+		c.rested = has == rest
 		c.allow(now)
-		return
+	case has == little: // the wait was a pause
+		c.resume()
+	case has == more && c.behind(now.at):
+		c.rested = false
+		if now.at.Sub(c.cycle.at) >= maxPause {
+			c.measure(now)
+			c.widen(c.fitting())
+		}
+		c.allow(now)
+	default:
+		if has == singles {
+			c.age.nothingWaits()
+		}
+		c.measure(now)
+		c.pause(min(c.pauses.length(c.roundTrip), until.Sub(now.at)))
+		c.resume()
 	}
-	c.follow(has, now)
-	c.paused = now
-	sleep(min(c.pauses.length()-c.roundTrip, left))
+}
+
+// pause leaves the server alone for d. It held the server up when before its last quarter nothing was
+// sent for an eighth of it.
+func (c *coalescer) pause(d time.Duration) {
+	passed := c.age.passed()
+	if passed && c.left > 0 {
+		c.pauses.learn(c.age.before > c.left/8)
+	}
+	sleep(d)
+	if passed {
+		c.left = d
+		c.age.setMark(time.Now().Add(-d / 4))
+	}
+}
+
+// resume ends a pause.
+func (c *coalescer) resume() {
 	acknowledge(c.raw)
-	_, now = look(c.raw)
+	c.rested = false
+	_, now := look(c.raw)
 	if c.thins(now.since(c.grant), now.at.Sub(c.grant.at)) {
 		c.quiet()
 		return
 	}
-	c.window = min(max(int(2*c.pace*c.roundTrip.Seconds()), smallWindow), nearWindow)
+	c.window = c.fitting()
 	c.open()
 	c.allow(now)
 }
@@ -52,60 +78,50 @@ func (c *coalescer) nextNear(left time.Duration) {
 // supply waits for that to show.
 func (c *coalescer) supply(until time.Time) (has supply, now traffic) {
 	acknowledge(c.raw)
-	for last := (traffic{}); ; sleep(max(c.roundTrip/2, poll)) {
+	var last traffic
+	for wait := max(c.roundTrip/2, poll); ; wait = min(2*wait, pollLong) {
 		c.path, now = look(c.raw)
 		came := now.since(c.grant)
-		if came.segments > 0 && !came.pieces(min(4<<10, c.segment/2)) {
+		switch {
+		case came.segments >= fewSegments && came.singles(min(4<<10, c.segment/2)):
 			return singles, now
-		}
-		if c.replaces(came) {
+		case c.replaces(came):
 			return more, now
-		}
-		if now.bytes != last.bytes {
-			last = now
-		}
-		if now.at.Sub(last.at) > c.roundTrip+minPause || now.at.After(until) {
+		case !now.at.Before(until):
 			return little, now
+		case now.bytes != last.bytes:
+			last, wait = now, max(c.roundTrip/2, poll)
+		case !c.rested && now.at.Sub(last.at) > c.roundTrip+minPause && unread(c.raw) > 0:
+			// The kernel gathers segments in the receive buffer as well. One of which a byte is
+			// unread takes all of its room, and may keep the window shut.
+			return rest, now
 		}
+		sleep(min(wait, until.Sub(now.at)))
 	}
 }
 
-// replaces reports that as much came as was read. The last segment may not fit into the window.
+// replaces reports that as much came as was read, and not just a few changes. The last segment may
+// not fit into the window.
 func (c *coalescer) replaces(came traffic) bool {
-	return came.segments > 0 && came.bytes+came.bytes/came.segments >= min(c.granted, c.window)/2
+	enough := max(min(c.granted, c.window)/2, smallWindow/4)
+	return came.segments > 0 && came.bytes+came.bytes/came.segments >= enough
 }
 
-// due reports that less has come since the last pause began than the pace allows.
-func (c *coalescer) due(now traffic) bool {
-	came := now.since(c.paused)
-	return float64(came.bytes) < c.pace*now.at.Sub(c.paused.at).Seconds()
+// behind reports that more waits than the window and another one, which is there to fill it again.
+// A server may be no further behind than half of a pause: its send buffer holds only so much.
+func (c *coalescer) behind(now time.Time) bool {
+	windows := time.Duration(2 * float64(c.window) / c.rate * float64(time.Second))
+	return c.age.at(now) > min(windows, maxPause/2)
 }
 
-// follow lets the pace follow the server.
-func (c *coalescer) follow(has supply, now traffic) {
-	switch has {
-	case more:
-		c.faster(now)
-	case singles:
-		c.slower(now)
-	case little: // that says nothing
-	}
+// measure takes what came since the last time.
+func (c *coalescer) measure(now traffic) {
+	took := max(now.at.Sub(c.cycle.at), minPause)
+	c.rate = max((c.rate+float64(now.since(c.cycle).bytes)/took.Seconds())/2, quietRate)
+	c.cycle = now
 }
 
-// faster looks for the pace of a server that has more.
-func (c *coalescer) faster(now traffic) {
-	took, since := now.at.Sub(c.paused.at), now.at.Sub(c.dry.at)
-	c.pace += c.pace * min(1, float64(took)/float64(paceTime)*math.Exp2(float64(since)/float64(paceDouble)))
-}
-
-// slower goes a little below the pace of a server that has no more: it has made what came since it
-// last had no more.
-func (c *coalescer) slower(now traffic) {
-	made, took := now.since(c.dry).bytes, now.at.Sub(c.dry.at)
-	c.pace = max(c.pace*3/4, quietRate)
-	if took > minPause {
-		c.pace = max(c.pace, float64(made)/took.Seconds()*7/8)
-		c.pauses.learn(made, took)
-	}
-	c.dry = now
+// fitting is the window that the server fills in two round trips.
+func (c *coalescer) fitting() int {
+	return min(max(int(2*c.rate*c.roundTrip.Seconds()), smallWindow), nearWindow)
 }

@@ -1,52 +1,70 @@
 package coalesce
 
 import (
-	"net"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"diehard/shared/dev/await"
 )
 
-func TestThePaceFollowsTheServer(t *testing.T) {
+// A server is behind when more waits there than the window and another one, or for half of a pause.
+func TestAServerThatIsBehind(t *testing.T) {
 	t.Parallel()
+	now := time.Now()
 	for name, tc := range map[string]struct {
-		has         supply
-		dry, paused time.Duration // since then
-		made        int
-		pace        float64 // of 80 MB/s
+		age    time.Duration
+		rate   float64
+		behind bool
 	}{
-		"no more":                         {singles, 100 * time.Millisecond, 20 * time.Millisecond, 8_000_000, 70e6},
-		"no more, and much was made":      {singles, 100 * time.Millisecond, 20 * time.Millisecond, 16_000_000, 140e6},
-		"no more, and little was made":    {singles, 100 * time.Millisecond, 20 * time.Millisecond, 1_000_000, 60e6},
-		"no more, too soon to know":       {singles, 500 * time.Microsecond, 0, 8_000_000, 60e6},
-		"more, for the first time":        {more, 0, 20 * time.Millisecond, 1, 82e6},
-		"more for a while":                {more, paceDouble, 20 * time.Millisecond, 0, 84e6},
-		"more for long":                   {more, time.Hour, 20 * time.Millisecond, 0, 160e6},
-		"for a moment nothing: not known": {little, 100 * time.Millisecond, 20 * time.Millisecond, 8_000_000, 80e6},
+		"less than two windows":      {2500 * time.Microsecond, 50e6, false},
+		"more than two windows":      {2700 * time.Microsecond, 50e6, true},
+		"half of a pause":            {maxPause/2 - 20*time.Microsecond, 1e6, false},
+		"a bit more, of few changes": {maxPause/2 + 10*time.Microsecond, 1e6, true},
+		"not dated":                  {unknownAge, 1e3, true},
 	} {
-		c := &coalescer{pace: 80e6}
-		now := traffic{at: time.Now(), bytes: tc.made}
-		c.dry.at, c.paused.at = now.at.Add(-tc.dry), now.at.Add(-tc.paused)
-		c.follow(tc.has, now)
-		assert.InDelta(t, tc.pace, c.pace, 1, name)
-		assert.Equal(t, tc.has == singles, c.dry == now, name)
+		c := &coalescer{window: smallWindow, rate: tc.rate}
+		if tc.age != unknownAge {
+			c.age = age{sent: now.UnixMicro(), read: now, since: now}
+			c.age.offset = c.age.delay()
+		}
+		assert.Equal(t, tc.behind, c.behind(now.Add(tc.age)), name)
 	}
-	c := &coalescer{pace: quietRate}
-	c.follow(singles, traffic{at: time.Now()})
-	assert.InDelta(t, quietRate, c.pace, 1, "a stream with less is quiet")
 }
 
-func TestThePaceAllowsSoMuchSinceThePause(t *testing.T) {
+func TestTheRateIsMeasured(t *testing.T) {
 	t.Parallel()
-	began := time.Now()
-	c := &coalescer{pace: 1e6, paused: traffic{at: began, bytes: 500}}
-	at := began.Add(10 * time.Millisecond)
-	assert.True(t, c.due(traffic{at: at, bytes: 10_499}))
-	assert.False(t, c.due(traffic{at: at, bytes: 10_500}))
+	now := time.Now()
+	c := &coalescer{rate: 10e6, cycle: traffic{at: now, bytes: 1000}}
+	now = now.Add(10 * time.Millisecond)
+	c.measure(traffic{at: now, bytes: 301_000})
+	assert.InDelta(t, 20e6, c.rate, 1, "half of what was measured, half of what was known")
+	c.measure(traffic{at: now, bytes: 301_000 + 20_000})
+	assert.InDelta(t, 20e6, c.rate, 1, "too soon to know is a millisecond")
+	for range 20 {
+		now = now.Add(time.Second)
+		c.measure(traffic{at: now, bytes: 321_000})
+	}
+	assert.InDelta(t, quietRate, c.rate, 1, "a stream with less is quiet")
+}
+
+func TestTheWindowOfANearServer(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		rate      float64
+		roundTrip time.Duration
+		window    int
+	}{
+		{100e6, 0, smallWindow},
+		{100e6, 200 * time.Microsecond, smallWindow},
+		{100e6, time.Millisecond, 200_000},
+		{100e6, 2 * time.Millisecond, 400_000},
+		{1e9, 3 * time.Millisecond, nearWindow},
+	} {
+		c := &coalescer{rate: tc.rate, path: path{roundTrip: tc.roundTrip}}
+		assert.Equal(t, tc.window, c.fitting(), "%+v", tc)
+	}
 }
 
 // A server that has more fills the window again at once, but for a segment that does not fit.
@@ -66,6 +84,9 @@ func TestWhatWasReadIsReplaced(t *testing.T) {
 		c = &coalescer{granted: 120 << 10, window: 100 << 10}
 		assert.Equal(t, tc.replaced, c.replaces(traffic{bytes: tc.bytes, segments: tc.segments}), name+", of a window")
 	}
+	c := &coalescer{granted: 100, window: smallWindow}
+	assert.False(t, c.replaces(traffic{bytes: 3000, segments: 3}), "some changes after some others")
+	assert.True(t, c.replaces(traffic{bytes: 16 << 10, segments: 8}))
 }
 
 // What is left in the socket may keep the window shut: it is read before a pause, once.
@@ -73,38 +94,41 @@ func TestTheRestIsReadBeforeAPause(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
 	w, theirs := taken(t)
-	write(t, theirs, make([]byte, 1000))
+	makeBusy(t, w, theirs)
 	co := coalescerOf(w)
+	co.allow(co.grant) // nothing was there
+	co.begin(busyRate)
+	write(t, theirs, make([]byte, 1000))
 	await.True(t, func() bool { return unread(co.raw) == 1000 }, "what was sent")
-	co.makeBusy()
-	pause := co.paused
+	has, _ := co.supply(soon())
+	assert.Equal(t, rest, has)
 	co.nextNear(time.Minute)
 	assert.Equal(t, 1000, co.budget)
-	assert.Equal(t, pause, co.paused, "no pause")
-	co.nextNear(time.Minute)
-	assert.NotEqual(t, pause, co.paused, "a pause")
+	assert.True(t, co.rested)
+	has, now := co.supply(time.Now().Add(2 * minPause))
+	assert.Equal(t, little, has, "not twice")
+	assert.False(t, now.at.IsZero())
+	co.nextNear(2 * minPause)
+	assert.False(t, co.rested, "the wait was a pause")
 	assert.Equal(t, 1000, co.budget)
-	pause, co.rest = co.paused, true
-	co.nextNear(minPause / 2)
-	assert.Equal(t, pause, co.paused, "no time for a pause")
 }
 
-// A server that has more is read on as long as the pace allows.
-func TestThePaceDecidesAboutAPause(t *testing.T) {
+// A server that has more is read on as long as it is behind, and left alone then.
+func TestAServerIsReadUntilLittleWaits(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
-	for _, pauses := range []bool{false, true} {
+	for _, behind := range []bool{true, false} {
 		w, theirs := taken(t)
+		makeBusy(t, w, theirs)
 		co := coalescerOf(w)
-		co.makeBusy()
-		co.granted, co.pace = 32<<10, 1e12
-		if pauses {
-			co.pace = 1
+		co.granted = 32 << 10
+		if !behind { // not on the slowest machine
+			never := time.Now().Add(time.Hour)
+			co.age = age{sent: never.UnixMicro(), read: never}
 		}
 		write(t, theirs, make([]byte, 20<<10))
-		pause := co.paused
 		co.nextNear(time.Minute)
-		assert.Equal(t, pauses, pause != co.paused)
+		assert.Equal(t, behind, co.left == 0, "no pause")
 		assert.Equal(t, 20<<10, co.budget)
 	}
 }
@@ -114,15 +138,20 @@ func TestTheSupplyOfAServer(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
 	w, theirs := taken(t)
+	makeBusy(t, w, theirs)
 	co := coalescerOf(w)
-	co.makeBusy()
-	has, _ := co.supply(soon())
-	assert.Equal(t, little, has)
-	for range 10 {
+	has, _ := co.supply(time.Now().Add(2 * minPause))
+	assert.Equal(t, little, has, "nothing comes: no rest")
+	for range fewSegments - 1 {
 		write(t, theirs, make([]byte, 100))
 	}
-	has, now := co.supply(soon())
+	co.rested = true
+	has, _ = co.supply(time.Now().Add(2 * minPause))
+	assert.Equal(t, little, has, "too few to tell")
+	write(t, theirs, make([]byte, 100))
+	has, _ = co.supply(soon())
 	assert.Equal(t, singles, has)
+	_, now := look(co.raw)
 	co.grant, co.granted = now, 32<<10
 	write(t, theirs, make([]byte, 20<<10))
 	has, now = co.supply(soon())
@@ -134,38 +163,19 @@ func TestTheSupplyOfAServer(t *testing.T) {
 	assert.Less(t, now.at.Sub(co.grant.at), time.Minute)
 }
 
-// serve lets a server that makes 100 MB/s, and whose send buffer is full after so many bytes, be left
-// alone n times.
-func (p *pauses) serve(buffer, n int) {
-	for range n {
-		length := p.length()
-		p.learn(min(buffer, int(length.Microseconds())*100), length)
-	}
-}
-
-func TestThePauseOfAServerWhoseSendBufferIsSmall(t *testing.T) {
-	t.Parallel()
-	p := &pauses{longest: maxPause}
-	p.serve(4<<20, 10*forgetAfter)
-	assert.Equal(t, maxPause, p.longest, "it has room for 20 ms")
-	p.serve(500_000, 10*learnAfter)
-	assert.Less(t, p.longest, 8*time.Millisecond)
-	assert.Greater(t, p.longest, 4*time.Millisecond)
-	p.serve(10, 100*learnAfter)
-	assert.Equal(t, minPause, p.longest)
-	p.serve(4<<20, 20*forgetAfter)
-	assert.Equal(t, maxPause, p.longest, "its buffer has grown")
-}
-
-func TestAServerWithASmallSendBufferIsNotHeldUp(t *testing.T) {
+// A server with more than the window lets through is read without pauses, and the window follows it.
+func TestTheWindowGrowsWithoutAPause(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
 	w, theirs := taken(t)
-	require.NoError(t, theirs.(*net.TCPConn).SetWriteBuffer(16<<10))
-	go stream(theirs, 10_000_000, 275, 5*time.Microsecond)
+	makeBusy(t, w, theirs)
 	co := coalescerOf(w)
-	await.True(t, func() bool {
-		receive(t, w, 10_000)
-		return co.pauses.longest < maxPause
-	}, "a shorter pause")
+	co.roundTrip = time.Millisecond
+	co.rate = 200e6
+	co.widen(co.fitting())
+	assert.Equal(t, 400_000, co.window)
+	co.rate = 1e6
+	co.widen(co.fitting())
+	assert.Equal(t, 400_000, co.window, "it shrinks in a pause")
+	assert.Equal(t, co.window, markOf(t, co))
 }

@@ -54,7 +54,7 @@ func readOver(b *testing.B, o link.Options, dial link.DialFunc) {
 
 // plainOf is the connection below the coalescer.
 func plainOf(conn net.Conn) net.Conn {
-	if c, ok := conn.(*coalescedConn); ok {
+	if c := Of(conn); c != nil {
 		return c.Conn
 	}
 	return conn

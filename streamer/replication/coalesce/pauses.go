@@ -6,50 +6,39 @@ const (
 	// maxPause is small beside the flush interval.
 	maxPause = 20 * time.Millisecond
 	minPause = time.Millisecond
-	// Lengths are compared after learnAfter times without more, and longer ones tried after forgetAfter.
-	learnAfter  = 32
-	forgetAfter = 256
+	// Of comparePauses as many as tooMany that held the server up make them shorter. Longer ones are
+	// tried again after forgetAfter.
+	comparePauses = 16
+	tooMany       = 12
+	forgetAfter   = 256
 )
 
 // pauses finds how long a server may be left alone. One whose send buffer is full before the pause
-// ends makes the less the longer the pause is. So the length alternates, and when more is made with
-// the shorter one, both become shorter.
+// ends makes nothing in the rest of it, and goes on when it is read.
 type pauses struct {
-	longest time.Duration
-	short   bool // the shorter one is in use
-	made    [2]struct {
-		bytes int
-		took  time.Duration
-	}
-	samples int
+	longest time.Duration // with the round trip, in which nothing is read either
+	count   int
+	held    int // of the last few, those that held the server up
 }
 
-func (p *pauses) length() time.Duration {
-	if p.short {
-		return p.longest * 3 / 4
-	}
-	return p.longest
+// length is that of the next pause.
+func (p *pauses) length(roundTrip time.Duration) time.Duration {
+	return max(p.longest-roundTrip, minPause)
 }
 
-// learn takes what the server made while the pauses had this length.
-func (p *pauses) learn(bytes int, took time.Duration) {
-	made := &p.made[0]
-	if p.short {
-		made = &p.made[1]
+// learn takes whether the last pause held the server up.
+func (p *pauses) learn(heldUp bool) {
+	p.count++
+	if heldUp {
+		p.held++
 	}
-	made.bytes += bytes
-	made.took += took
-	p.short = !p.short
-	p.samples++
 	switch {
-	case p.samples%learnAfter != 0:
-	case p.rate(1) > p.rate(0)*9/8:
+	case p.count%comparePauses != 0:
+		return
+	case p.held >= tooMany:
 		*p = pauses{longest: max(p.longest*3/4, minPause)}
-	case p.samples == forgetAfter:
+	case p.count >= forgetAfter:
 		*p = pauses{longest: min(p.longest*4/3, maxPause)}
 	}
-}
-
-func (p *pauses) rate(i int) float64 {
-	return float64(p.made[i].bytes) / max(p.made[i].took, time.Microsecond).Seconds()
+	p.held = 0
 }

@@ -18,7 +18,8 @@ const readBuffer = 256 << 10
 // frameHeader is a PostgreSQL message's type byte and length.
 const frameHeader = 5
 
-// reader reads PostgreSQL messages from conn through src.
+// reader reads PostgreSQL messages from conn through src, and notes when they were sent as
+// replication.Conn does.
 type reader struct {
 	conn net.Conn
 	src  io.Reader
@@ -37,6 +38,7 @@ func (r *reader) next(deadline time.Time) (byte, []byte, error) {
 		if rest := r.buf[r.used:r.n]; len(rest) >= frameHeader {
 			if size := 1 + int(binary.BigEndian.Uint32(rest[1:])); len(rest) >= size {
 				r.used += size
+				r.noteSent(rest[frameHeader:size])
 				return rest[0], rest[frameHeader:size], nil
 			}
 		}
@@ -52,6 +54,25 @@ func (r *reader) next(deadline time.Time) (byte, []byte, error) {
 			return 0, nil, err
 		}
 	}
+}
+
+// noteSent notes when the server sent a message, if that is XLogData.
+func (r *reader) noteSent(body []byte) {
+	if len(body) >= walHeader && body[0] == 'w' {
+		Of(r.conn).Sent(int64(binary.BigEndian.Uint64(body[walHeader-8:])))
+	}
+}
+
+// walHeader is that of XLogData: a type, two positions, the time of sending.
+const walHeader = 25
+
+// walData is a message with XLogData, size bytes with its header, and date sets its time of sending.
+func walData(size int) []byte {
+	return message('d', append([]byte{'w'}, make([]byte, size-1)...))
+}
+
+func date(m []byte, sent time.Time) {
+	binary.BigEndian.PutUint64(m[frameHeader+walHeader-8:], uint64(sent.UnixMicro()))
 }
 
 // message is a PostgreSQL message: a type, the length of all but the type, a body.

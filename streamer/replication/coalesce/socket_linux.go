@@ -89,6 +89,7 @@ func look(raw syscall.RawConn) (p path, t traffic) {
 		return p, t
 	}
 	t.bytes, t.segments = int(info.Bytes_received), int(info.Data_segs_in) //nolint:gosec // far less than 63 bits
+	t.disordered = int(info.Rcv_ooopack)
 	p.segment = int(info.Advmss)
 	rtt := info.Min_rtt // of the few messages that we send
 	if info.Rcv_rtt > 0 {

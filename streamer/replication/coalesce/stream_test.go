@@ -63,7 +63,7 @@ func (r rhythm) arrives(t *testing.T, connect func(t *testing.T) (ours, theirs n
 		receive(t, w, r.messages)
 		segments = segmentsOf(w) - before
 		co := coalescerOf(w)
-		t.Logf("%d segments; %s, window %d, %.0f bytes/s", segments, co.roundTrip, co.window, co.pace)
+		t.Logf("%d segments; %s, window %d, %.0f bytes/s, pauses of %s", segments, co.roundTrip, co.window, co.rate, co.pauses.longest)
 		require.NoError(t, ours.Close())
 	}
 	assert.LessOrEqual(t, segments, most, "segments for %d messages", r.messages)

@@ -15,8 +15,6 @@ const (
 
 	// A round trip of nearBelow or more is pause enough.
 	nearBelow = 4 * time.Millisecond
-	// firstPace is above that of small changes. A sample may promise more, of what waited.
-	firstPace = 256 << 20
 
 	// busySample reads that came faster than busyInterval each make a stream busy: more
 	// than 5,000 per second. So do reads that bring busyRate bytes per second.
@@ -31,11 +29,10 @@ const (
 // coalescer decides how much of one socket is read, and when.
 //
 // As long as a server has more than the window lets through, its kernel coalesces: what is read is
-// replaced at once, in whole segments. When the server has no more, its next changes
-// travel alone, until they have filled the window. So a busy stream is read at a pace a little
-// below that of the server (nextNear): between two pauses no more is read than the pace allows, and
-// the rest waits in the server's kernel. The pace grows until single changes come, and follows the
-// server then. The window of a far server does the same (nextFar).
+// replaced at once, in whole segments. When the server has no more, its next changes travel alone,
+// until they have filled the window. So a busy stream of a near server is read with pauses, and
+// between two of them until what waits is little more than the window (nextNear). The window of a
+// far server is kept a little below what it would send in a round trip (nextFar).
 //
 // A read of a busy stream never blocks: it is granted what waits in the socket. A stream that
 // brought nothing in a pause, or little in some, is quiet again.
@@ -51,11 +48,12 @@ type coalescer struct {
 	thin    int     // pauses that brought little, one after the other
 
 	// Of a near server.
-	pace   float64 // bytes per second to read
+	age    age
+	rate   float64 // bytes per second that came lately
+	cycle  traffic // when rate was last measured
 	pauses pauses
-	paused traffic // when the last pause began
-	dry    traffic // when the server last had no more
-	rest   bool    // what was granted was the rest in the socket
+	left   time.Duration // the last pause
+	rested bool          // what was granted was the rest in the socket
 
 	// Of a far server.
 	step    int     // by which the window grows at first
@@ -73,18 +71,24 @@ type path struct {
 	segment   int // bytes that a segment carries at most
 }
 
-// traffic is what has come so far.
+// traffic is what has come so far. Where the kernel does not count segments, they are 0.
 type traffic struct {
-	at              time.Time
-	bytes, segments int
+	at                          time.Time
+	bytes, segments, disordered int
 }
 
 func (t traffic) since(before traffic) traffic {
-	return traffic{bytes: t.bytes - before.bytes, segments: t.segments - before.segments}
+	return traffic{
+		bytes: t.bytes - before.bytes, segments: t.segments - before.segments,
+		disordered: t.disordered - before.disordered,
+	}
 }
 
-// pieces reports whether what has come is segments of at least size bytes on average.
-func (t traffic) pieces(size int) bool { return t.bytes >= t.segments*size }
+// singles reports whether what has come is segments of less than size bytes on average. It is not
+// known when some had been lost, or overtaken: then others were sent twice.
+func (t traffic) singles(size int) bool {
+	return t.bytes > 0 && t.bytes < t.segments*size && t.disordered == 0
+}
 
 func newCoalescer(raw syscall.RawConn) *coalescer {
 	c := &coalescer{raw: raw, window: smallWindow, pauses: pauses{longest: maxPause}}
@@ -124,6 +128,14 @@ func (c *coalescer) thins(came traffic, took time.Duration) bool {
 	return came.bytes == 0 && unread(c.raw) == 0 || c.thin >= quietAfter
 }
 
+// widen opens a window that is larger than the present one.
+func (c *coalescer) widen(window int) {
+	if window > c.window {
+		c.window = window
+		c.open()
+	}
+}
+
 // open gives the kernel the window, which may have changed it.
 func (c *coalescer) open() {
 	setWindow(c.raw, c.window, c.near())
@@ -152,6 +164,7 @@ func (c *coalescer) quiet() {
 
 // observe learns from a read that began at start and brought n bytes.
 func (c *coalescer) observe(start time.Time, n int) {
+	c.age.read = start
 	if c.busy {
 		c.budget -= n
 		return
@@ -171,13 +184,24 @@ func (c *coalescer) observe(start time.Time, n int) {
 	c.reads = 0
 }
 
-// begin makes the stream busy, which has brought rate bytes per second so far.
+// begin makes the stream busy, which has brought rate bytes per second so far, unless the kernel
+// does not count segments.
 func (c *coalescer) begin(rate float64) {
-	c.window = min(max(int(2*rate*c.roundTrip.Seconds()), smallWindow), largeWindow)
-	c.step, c.pace = c.window/2, max(c.pace, min(8*rate, firstPace))
+	var now traffic
+	c.path, now = look(c.raw)
+	if now.segments == 0 {
+		return
+	}
+	c.rate = max(c.rate, rate)
+	if c.near() {
+		c.window = c.fitting()
+	} else {
+		c.window = min(max(int(2*rate*c.roundTrip.Seconds()), smallWindow), largeWindow)
+	}
+	c.step = c.window / 2
 	c.open()
-	_, now := look(c.raw)
-	c.busy, c.thin, c.rest = true, 0, false
+	c.busy, c.thin, c.rested = true, 0, false
 	c.budget, c.granted = 0, 0
-	c.judged, c.grant, c.paused, c.dry = now, now, now, now
+	c.judged, c.grant, c.cycle = now, now, now
+	c.age.mark, c.left = 0, 0
 }

@@ -13,7 +13,9 @@ import (
 func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
 	needsMark(t)
 	t.Parallel()
-	w, _ := taken(t)
+	w, theirs := taken(t)
+	write(t, theirs, message('d', nil))
+	receive(t, w, 1)
 	co := coalescerOf(w)
 	assert.Equal(t, 1, markOf(t, co))
 
@@ -67,7 +69,7 @@ func TestAStreamThatThinsOut(t *testing.T) {
 	co := coalescerOf(w)
 	go stream(theirs, 10_000, 395, 0)
 	receive(t, w, 10_000)
-	co.makeBusy()
+	makeBusy(t, w, theirs)
 	n := 0
 	for ; co.busy; n++ {
 		require.Less(t, n, 1000, "messages one by one, and the stream is still busy")
@@ -87,7 +89,7 @@ func TestAReaderThatDoesNotReadIsStillHeard(t *testing.T) {
 	w, theirs := taken(t)
 	co := coalescerOf(w)
 	go stream(theirs, 1_000_000, 195, 0)
-	co.makeBusy()
+	makeBusy(t, w, theirs)
 	receive(t, w, 50_000)
 	co.open()
 	assert.Zero(t, lockOf(t, co), "the buffer is locked")
@@ -100,21 +102,23 @@ func TestAReaderThatDoesNotReadIsStillHeard(t *testing.T) {
 	}
 }
 
-// stream sends n messages, each with a system call of its own as the walsender does, and
+// stream sends n messages of size bytes, each with a system call of its own as the walsender does, and
 // computes between them.
 func stream(to net.Conn, n, size int, computing time.Duration) {
-	m := message('d', make([]byte, size))
+	m := walData(size)
 	for range n {
-		for until := time.Now().Add(computing); time.Now().Before(until); {
+		now := time.Now()
+		for until := now.Add(computing); now.Before(until); now = time.Now() {
 			runtime.KeepAlive(m)
 		}
+		date(m, now)
 		if _, err := to.Write(m); err != nil {
 			return
 		}
 	}
 }
 
-func receive(t *testing.T, w *reader, n int) {
+func receive(t testing.TB, w *reader, n int) {
 	t.Helper()
 	for range n {
 		_, _, err := w.next(soon())
