@@ -44,6 +44,7 @@ type options struct {
 	RTT      []time.Duration `env:"BENCH_RTT" envDefault:"0s,200us,500us,1ms,2ms,10ms,40ms" doc:"round trips of path's links"`
 	MTU      []int           `env:"BENCH_MTU" envDefault:"1500,9000" doc:"MTUs of path's links"`
 	TLS      []bool          `env:"BENCH_TLS" envDefault:"false,true" doc:"whether path's sessions have TLS"`
+	Offload  []bool          `env:"BENCH_OFFLOAD" envDefault:"true,false" doc:"whether path's devices take segments of up to 64 KB, as most network cards do"`
 	LogLevel string          `env:"BENCH_LOG_LEVEL" envDefault:"warn" doc:"log level of the contestants"`
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"time"
 
 	"diehard/shared/dev/link"
 )
@@ -54,28 +53,33 @@ func pathPostgres(ctx context.Context, env *environment) (*report, error) {
 			}
 		}
 	}
-	return r, l.Set(0, 0) // so that the end takes no longer
+	return r, l.Set(link.Options{}) // so that the end takes no longer
 }
 
 // onePath is a link as one measurement has it.
 type onePath struct {
-	rtt time.Duration
-	mtu int
+	link.Options
 	tls bool
 }
 
 func (p onePath) String() string {
+	name := fmt.Sprintf("%s, MTU %d", p.RTT, p.MTU)
 	if p.tls {
-		return fmt.Sprintf("%s, MTU %d, TLS", p.rtt, p.mtu)
+		name += ", TLS"
 	}
-	return fmt.Sprintf("%s, MTU %d", p.rtt, p.mtu)
+	if p.Offload {
+		name += ", offload"
+	}
+	return name
 }
 
 func (o options) paths() (all []onePath) {
-	for _, mtu := range o.MTU {
-		for _, tls := range o.TLS {
-			for _, rtt := range o.RTT {
-				all = append(all, onePath{rtt, mtu, tls})
+	for _, offload := range o.Offload {
+		for _, mtu := range o.MTU {
+			for _, tls := range o.TLS {
+				for _, rtt := range o.RTT {
+					all = append(all, onePath{link.Options{RTT: rtt, MTU: mtu, Offload: offload}, tls})
+				}
 			}
 		}
 	}
@@ -84,7 +88,7 @@ func (o options) paths() (all []onePath) {
 
 // measure adds a round of each contestant.
 func (p onePath) measure(ctx context.Context, b *testbed, l *link.Link, r *report, round int, log backlog) error {
-	if err := l.Set(p.rtt, p.mtu); err != nil {
+	if err := l.Set(p.Options); err != nil {
 		return err
 	}
 	b.pool.Reset() // connections know their MTU
@@ -94,6 +98,7 @@ func (p onePath) measure(ctx context.Context, b *testbed, l *link.Link, r *repor
 	}
 	var control float64
 	for i, c := range pathContestants {
+		segments := l.Segments(link.Far)
 		d, err := drainOnce(ctx, &over, c, fmt.Sprintf("path_%d_%d", round, i), log)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
@@ -104,7 +109,7 @@ func (p onePath) measure(ctx context.Context, b *testbed, l *link.Link, r *repor
 			control = rate
 		}
 		figures := []float64{
-			rate, rate / control, d.sender.segments / d.rows, d.perRow(d.cpu), d.perRow(d.sender.cpu), float64((d.took - streamed).Milliseconds()),
+			rate, rate / control, float64(l.Segments(link.Far)-segments) / d.rows, d.perRow(d.cpu), d.perRow(d.sender.cpu), float64((d.took - streamed).Milliseconds()),
 		}
 		name := p.String() + ": " + c.name
 		b.env.progress("round %d: %s: %s", round+1, name, r.describe(figures))

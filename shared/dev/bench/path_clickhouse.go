@@ -38,7 +38,7 @@ func pathClickHouse(ctx context.Context, env *environment) (*report, error) {
 			if p.tls { // the embedded ClickHouse has none
 				continue
 			}
-			if err := l.Set(p.rtt, p.mtu); err != nil {
+			if err := l.Set(p.Options); err != nil {
 				return nil, err
 			}
 			for i, c := range contestants {
@@ -48,7 +48,7 @@ func pathClickHouse(ctx context.Context, env *environment) (*report, error) {
 			}
 		}
 	}
-	return r, l.Set(0, 0) // so that the end takes no longer
+	return r, l.Set(link.Options{}) // so that the end takes no longer
 }
 
 // intoFarEnd adds a round of a contestant.

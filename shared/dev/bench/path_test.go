@@ -28,7 +28,7 @@ func TestPostgresIsAtTheFarEnd(t *testing.T) {
 		require.NoError(t, far.postgres.Stop(t.Context()))
 		require.NoError(t, embedded.Remove(far.postgres.DataDir()))
 	}()
-	require.NoError(t, l.Set(20*time.Millisecond, 9000))
+	require.NoError(t, l.Set(link.Options{RTT: 20 * time.Millisecond, MTU: 9000, Offload: true}))
 	for url, tls := range map[string]bool{far.pgURL("postgres"): false, withTLS(far.pgURL("postgres")): true} {
 		conn, err := pgx.Connect(t.Context(), url)
 		require.NoError(t, err)
@@ -54,8 +54,14 @@ func TestAServerOfOthersIsNotPutBehindALink(t *testing.T) {
 func TestThePathsAreChosenByTheEnvironment(t *testing.T) {
 	all, err := settings.ParseFrom[options]("bench", nil)
 	require.NoError(t, err)
-	assert.Len(t, all.paths(), 7*2*2)
-	some, err := settings.ParseFrom[options]("bench", map[string]string{"BENCH_RTT": "200us,1ms", "BENCH_MTU": "1500", "BENCH_TLS": "true"})
+	assert.Len(t, all.paths(), 7*2*2*2)
+	some, err := settings.ParseFrom[options]("bench", map[string]string{
+		"BENCH_RTT": "200us,1ms", "BENCH_MTU": "1500", "BENCH_TLS": "true", "BENCH_OFFLOAD": "true",
+	})
 	require.NoError(t, err)
-	assert.Equal(t, []onePath{{200 * time.Microsecond, 1500, true}, {time.Millisecond, 1500, true}}, some.paths())
+	link := link.Options{RTT: 200 * time.Microsecond, MTU: 1500, Offload: true}
+	paths := some.paths()
+	require.Len(t, paths, 2)
+	assert.Equal(t, onePath{link, true}, paths[0])
+	assert.Equal(t, time.Millisecond, paths[1].RTT)
 }

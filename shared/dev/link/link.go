@@ -37,6 +37,10 @@ func addressesOf(pair byte) [2]netip.Addr {
 type Options struct {
 	RTT time.Duration // what the link adds to a round trip
 	MTU int           // 0 means 1,500
+	// Offload makes the devices take what a socket sends in pieces of up to 64 KB, as most network
+	// cards do (TCP segmentation offload). The link counts them as the segments that a wire carries,
+	// and hands them on as they are, as cards that gather what comes do.
+	Offload bool
 	// Here makes the near end a device of this process's own namespace, so that each program of
 	// the machine reaches the far end.
 	Here bool
@@ -54,6 +58,7 @@ type Link struct {
 	pumps     sync.WaitGroup
 	delay     atomic.Int64 // nanoseconds one way
 	trips     [2]atomic.Int64
+	segments  [2]atomic.Int64
 }
 
 // New opens a link for a test, which is skipped where there can be none.

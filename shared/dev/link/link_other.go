@@ -2,10 +2,7 @@
 
 package link
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // Open is for Linux, which has network namespaces.
 func Open(Options) (*Link, error) {
@@ -16,4 +13,4 @@ func Open(Options) (*Link, error) {
 func (l *Link) Within(End, func() error) error { return ErrUnavailable }
 
 // Set has no link to change.
-func (l *Link) Set(time.Duration, int) error { return ErrUnavailable }
+func (l *Link) Set(Options) error { return ErrUnavailable }

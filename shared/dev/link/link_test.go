@@ -96,7 +96,7 @@ func TestTheNearEndCanBeHere(t *testing.T) {
 	listener, err := l.Listen(Far)
 	require.NoError(t, err)
 	defer listener.Close()
-	require.NoError(t, l.Set(20*time.Millisecond, 9000))
+	require.NoError(t, l.Set(Options{RTT: 20 * time.Millisecond, MTU: 9000}))
 	began := time.Now()
 	near, err := new(net.Dialer).DialContext(t.Context(), "tcp", listener.Addr().String())
 	require.NoError(t, err)
