@@ -22,31 +22,36 @@ func (a *age) note(sent int64) {
 }
 
 // setMark asks for how long the server had sent nothing at a moment by our clock.
-func (a *age) setMark(at time.Time) { a.mark = at.Add(-a.offset).UnixMicro() }
+func (a *age) setMark(at time.Time) {
+	if !a.since.IsZero() {
+		a.mark = at.Add(-a.offset).UnixMicro()
+	}
+}
 
 // passed reports that there is an answer.
-func (a *age) passed() bool { return a.mark == 0 || a.sent >= a.mark }
+func (a *age) passed() bool { return a.sent >= a.mark }
 
 // unknownAge stands for messages that are not dated.
 const unknownAge = time.Hour
 
 // at returns the age at now, which is never before it was read.
-//
-// The least delay there was is that of a message that did not wait. So that none is missed when the
-// clocks drift apart, it falls by a thousandth of the time: an age that is taken for too high shows
-// (nothingWaits), one that is too low does not.
 func (a *age) at(now time.Time) time.Duration {
 	if a.sent == 0 {
 		return unknownAge
 	}
-	delay := a.delay()
+	a.compare(now)
+	return a.delay() - a.offset + now.Sub(a.read)
+}
+
+// compare compares the clocks. The least delay there was is that of a message that did not wait. So
+// that none is missed when the clocks drift apart, it falls by a thousandth of the time: an age
+// that is taken for too high shows (nothingWaits), one that is too low does not.
+func (a *age) compare(now time.Time) {
 	if a.since.IsZero() {
-		a.offset = delay
-	} else {
-		a.offset = min(a.offset-max(now.Sub(a.since), 0)/1000, delay)
+		a.offset, a.since = a.delay(), now
 	}
+	a.offset = min(a.offset-max(now.Sub(a.since), 0)/1000, a.delay())
 	a.since = now
-	return delay - a.offset + now.Sub(a.read)
 }
 
 // delay is what passed between sending and reading, by two clocks.
@@ -54,10 +59,11 @@ func (a *age) delay() time.Duration {
 	return time.Duration(a.read.UnixMicro()-a.sent) * time.Microsecond
 }
 
-// nothingWaits tells that the last message that was read had not waited. It may have, a little, in
-// our socket.
-func (a *age) nothingWaits() {
-	if delay := a.delay(); a.sent != 0 && delay > a.offset {
-		a.offset += (delay - a.offset) / 2
+// nothingWaits says that the last message that was read had not waited, but for a while in our
+// socket.
+func (a *age) nothingWaits(now time.Time) {
+	if a.sent != 0 {
+		a.compare(now)
+		a.offset += (a.delay() - a.offset) / 2
 	}
 }

@@ -36,18 +36,18 @@ func TestTheAgeRisesUntilNothingWaits(t *testing.T) {
 	assert.Zero(t, aged(&a, now, now))
 	now = now.Add(time.Second)
 	assert.Equal(t, time.Millisecond, aged(&a, now, now), "a thousandth of a second")
-	a.nothingWaits()
+	a.nothingWaits(now)
 	assert.Equal(t, 500*time.Microsecond, aged(&a, now, now))
 	assert.Zero(t, aged(&a, now, now.Add(-time.Minute)), "our clock went back")
-	a.nothingWaits()
+	a.nothingWaits(now.Add(-time.Minute))
 	assert.Zero(t, aged(&a, now, now.Add(-time.Minute)), "nothing to learn")
 	for range 30 {
 		a.read = now.Add(time.Minute)
-		a.nothingWaits()
+		a.nothingWaits(now)
 	}
 	assert.Less(t, aged(&a, now, now.Add(time.Minute)), time.Second, "our clock went on")
 	var undated age
-	undated.nothingWaits()
+	undated.nothingWaits(now)
 	assert.Equal(t, unknownAge, undated.at(now))
 }
 
@@ -57,6 +57,8 @@ func TestWhatWasSentBeforeAMark(t *testing.T) {
 	server := now.Add(time.Hour)
 	var a age
 	assert.True(t, a.passed(), "nothing was asked")
+	a.setMark(now)
+	assert.True(t, a.passed(), "the clocks have not been compared")
 	aged(&a, server, now)
 	a.setMark(now.Add(10 * time.Millisecond))
 	for _, ms := range []int{1, 2, 4} {

@@ -52,8 +52,10 @@ type coalescer struct {
 	rate   float64 // bytes per second that came lately
 	cycle  traffic // when rate was last measured
 	pauses pauses
-	left   time.Duration // the last pause
-	rested bool          // what was granted was the rest in the socket
+	rested bool // what was granted was the rest in the socket
+
+	lastPause time.Duration // the last one of which it will be known whether it held the server up
+	asked     bool          // it was not known at the last pause
 
 	// Of a far server.
 	step    int     // by which the window grows at first
@@ -164,7 +166,7 @@ func (c *coalescer) quiet() {
 
 // observe learns from a read that began at start and brought n bytes.
 func (c *coalescer) observe(start time.Time, n int) {
-	c.age.read = start
+	c.age.read = time.Now()
 	if c.busy {
 		c.budget -= n
 		return
@@ -203,5 +205,5 @@ func (c *coalescer) begin(rate float64) {
 	c.busy, c.thin, c.rested = true, 0, false
 	c.budget, c.granted = 0, 0
 	c.judged, c.grant, c.cycle = now, now, now
-	c.age.mark, c.left = 0, 0
+	c.age.mark, c.lastPause, c.asked = 0, 0, false
 }

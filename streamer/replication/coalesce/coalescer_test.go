@@ -36,6 +36,18 @@ func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
 	assert.True(t, co.busy)
 }
 
+// A message is read when the read ends: it may have waited for the message.
+func TestWhenAMessageWasRead(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, theirs := taken(t)
+	began := time.Now()
+	timer := time.AfterFunc(20*time.Millisecond, func() { _, _ = theirs.Write(walData(100)) })
+	defer timer.Stop()
+	receive(t, w, 1)
+	assert.GreaterOrEqual(t, coalescerOf(w).age.read.Sub(began), 20*time.Millisecond)
+}
+
 // The window of a far server goes to what it sends, or up to half of the way back to what came in
 // whole segments; and no further before the server knows of it.
 func TestTheWindowOfAFarServer(t *testing.T) {

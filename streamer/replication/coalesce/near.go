@@ -39,7 +39,7 @@ func (c *coalescer) nextNear(left time.Duration) {
 		c.allow(now)
 	default:
 		if has == singles {
-			c.age.nothingWaits()
+			c.age.nothingWaits(now.at)
 		}
 		c.measure(now)
 		c.pause(min(c.pauses.length(c.roundTrip), until.Sub(now.at)))
@@ -48,17 +48,19 @@ func (c *coalescer) nextNear(left time.Duration) {
 }
 
 // pause leaves the server alone for d. It held the server up when before its last quarter nothing was
-// sent for an eighth of it.
+// sent for an eighth of it. To know that takes what is read after the next pause, sometimes.
 func (c *coalescer) pause(d time.Duration) {
-	passed := c.age.passed()
-	if passed && c.left > 0 {
-		c.pauses.learn(c.age.before > c.left/8)
+	known := c.age.passed()
+	if known && c.lastPause > 0 {
+		c.pauses.learn(c.age.before > c.lastPause/8)
 	}
 	sleep(d)
-	if passed {
-		c.left = d
-		c.age.setMark(time.Now().Add(-d / 4))
+	if !known && !c.asked {
+		c.asked = true
+		return
 	}
+	c.age.setMark(time.Now().Add(-d / 4))
+	c.lastPause, c.asked = d, false
 }
 
 // resume ends a pause.

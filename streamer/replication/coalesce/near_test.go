@@ -128,7 +128,7 @@ func TestAServerIsReadUntilLittleWaits(t *testing.T) {
 		}
 		write(t, theirs, make([]byte, 20<<10))
 		co.nextNear(time.Minute)
-		assert.Equal(t, behind, co.left == 0, "no pause")
+		assert.Equal(t, behind, co.lastPause == 0, "no pause")
 		assert.Equal(t, 20<<10, co.budget)
 	}
 }

@@ -68,18 +68,20 @@ func heldUp(t *testing.T, d time.Duration) bool {
 	co := coalescerOf(w)
 	began := time.Now()
 	co.age.note(began.UnixMicro())
-	co.left = 16 * time.Millisecond
-	co.age.setMark(began.Add(co.left * 3 / 4))
+	co.age.read = began
+	co.age.at(began)
+	co.lastPause = 16 * time.Millisecond
+	co.age.setMark(began.Add(co.lastPause * 3 / 4))
 	co.pause(0)
 	assert.Zero(t, co.pauses.count, "it is not known yet")
-	assert.Equal(t, 16*time.Millisecond, co.left)
+	assert.Equal(t, 16*time.Millisecond, co.lastPause)
 	for sent := time.Duration(0); sent <= d; sent += 50 * time.Microsecond {
 		co.age.note(began.Add(sent).UnixMicro())
 	}
-	co.age.note(began.Add(co.left).UnixMicro())
+	co.age.note(began.Add(co.lastPause).UnixMicro())
 	co.pause(time.Microsecond)
 	assert.Equal(t, 1, co.pauses.count)
-	assert.Equal(t, time.Microsecond, co.left)
+	assert.Equal(t, time.Microsecond, co.lastPause)
 	return co.pauses.held == 1
 }
 
@@ -90,6 +92,34 @@ func TestAPauseThatHoldsTheServerUp(t *testing.T) {
 	assert.True(t, heldUp(t, 9900*time.Microsecond))
 	assert.False(t, heldUp(t, 10*time.Millisecond), "not for two milliseconds before the last four")
 	assert.False(t, heldUp(t, 13*time.Millisecond))
+}
+
+// What is never known, as after a step of the server's clock, does not stop the learning.
+func TestAPauseOfWhichNothingIsKnown(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, theirs := taken(t)
+	makeBusy(t, w, theirs)
+	co := coalescerOf(w)
+	now := time.Now()
+	co.age.note(now.UnixMicro())
+	co.age.read = now
+	co.age.at(now)
+	co.pause(time.Microsecond)
+	co.age.note(now.Add(-time.Hour).UnixMicro())
+	mark := co.age.mark
+	require.Positive(t, mark)
+	co.pause(2 * time.Microsecond)
+	assert.Equal(t, mark, co.age.mark, "it may come with what is read next")
+	assert.Equal(t, time.Microsecond, co.lastPause)
+	co.age.offset += time.Hour
+	co.pause(3 * time.Microsecond)
+	assert.Less(t, co.age.mark, mark)
+	assert.Equal(t, 3*time.Microsecond, co.lastPause)
+	assert.Zero(t, co.pauses.count)
+	co.age.note(now.UnixMicro())
+	co.pause(0)
+	assert.Equal(t, 1, co.pauses.count)
 }
 
 // A server is held up when its send buffer is small, and not when it is large.
