@@ -49,11 +49,14 @@ type Message struct {
 type Conn struct {
 	pg   *pgconn.PgConn
 	wire *wire
-	conn net.Conn       // set once the stream has started
-	read *coalesce.Conn // under conn; nil where reads are not coalesced
+	conn net.Conn // set once the stream has started
+	read reads    // under conn
 	pid  uint32
 	out  [39]byte // the standby status update being sent
 }
+
+// reads learns when the server sent what was read.
+type reads interface{ Sent(micros int64) }
 
 // Connect opens a connection in replication mode. The server drops it when it
 // hears nothing for senderTimeout, which frees the slot for a standby. dial makes

@@ -17,6 +17,7 @@ import (
 
 	"diehard/shared/dev/await"
 	"diehard/shared/failure"
+	"diehard/streamer/replication/coalesce"
 )
 
 func dataMessage(payload string) []byte {
@@ -103,7 +104,27 @@ func TestHandshakeByteByByte(t *testing.T) {
 func session(t testing.TB) (*Conn, net.Conn) {
 	t.Helper()
 	w, theirs := taken(t)
-	return &Conn{wire: w, conn: w.conn}, theirs
+	return &Conn{wire: w, conn: w.conn, read: coalesce.Of(w.conn)}, theirs
+}
+
+// times are those of which a connection is told.
+type times []int64
+
+func (t *times) Sent(micros int64) { *t = append(*t, micros) }
+
+// Reads are coalesced by the times at which the server sent its messages.
+func TestReadsLearnWhenMessagesWereSent(t *testing.T) {
+	t.Parallel()
+	c, theirs := begin(t, newServer(t))
+	assert.Same(t, coalesce.Of(c.conn), c.read)
+	var learned times
+	c.read = &learned
+	write(t, theirs, bytes.Join([][]byte{keepaliveMessage(42, 0), dataMessage("one"), dataMessage("two")}, nil))
+	for range 3 {
+		_, err := c.Receive(soon())
+		require.NoError(t, err)
+	}
+	assert.Equal(t, times{pgEpochMicros + 12345, pgEpochMicros + 12345}, learned)
 }
 
 func TestReceiveDistinguishesMessages(t *testing.T) {

@@ -92,10 +92,13 @@ func setOffload(tunnel *os.File, offload bool) error {
 	if offload {
 		features = unix.TUN_F_CSUM | unix.TUN_F_TSO4
 	}
-	if err := unix.IoctlSetInt(int(tunnel.Fd()), unix.TUNSETOFFLOAD, features); err != nil {
-		return fmt.Errorf("TUNSETOFFLOAD: %w", err)
+	raw, err := tunnel.SyscallConn() // Fd would make it block
+	if err != nil {
+		return err
 	}
-	return nil
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, features) })
+	return cmp.Or(err, set)
 }
 
 // Within runs f in the namespace of an end. What f opens or starts stays there.

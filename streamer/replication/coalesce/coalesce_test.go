@@ -119,6 +119,9 @@ func TestOnlyTCPIsCoalesced(t *testing.T) {
 		_, unix := theirs.(*net.UnixConn)
 		assert.Equal(t, unix, Of(w.conn) == nil)
 		Of(w.conn).Sent(1)
+		if co := coalescerOf(w); co != nil {
+			assert.Equal(t, int64(1), co.age.sent, "below TLS, too")
+		}
 	})
 }
 
