@@ -1,6 +1,7 @@
 package coalesce
 
 import (
+	"diehard/shared/dev/await"
 	"net"
 	"runtime"
 	"testing"
@@ -136,4 +137,28 @@ func receive(t testing.TB, w *reader, n int) {
 		_, _, err := w.next(soon())
 		require.NoError(t, err)
 	}
+}
+
+// A stream thins out when nothing came, or four times in a row less than a megabyte per second.
+func TestWhenAStreamThinsOut(t *testing.T) {
+	needsMark(t)
+	t.Parallel()
+	w, theirs := taken(t)
+	makeBusy(t, w, theirs)
+	co := coalescerOf(w)
+	assert.True(t, co.thins(traffic{}, time.Millisecond), "nothing came")
+	write(t, theirs, []byte{1})
+	await.True(t, func() bool { return unread(co.raw) == 1 }, "what was sent")
+	co.thin = 0
+	assert.False(t, co.thins(traffic{}, time.Millisecond), "nothing came, but there is a rest")
+	enough := traffic{bytes: quietRate / 100}
+	little := traffic{bytes: quietRate/100 - 1}
+	for range quietAfter - 2 {
+		assert.False(t, co.thins(little, 10*time.Millisecond))
+	}
+	assert.False(t, co.thins(enough, 10*time.Millisecond))
+	for range quietAfter - 1 {
+		assert.False(t, co.thins(little, 10*time.Millisecond))
+	}
+	assert.True(t, co.thins(little, 10*time.Millisecond))
 }
