@@ -107,7 +107,7 @@ func session(t testing.TB) (*Conn, net.Conn) {
 	return &Conn{wire: w, conn: w.conn, read: coalesce.Of(w.conn)}, theirs
 }
 
-// times are those of which a connection is told.
+// times are what a connection has learned.
 type times []int64
 
 func (t *times) Sent(micros int64) { *t = append(*t, micros) }

@@ -1,7 +1,6 @@
 package coalesce
 
 import (
-	"diehard/shared/dev/await"
 	"net"
 	"runtime"
 	"testing"
@@ -9,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"diehard/shared/dev/await"
 )
 
 func TestTheLowWaterMarkFollowsTheStream(t *testing.T) {
