@@ -59,6 +59,7 @@ func drain(ctx context.Context, env *environment) (*report, error) {
 	contestants := []contestant{
 		{name: "Die Hard", countsRows: true, start: ours},
 		{name: "Die Hard again (A/A control)", countsRows: true, start: ours},
+		{name: "Die Hard's reader, discarding", start: ourReader},
 		{name: "plain pglogrepl idiom", countsRows: true, start: plainIdiom},
 	}
 	if _, err := exec.LookPath("pg_recvlogical"); err == nil {

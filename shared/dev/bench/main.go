@@ -57,6 +57,8 @@ func dispatch(ctx context.Context, args []string) error {
 		return idiom(ctx)
 	case "polling":
 		return polling(ctx)
+	case "discard":
+		return discard(ctx, args[1:])
 	}
 	env, err := openEnvironment(ctx)
 	if err != nil {

@@ -20,6 +20,7 @@ const pathControl = "pg_recvlogical"
 var pathContestants = []contestant{
 	{name: pathControl, start: recvlogical},
 	{name: "Die Hard", countsRows: true, start: ours},
+	{name: "Die Hard's reader, discarding", start: ourReader},
 	{name: "idiom", countsRows: true, start: plainIdiom},
 }
 
