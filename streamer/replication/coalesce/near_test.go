@@ -89,6 +89,22 @@ func TestWhatWasReadIsReplaced(t *testing.T) {
 	assert.True(t, c.replaces(traffic{bytes: 16 << 10, segments: 8}))
 }
 
+// Segments that were lost or overtaken say nothing: others were sent twice.
+func TestSingleChanges(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		came    traffic
+		singles bool
+	}{
+		"small":                 {traffic{bytes: 9999, segments: 10}, true},
+		"whole":                 {traffic{bytes: 10_000, segments: 10}, false},
+		"nothing":               {traffic{segments: 10}, false},
+		"small, in wrong order": {traffic{bytes: 9999, segments: 10, disordered: 1}, false},
+	} {
+		assert.Equal(t, tc.singles, tc.came.singles(1000), name)
+	}
+}
+
 // What is left in the socket may keep the window shut: it is read before a pause, once.
 func TestTheRestIsReadBeforeAPause(t *testing.T) {
 	needsMark(t)
@@ -121,7 +137,8 @@ func TestAServerIsReadUntilLittleWaits(t *testing.T) {
 		w, theirs := taken(t)
 		makeBusy(t, w, theirs)
 		co := coalescerOf(w)
-		co.granted = 32 << 10
+		co.granted, co.window = 32<<10, 32<<10
+		co.cycle.at = time.Now().Add(-maxPause)
 		if !behind { // not on the slowest machine
 			never := time.Now().Add(time.Hour)
 			co.age = age{sent: never.UnixMicro(), read: never}
@@ -130,6 +147,7 @@ func TestAServerIsReadUntilLittleWaits(t *testing.T) {
 		co.nextNear(time.Minute)
 		assert.Equal(t, behind, co.lastPause == 0, "no pause")
 		assert.Equal(t, 20<<10, co.budget)
+		assert.Equal(t, smallWindow, co.window, "the window that fits, with a pause and without")
 	}
 }
 

@@ -44,8 +44,8 @@ func TestThePauseOfAnUnevenServer(t *testing.T) {
 		p.learn(n%comparePauses < tooMany-1)
 	}
 	assert.Equal(t, maxPause, p.longest)
-	for range comparePauses {
-		p.learn(true)
+	for n := range comparePauses {
+		p.learn(n < tooMany)
 	}
 	assert.Less(t, p.longest, maxPause)
 }
